@@ -1,0 +1,82 @@
+# Everything that people do with this tree. `make help` lists it.
+
+PRESET ?= dev
+JOBS ?= $(shell nproc)
+# Seconds for each fuzz target, and seeded runs for each simulation of `make soak`.
+FUZZ_SECONDS ?= 60
+SOAK_RUNS ?= 1000000
+
+CMAKE_OPTIONS := -DBERTH_WERROR=$(if $(CI),ON,OFF)
+export BERTH_JOBS := $(JOBS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test check bench bench-disk fuzz soak asan tsan format clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: ## install every Debian package needed (the other targets do so by themselves)
+	@scripts/setup
+
+# Called by every target that needs tools: no output and no time when all is there.
+.PHONY: ready
+ready:
+	@scripts/setup --quiet
+
+# $(call configure,PRESET) and $(call build,PRESET,TARGETS)
+configure = cmake --preset $(1) $(CMAKE_OPTIONS) > build/$(1).configure.log 2>&1 || \
+	{ cat build/$(1).configure.log; exit 1; }
+define build
+	@$(call configure,$(1))
+	@cmake --build build/$(1) -j $(JOBS) --target $(2)
+endef
+
+build: ready | build/ ## build/dev/berth (PRESET=release: build/release/berth)
+	$(call build,$(PRESET),berth)
+
+demo: ready | build/ ## a real guest on a Berth disk: checkpoint, reference point, incremental export, restore
+	$(call build,$(PRESET),berth)
+	@test -x scripts/demo || { echo 'demo: scripts/demo does not exist yet'; exit 1; }
+	@BERTH_BIN=$(CURDIR)/build/$(PRESET)/berth scripts/demo
+
+test: ready | build/ ## build everything and run every test
+	$(call build,$(PRESET),all)
+	@scripts/run_tests.py build/$(PRESET)
+
+check: ready | build/ ## format, headers, include table, clang-tidy, shellcheck, links
+	@$(call configure,dev)
+	@scripts/check
+
+bench: ready | build/ ## micro-benchmarks, release build
+	$(call build,release,benchmarks)
+	@scripts/bench build/release
+
+bench-disk: ready | build/ ## disk benchmarks beside qemu-storage-daemon and the raw file, release build
+	$(call build,release,berth benchmarks)
+	@test -e bench/disk.py || { echo 'bench-disk: bench/disk.py does not exist yet'; exit 1; }
+	@BERTH_BIN=$(CURDIR)/build/release/berth /usr/bin/python3 bench/disk.py
+
+fuzz: ready | build/ ## every fuzz target for FUZZ_SECONDS=60
+	$(call build,fuzz,fuzzers)
+	@scripts/fuzz build/fuzz $(FUZZ_SECONDS)
+
+soak: ready | build/ ## every simulation for SOAK_RUNS=1000000 seeded runs
+	$(call build,release,simulations)
+	@scripts/soak build/release $(SOAK_RUNS)
+
+asan: ready | build/ ## unit, simulation and corpus tests with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call build,asan,all)
+	@scripts/run_tests.py build/asan -LE '^e2e$$'
+
+tsan: ready | build/ ## unit tests with ThreadSanitizer
+	$(call build,tsan,all)
+	@scripts/run_tests.py build/tsan -L '^unit$$'
+
+format: ready ## clang-format over all sources
+	@scripts/sources | xargs clang-format-19 -i
+
+clean: ## remove what was built with the presets
+	rm -rf build/dev build/release build/asan build/tsan build/fuzz build/check build/*.configure.log
+
+build/:
+	@mkdir -p $@
