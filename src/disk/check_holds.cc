@@ -1,0 +1,249 @@
+// Checking the holds: what each layer has, and whether it is whole.
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "base/checksum.h"
+#include "disk/check_steps.h"
+#include "disk/locked_file.h"
+
+namespace berth::disk {
+namespace {
+
+// As far before the end as HoldLayer::open takes a slot that is no entry for one that was being
+// written. Before it every slot was once whole.
+constexpr std::uint64_t torn_slots_max = 512;
+
+std::string path_of(const Layer& layer) {
+  return fmt::format("{}/{}", HoldLayer::directory_name, HoldLayer::file_name(layer.id));
+}
+
+}  // namespace
+
+struct VolumeCheck::LayerCheck {
+  Layer layer;
+  std::string where;
+  std::unique_ptr<File> file;
+  std::unordered_map<std::uint64_t, PageBits> held;
+  std::uint64_t slots = 0;
+  std::uint64_t entries = 0;
+  std::uint64_t torn = 0;
+  std::vector<std::uint64_t> bad_slots;  // that nobody knows what they held
+  std::optional<Handle> bad_header;
+  bool given_up = false;
+};
+
+Task<Result<void>> VolumeCheck::check_holds() {
+  const std::vector<Layer> recorded = state().layers;
+  if (!holds_) {
+    if (!recorded.empty())
+      error(HoldLayer::directory_name, "the directory of the holds is missing");
+    for (const Layer& layer : recorded) lose_layer(layer, path_of(layer), "it is missing");
+    co_return Result<void>{};
+  }
+  for (const Layer& layer : recorded) {
+    const auto same = [&layer](const Layer& one) { return one.id == layer.id; };
+    if (std::ranges::none_of(state().layers, same))
+      continue;  // nobody needs it since an older one was given up
+    if (!volatile_holds_count() && !state().layer_is_durable(layer.epoch)) {
+      add(Severity::note, path_of(layer),
+          "only volatile checkpoints need it: the next open gives them up");
+      continue;
+    }
+    CO_TRY(co_await check_layer(layer));
+  }
+  co_return check_leftovers();
+}
+
+Task<Result<void>> VolumeCheck::check_layer(const Layer& layer) {
+  LayerCheck check{.layer = layer, .where = path_of(layer)};
+  auto file = co_await open_locked(loop_, *holds_, HoldLayer::file_name(layer.id),
+                                   {.read_only = !options_.repair, .direct = true});
+  if (!file && file.error().kind() == ErrorKind::not_found) {
+    lose_layer(layer, check.where, "it is missing");
+    co_return Result<void>{};
+  }
+  if (!file) co_return failure(std::move(file).error());
+  check.file = std::move(*file);
+  ++report_.hold_layers;
+
+  const std::size_t frame_size = sector_size + superblock_.block_size;
+  const std::uint64_t size = CO_TRY(check.file->size());
+  check.slots = size <= sector_size ? 0 : divide_up(size - sector_size, frame_size);
+  const bool ours = CO_TRY(co_await check_layer_header(check));
+  if (!ours) co_return Result<void>{};
+  const AlignedBuffer frame(frame_size);
+  for (std::uint64_t slot = 0; slot < check.slots; ++slot) {
+    const std::uint64_t offset = sector_size + slot * frame_size;
+    std::memset(frame.data(), 0, sector_size);
+    const std::size_t got = CO_TRY(co_await read(
+        *check.file, fmt::format("{}, slot {}", check.where, slot), offset, frame.bytes()));
+    CO_TRY(co_await check_slot(check, slot, frame.first(got)));
+    if (slot % 64 == 63) co_await loop_.yield();
+  }
+  report_.hold_entries += check.entries;
+
+  if (check.bad_header) {
+    // What belongs there is known; that the file is this layer, its entries say.
+    if (check.entries > 0 || check.slots == 0) {
+      slot_repairs_.push_back(
+          {.layer = layer.id, .offset = 0, .block = block_none, .finding = *check.bad_header});
+    } else {
+      lose_layer(layer, check.where, "nothing in it can be read");
+      co_return Result<void>{};
+    }
+  }
+  if (check.torn > 0) {
+    add(Severity::note, check.where,
+        fmt::format("{} slots near the end hold no entry, as writes that were cut short leave them",
+                    check.torn));
+  }
+  if (!check.bad_slots.empty()) {
+    lose_layer(layer, fmt::format("{}, slot {}", check.where, check.bad_slots.front()),
+               fmt::format("{} of {} slots are damaged, and what they held is not known",
+                           check.bad_slots.size(), check.slots));
+    co_return Result<void>{};
+  }
+  held_.emplace_back(layer.epoch, std::move(check.held));
+  co_return Result<void>{};
+}
+
+/// False: the file is not this layer, and everything that needs it is given up.
+Task<Result<bool>> VolumeCheck::check_layer_header(LayerCheck& check) {
+  const AlignedBuffer sector = AlignedBuffer::zeroed(sector_size);
+  CO_TRY(co_await read(*check.file, check.where, 0, sector.bytes()));
+  const auto header = decode_hold_header(sector.bytes());
+  if (!header) {
+    if (header.error().kind() != ErrorKind::corrupt) co_return failure(Error(header.error()));
+    check.bad_header =
+        error(check.where, header.error().message() + "; its entries say what belongs there", true);
+    co_return true;
+  }
+  if (header->volume == superblock_.volume && header->layer == check.layer.id &&
+      header->block_size == superblock_.block_size) {
+    co_return true;
+  }
+  lose_layer(check.layer, check.where, "it is a hold of another volume");
+  co_return false;
+}
+
+Task<Result<void>> VolumeCheck::check_slot(LayerCheck& check, std::uint64_t slot, Bytes frame) {
+  const std::string where = fmt::format("{}, slot {}", check.where, slot);
+  const bool may_be_torn = slot + torn_slots_max >= check.slots;
+  const auto entry =
+      decode_hold_entry(superblock_.volume, check.layer.id, slot,
+                        frame.first(std::min<std::size_t>(frame.size(), sector_size)));
+  if (!entry || entry->block >= block_count()) {
+    if (may_be_torn) {
+      ++check.torn;
+    } else {
+      check.bad_slots.push_back(slot);
+    }
+    co_return Result<void>{};
+  }
+  PageBits& bits = check.held[page_of(entry->block)];
+  const std::uint64_t bit = entry->block % words_per_page;
+  const bool first = (bits[bit / 64] >> (bit % 64) & 1U) == 0;  // the first entry of a block counts
+  if (first && entry->kind == HeldKind::data) {
+    const Bytes data = frame.subspan(sector_size);
+    const bool whole =
+        data.size() == superblock_.block_size && checksum64(data) == entry->data_checksum;
+    if (!whole) {
+      const bool elsewhere = CO_TRY(co_await data_file_has(entry->block, entry->data_checksum));
+      if (may_be_torn && elsewhere) {
+        ++check.torn;  // its block was not overwritten, and need not be held
+        co_return Result<void>{};
+      }
+      if (!elsewhere) {
+        lose_block(check.layer, entry->block, where,
+                   fmt::format("the bytes of block {} have a bad checksum", entry->block));
+      } else {
+        const Handle finding = error(
+            where,
+            fmt::format("the bytes of block {} have a bad checksum; the data file still has them",
+                        entry->block),
+            true);
+        slot_repairs_.push_back(
+            {.layer = check.layer.id,
+             .offset = (slot + 1) * sector_size + slot * superblock_.block_size + sector_size,
+             .block = entry->block,
+             .finding = finding});
+      }
+    }
+    report_.hold_bytes += data.size();
+  }
+  bits[bit / 64] |= 1ULL << (bit % 64);
+  ++check.entries;
+  co_return Result<void>{};
+}
+
+/// Whether the data file has the content that a hold lost. Then it was not overwritten after it was
+/// held.
+Task<Result<bool>> VolumeCheck::data_file_has(BlockIndex block, std::uint64_t checksum) {
+  if (!data_) co_return false;
+  const AlignedBuffer content = AlignedBuffer::zeroed(superblock_.block_size);
+  const MutableBytes bytes = content.first(block_length(block));
+  const std::size_t got = CO_TRY(co_await read(*data_, fmt::format("data, block {}", block),
+                                               block * superblock_.block_size, bytes));
+  co_return got == bytes.size() && checksum64(content.bytes()) == checksum;
+}
+
+bool VolumeCheck::is_held(Epoch from, BlockIndex block) const {
+  const std::uint64_t bit = block % words_per_page;
+  return std::ranges::any_of(held_, [&](const auto& layer) {
+    if (layer.first < from) return false;
+    const auto found = layer.second.find(page_of(block));
+    return found != layer.second.end() && (found->second[bit / 64] >> (bit % 64) & 1U) != 0;
+  });
+}
+
+/// A layer is gone: with it go the checkpoints at or before it, and no other (rule 7).
+void VolumeCheck::lose_layer(const Layer& layer, std::string where, std::string what) {
+  LostEvent lost;
+  for (const Checkpoint& checkpoint : state().checkpoints) {
+    if (!checkpoint.lost && checkpoint.epoch <= layer.epoch)
+      lost.checkpoints.push_back(checkpoint.name);
+  }
+  state_findings_.push_back(error(std::move(where),
+                                  fmt::format("{}; what needs it is lost: the checkpoints '{}'",
+                                              what, fmt::join(lost.checkpoints, "', '")),
+                                  true));
+  (void)state().apply(lost);  // names only what there is, so it applies
+  state_changed_ = true;
+}
+
+/// One block of a layer is gone. Checkpoints that find it in an older layer need none of this one.
+void VolumeCheck::lose_block(const Layer& layer, BlockIndex block, std::string where,
+                             std::string what) {
+  LostEvent lost;
+  for (const Checkpoint& checkpoint : state().checkpoints) {
+    if (checkpoint.lost || checkpoint.epoch > layer.epoch || is_held(checkpoint.epoch, block))
+      continue;
+    lost.checkpoints.push_back(checkpoint.name);
+  }
+  if (lost.checkpoints.empty()) {
+    add(Severity::warning, std::move(where), what + "; no checkpoint needs them");
+    return;
+  }
+  state_findings_.push_back(error(std::move(where),
+                                  fmt::format("{}; what needs them is lost: the checkpoints '{}'",
+                                              what, fmt::join(lost.checkpoints, "', '")),
+                                  true));
+  (void)state().apply(lost);  // names only what there is, so it applies
+  state_changed_ = true;
+}
+
+Result<void> VolumeCheck::check_leftovers() {
+  std::set<std::string> known;
+  for (const Layer& layer : state().layers) known.insert(HoldLayer::file_name(layer.id));
+  for (const std::string& name : TRY(holds_->list())) {
+    if (known.contains(name)) continue;
+    add(Severity::note, fmt::format("{}/{}", HoldLayer::directory_name, name),
+        "no checkpoint needs it: the next open removes it");
+  }
+  return {};
+}
+
+}  // namespace berth::disk

@@ -1,0 +1,270 @@
+// Checking the intents and the pages of the map.
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "disk/check_steps.h"
+
+namespace berth::disk {
+namespace {
+
+constexpr std::size_t pages_at_once = 256;  // read together: 2 MiB
+
+}  // namespace
+
+// --- Intents.
+
+Task<Result<void>> VolumeCheck::check_intents() {
+  std::optional<IntentRecord> newest;
+  std::vector<std::uint64_t> damaged;
+  const AlignedBuffer slot_bytes(intent_slot_size);
+  for (std::uint64_t slot = 0; slot < intent_slot_count; ++slot) {
+    const std::string where = fmt::format("map, intent slot {}", slot);
+    std::memset(slot_bytes.data(), 0, intent_slot_size);
+    const std::size_t got = CO_TRY(co_await read(
+        *map_, where, intent_ring_offset + slot * intent_slot_size, slot_bytes.bytes()));
+    auto record = decode_intents(superblock_.volume, slot_bytes.first(got));
+    if (!record) {
+      if (!is_zero(slot_bytes.first(sector_size))) damaged.push_back(slot);
+      continue;
+    }
+    if (record->sequence % intent_slot_count != slot) {
+      error(where, fmt::format("record {} does not belong here", record->sequence));
+    }
+    if (!newest || record->sequence > newest->sequence) newest = std::move(record);
+  }
+  const std::uint64_t sequence = newest ? newest->sequence : 0;
+  for (const std::uint64_t slot : damaged) {
+    const bool next = slot == (sequence + 1) % intent_slot_count;
+    add(next ? Severity::note : Severity::warning, fmt::format("map, intent slot {}", slot),
+        next ? "the last commit was cut short: nothing that it announced was written"
+             : "an older record is damaged: nothing depends on it");
+  }
+  if (newest && newest->sequence > state().intents_before) {
+    for (const HotRegion& hot : newest->regions) newest_epoch_ = std::max(newest_epoch_, hot.epoch);
+  }
+  if (state().clean || sequence >= state().intents_before) co_return Result<void>{};
+
+  // Something was in the ring when the volume was opened, and is gone: what was announced since may
+  // be too.
+  if (live_) {
+    state_findings_.push_back(error(
+        "map, intents", "the newest records are gone; the live map knows what they said", true));
+  } else {
+    state_findings_.push_back(
+        error("map, intents",
+              "the newest records are gone, and the machine has stopped since: which blocks were "
+              "being written cannot be "
+              "known. Changes since every reference point ask for a full backup",
+              true));
+    state().vouched_since = std::max(state().vouched_since, state().epoch);
+  }
+  state().intents_before = sequence;
+  state_changed_ = true;
+  co_return Result<void>{};
+}
+
+// --- Pages.
+
+Task<Result<void>> VolumeCheck::check_pages() {
+  const AlignedBuffer slots(2 * pages_at_once * page_size);
+  std::uint64_t page = 0;
+  while (page < page_count()) {
+    const std::uint64_t data = CO_TRY(map_->next_data(page_slot_offset(page, 0)));
+    if (data >= CO_TRY(map_->size())) break;
+    page = std::max(page, (data - pages_offset) / (2 * page_size));
+    if (page >= page_count()) break;
+    const std::uint64_t count = std::min<std::uint64_t>(pages_at_once, page_count() - page);
+    const MutableBytes bytes = slots.first(2 * count * page_size);
+    std::memset(bytes.data(), 0, bytes.size());
+    CO_TRY(co_await read(*map_, fmt::format("map, from page {} on", page),
+                         page_slot_offset(page, 0), bytes));
+    for (std::uint64_t i = 0; i < count; ++i)
+      check_page(page + i, bytes.subspan(2 * i * page_size, 2 * page_size));
+    page += count;
+    co_await loop_.yield();
+  }
+  tell_of_pages();
+  tell_of_missing_holds();
+  co_return check_end_of_pages();
+}
+
+void VolumeCheck::check_page(std::uint64_t page, Bytes slots) {
+  if (is_zero(slots)) return;
+  ++report_.pages;
+  std::array<std::vector<MapWord>, 2> words{std::vector<MapWord>(words_per_page),
+                                            std::vector<MapWord>(words_per_page)};
+  std::array<std::uint64_t, 2> sequences{};  // 0: no page
+  std::array<bool, 2> zero{};
+  for (unsigned slot = 0; slot < 2; ++slot) {
+    const Bytes bytes = slots.subspan(slot * page_size, page_size);
+    zero[slot] = is_zero(bytes);
+    const auto header = decode_page(superblock_.volume, page, bytes, words[slot]);
+    if (header) sequences[slot] = header->sequence;
+  }
+  const unsigned newer = sequences[1] > sequences[0] ? 1 : 0;
+  const unsigned older = 1 - newer;
+  PageDamage damage{
+      .page = page, .sequence = sequences[newer], .slot = newer, .kind = PageKind::whole};
+  if (sequences[newer] == 0) {
+    // The first write of a page goes to the first slot; torn, it leaves zeros in the second.
+    damage.kind = !zero[0] && zero[1] && !state().clean ? PageKind::torn : PageKind::lost;
+  } else if (sequences[older] == 0) {
+    // One slot has never been written, or a write was cut short, or one of two whole slots was
+    // damaged since.
+    const bool first_write = sequences[newer] == 1 && zero[older];
+    if (!first_write) damage.kind = state().clean ? PageKind::one_left : PageKind::torn;
+  } else if (sequences[0] == sequences[1] && !std::ranges::equal(words[0], words[1])) {
+    damage.kind = PageKind::ambiguous;
+  }
+  if (sequences[newer] != 0) {
+    const auto is_state = [](MapWord word) { return word.state() <= BlockState::zero; };
+    if (!std::ranges::all_of(words[newer], is_state)) damage.kind = PageKind::bad_state;
+    note_words(page, words[newer]);
+    compare_with_holds(page, words[newer]);
+  }
+  if (damage.kind == PageKind::whole) return;
+  if (damaged_pages_.size() < damaged_pages_max) {
+    damaged_pages_.push_back(damage);
+  } else {
+    error(fmt::format("map, page {}", page), "there are more damaged pages than can be repaired");
+  }
+}
+
+void VolumeCheck::note_words(std::uint64_t page, std::span<const MapWord> words) {
+  Epoch newest = 0;
+  for (const MapWord word : words) newest = std::max(newest, word.epoch());
+  if (state().clean && newest > state().epoch) {
+    add(Severity::warning, fmt::format("map, page {}", page),
+        fmt::format("it has blocks of epoch {}, and the volume is in epoch {}", newest,
+                    state().epoch));
+  }
+  newest_epoch_ = std::max(newest_epoch_, newest);
+  const std::uint64_t within =
+      std::min<std::uint64_t>(words_per_page, block_count() - page * words_per_page);
+  const auto beyond = words.subspan(within);
+  if (std::ranges::any_of(beyond, [](MapWord word) { return word.raw != 0; }) &&
+      !state().pending_resize) {
+    add(Severity::warning, fmt::format("map, page {}", page),
+        "it has words beyond the end of the volume");
+  }
+}
+
+/// Whoever overwrites a block that a checkpoint needs holds it first. So a block that has changed
+/// since a checkpoint is in a layer of it, or the checkpoint lacks it. Epochs up to the last
+/// recovery's say nothing: it gives them to blocks that nobody wrote (rule 2).
+void VolumeCheck::compare_with_holds(std::uint64_t page, std::span<const MapWord> words) {
+  std::vector<const Checkpoint*> checkpoints;
+  for (const Checkpoint& checkpoint : state().checkpoints) {
+    const bool counts = volatile_holds_count() || checkpoint.durability == Durability::durable;
+    if (!checkpoint.lost && counts) checkpoints.push_back(&checkpoint);
+  }
+  if (checkpoints.empty()) return;
+  std::vector<std::pair<Epoch, const PageBits*>> layers;
+  for (const auto& [epoch, pages] : held_) {
+    if (const auto found = pages.find(page); found != pages.end())
+      layers.emplace_back(epoch, &found->second);
+  }
+  for (std::uint64_t i = 0; i < words_per_page; ++i) {
+    const Epoch changed = words[i].epoch();
+    if (changed <= state().recovered || changed <= checkpoints.front()->epoch) continue;
+    const BlockIndex block = page * words_per_page + i;
+    for (auto one = checkpoints.rbegin(); one != checkpoints.rend(); ++one) {
+      const Checkpoint& checkpoint = **one;
+      if (checkpoint.epoch >= changed || block * superblock_.block_size >= checkpoint.size)
+        continue;
+      const auto has_it = [&checkpoint, i](const auto& layer) {
+        return layer.first >= checkpoint.epoch && ((*layer.second)[i / 64] >> (i % 64) & 1U) != 0;
+      };
+      if (std::ranges::any_of(layers, has_it)) break;  // so have all older ones
+      Missing& missing = missing_[checkpoint.name];
+      if (missing.blocks++ == 0) missing.first = block;
+    }
+  }
+}
+
+void VolumeCheck::tell_of_missing_holds() {
+  LostEvent lost;
+  for (const auto& [name, missing] : missing_) {
+    state_findings_.push_back(error(
+        fmt::format("checkpoint '{}'", name),
+        fmt::format(
+            "{} blocks have changed since, and no hold has them (the first is {}): it is lost",
+            missing.blocks, missing.first),
+        true));
+    lost.checkpoints.push_back(name);
+  }
+  if (lost.checkpoints.empty()) return;
+  (void)state().apply(lost);  // names only what there is, so it applies
+  state_changed_ = true;
+}
+
+/// A finding for each run of pages in the same condition.
+void VolumeCheck::tell_of_pages() {
+  const bool unknown_live_map = !state().clean && options_.live_store == nullptr;
+  for (std::size_t i = 0; i < damaged_pages_.size();) {
+    const PageDamage& first = damaged_pages_[i];
+    std::size_t end = i + 1;
+    while (end < damaged_pages_.size() && damaged_pages_[end].kind == first.kind &&
+           damaged_pages_[end].page == first.page + (end - i)) {
+      ++end;
+    }
+    std::string where =
+        end - i == 1 ? fmt::format("map, page {}", first.page)
+                     : fmt::format("map, pages {} to {}", first.page, first.page + (end - i) - 1);
+    i = end;
+    const std::string remedy =
+        live_              ? "; the live map has what belongs there"
+        : unknown_live_map ? "; open and close the volume, or say where its live map would be"
+                           : "; its blocks are reported as changed";
+    const bool repairable = !unknown_live_map;
+    switch (first.kind) {
+      case PageKind::whole: break;
+      case PageKind::torn:
+        add(Severity::note, std::move(where),
+            "a write was cut short: what was there before it counts");
+        break;
+      case PageKind::one_left:
+        page_findings_.push_back(
+            add(Severity::warning, std::move(where),
+                "one of its two slots is damaged, and it may have been the newer one" + remedy,
+                repairable));
+        break;
+      case PageKind::lost:
+        page_findings_.push_back(
+            error(std::move(where), "no whole version is left" + remedy, repairable));
+        break;
+      case PageKind::ambiguous:
+        page_findings_.push_back(
+            error(std::move(where),
+                  "its two slots differ and claim to be the same version" + remedy, repairable));
+        break;
+      case PageKind::bad_state:
+        page_findings_.push_back(error(std::move(where),
+                                       "blocks of it have a state that does not exist" + remedy,
+                                       repairable));
+        break;
+    }
+  }
+}
+
+/// A later growth would find what lies beyond the end, and take it for newer than its own.
+Result<void> VolumeCheck::check_end_of_pages() {
+  const std::uint64_t end = page_slot_offset(page_count(), 0);
+  const std::uint64_t size = TRY(map_->size());
+  if (size <= end || TRY(map_->next_data(end)) >= size) return {};
+  if (state().pending_resize) {
+    add(Severity::note, "map",
+        "there are pages beyond the end: the unfinished resize removes them");
+    return {};
+  }
+  pages_beyond_end_ = true;
+  end_findings_.push_back(error(
+      "map",
+      fmt::format("there are pages beyond number {}, the last of the volume", page_count() - 1),
+      true));
+  return {};
+}
+
+}  // namespace berth::disk

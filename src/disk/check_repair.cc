@@ -1,0 +1,182 @@
+// What `--repair` writes, in an order in which an end at any point leaves the volume no worse:
+// copies of what is known first, then what the volume admits to have lost, then the pages that rely
+// on that.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "disk/check_steps.h"
+#include "disk/locked_file.h"
+
+namespace berth::disk {
+
+Task<Result<void>> VolumeCheck::repair() {
+  CO_TRY(co_await repair_superblock());
+  CO_TRY(co_await repair_state());
+  CO_TRY(co_await repair_holds());
+  co_return co_await repair_pages();
+}
+
+Task<Result<void>> VolumeCheck::write_map(std::uint64_t offset, Bytes bytes) {
+  const AlignedBuffer copy = AlignedBuffer::zeroed(round_up(bytes.size(), sector_size));
+  std::memcpy(copy.data(), bytes.data(), bytes.size());
+  co_return co_await map_->write(offset, copy.bytes());
+}
+
+Task<Result<void>> VolumeCheck::repair_superblock() {
+  if (!bad_superblock_) co_return Result<void>{};
+  std::vector<std::byte> sector(sector_size);
+  encode_superblock(superblock_, sector);
+  CO_TRY(co_await write_map(*bad_superblock_, sector));
+  CO_TRY(co_await map_->sync());
+  mark_repaired(superblock_findings_);
+  co_return Result<void>{};
+}
+
+/// The state as it is now admitted to be, as a new generation of the journal: one record, so all of
+/// it or none.
+Task<Result<void>> VolumeCheck::repair_state() {
+  const auto area_offset = [](unsigned area) {
+    return area == 0 ? journal_offset_a : journal_offset_b;
+  };
+  if (journal_.rebuilt_head) {
+    CO_TRY(co_await write_map(area_offset(journal_.area), *journal_.rebuilt_head));
+    CO_TRY(co_await map_->sync());
+  }
+  const bool gives_epochs = !live_ && (journal_.incomplete || !page_findings_.empty());
+  if (gives_epochs) {
+    // Blocks of damaged pages get the newest epoch that anything has, which is after every
+    // reference point, and the volume goes on in the next: so they are reported, and never take the
+    // fast path (rule 2).
+    if (newest_epoch_ >= epoch_max)
+      co_return failure(ErrorKind::limit, "the volume has used up its epochs");
+    state().recovered = newest_epoch_;
+    state().epoch = newest_epoch_ + 1;
+    state_changed_ = true;
+  }
+  if (state_changed_) {
+    const auto record = encode_state(superblock_.volume, journal_.generation + 1, state());
+    if (record.size() > journal_area_size / 2) {
+      co_return failure(ErrorKind::limit,
+                        "the volume's reference points fill its journal; delete some");
+    }
+    // Not where the state comes from: that one counts until this one is whole.
+    const unsigned target = 1 - journal_.area;
+    CO_TRY(co_await write_map(area_offset(target), record));
+    CO_TRY(co_await map_->sync());
+    journal_.needless_area.reset();
+    if (journal_.incomplete) journal_.needless_area = journal_.area;
+  }
+  if (journal_.needless_area) {
+    const std::vector<std::byte> zeros(sector_size);
+    CO_TRY(co_await write_map(area_offset(*journal_.needless_area), zeros));
+    CO_TRY(co_await map_->sync());
+  }
+  mark_repaired(state_findings_);
+  co_return Result<void>{};
+}
+
+Task<Result<void>> VolumeCheck::repair_holds() {
+  for (const SlotRepair& slot : slot_repairs_) {
+    const auto same = [&slot](const Layer& layer) { return layer.id == slot.layer; };
+    if (std::ranges::any_of(state().layers, same)) {
+      auto file = CO_TRY(
+          co_await open_locked(loop_, *holds_, HoldLayer::file_name(slot.layer), {.direct = true}));
+      const AlignedBuffer bytes =
+          AlignedBuffer::zeroed(slot.block == block_none ? sector_size : superblock_.block_size);
+      if (slot.block == block_none) {
+        encode_hold_header({.volume = superblock_.volume,
+                            .layer = slot.layer,
+                            .block_size = superblock_.block_size},
+                           bytes.bytes());
+      } else {
+        const MutableBytes content = bytes.first(block_length(slot.block));
+        const std::size_t got =
+            CO_TRY(co_await data_->read(slot.block * superblock_.block_size, content));
+        if (got != content.size())
+          co_return failure(ErrorKind::corrupt, "the data file has become shorter");
+      }
+      CO_TRY(co_await file->write(slot.offset, bytes.bytes()));
+      CO_TRY(co_await file->sync());
+    }
+    mark_repaired({slot.finding});
+  }
+  co_return Result<void>{};
+}
+
+Task<Result<void>> VolumeCheck::repair_pages() {
+  if (pages_beyond_end_) {
+    CO_TRY(map_->truncate(page_slot_offset(page_count(), 0)));
+    CO_TRY(co_await map_->sync());
+    mark_repaired(end_findings_);
+  }
+  if (page_findings_.empty() || (!state().clean && options_.live_store == nullptr))
+    co_return Result<void>{};
+  for (const PageDamage& damage : damaged_pages_) {
+    if (damage.kind == PageKind::torn) continue;
+    if (live_) {
+      // The next flush writes it; until then the live map is what counts.
+      live_->page(damage.page).dirt |= dirty_epochs | dirty_states;
+    } else {
+      CO_TRY(co_await repair_page(damage));
+    }
+  }
+  CO_TRY(co_await map_->sync());
+  mark_repaired(page_findings_);
+  co_return Result<void>{};
+}
+
+Task<Result<void>> VolumeCheck::repair_page(PageDamage damage) {
+  std::vector<MapWord> words(words_per_page);
+  const std::vector<MapWord> guessed = CO_TRY(words_from_data(damage.page));
+  std::vector<std::byte> page(page_size);
+  if (damage.sequence != 0) {
+    const AlignedBuffer sector = AlignedBuffer::zeroed(page_size);
+    CO_TRY(co_await map_->read(page_slot_offset(damage.page, damage.slot), sector.bytes()));
+    if (!decode_page(superblock_.volume, damage.page, sector.bytes(), words)) {
+      co_return failure(ErrorKind::corrupt,
+                        fmt::format("page {} of the map changes while it is read", damage.page));
+    }
+  }
+  const std::uint64_t within =
+      std::min<std::uint64_t>(words_per_page, block_count() - damage.page * words_per_page);
+  for (std::uint64_t i = 0; i < words_per_page; ++i) {
+    const bool known = damage.sequence != 0 && words[i].state() <= BlockState::zero;
+    const BlockState block_state = known ? words[i].state() : guessed[i].state();
+    words[i] = i < within ? MapWord::of(newest_epoch_, block_state) : MapWord{};
+  }
+  if (damage.sequence != 0) {
+    encode_page(superblock_.volume, {.page = damage.page, .sequence = damage.sequence + 1}, words,
+                page);
+    co_return co_await write_map(page_slot_offset(damage.page, 1 - damage.slot), page);
+  }
+  for (unsigned slot = 0; slot < 2; ++slot) {
+    encode_page(superblock_.volume, {.page = damage.page, .sequence = slot + 1}, words, page);
+    CO_TRY(co_await write_map(page_slot_offset(damage.page, slot), page));
+  }
+  co_return Result<void>{};
+}
+
+/// The states of a page of which nothing is left. Where there is no backing, the data file has
+/// every block: those that were zero have been punched, as far as the file system could. Over a
+/// backing a block is present where the data file has data: its bytes were written there, by a
+/// guest or from the backing.
+Result<std::vector<MapWord>> VolumeCheck::words_from_data(std::uint64_t page) {
+  std::vector<MapWord> words(words_per_page, MapWord::of(0, BlockState::present));
+  if (state().backing.empty() || !data_) return words;
+  const BlockIndex first = page * words_per_page;
+  const BlockIndex end = std::min(block_count(), first + words_per_page);
+  const std::uint64_t size = TRY(data_->size());
+  for (BlockIndex block = first; block < end; ++block) {
+    const std::uint64_t start = block * superblock_.block_size;
+    const std::uint64_t data = start < size ? TRY(data_->next_data(start)) : size;
+    if (data >= std::min(size, start + superblock_.block_size)) {
+      words[block - first] = MapWord::of(0, BlockState::absent);
+    }
+  }
+  return words;
+}
+
+}  // namespace berth::disk

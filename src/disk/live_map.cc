@@ -1,0 +1,82 @@
+#include "disk/live_map.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+
+namespace berth::disk {
+namespace {
+
+constexpr std::uint64_t live_magic = 0x31564c4854524542;  // "BERTHLV1"
+constexpr std::size_t boot_id_size = 48;
+
+std::string name_of(const Id128& volume, std::uint64_t page_count) {
+  return fmt::format("{}.{}", volume.to_string(), page_count);
+}
+
+std::uint64_t words_offset(std::uint64_t page_count) {
+  return sector_size + round_up(page_count * sizeof(LivePage), sector_size);
+}
+
+std::uint64_t size_for(std::uint64_t page_count) {
+  return words_offset(page_count) + round_up(page_count * words_per_page * sizeof(MapWord), sector_size);
+}
+
+}  // namespace
+
+struct LiveMap::Header {
+  std::uint64_t magic;  // stored last: a half-made map has none
+  char boot_id[boot_id_size];
+  Id128 volume;
+  Id128 session;
+  std::uint32_t block_size;
+  Epoch epoch;
+  std::uint64_t page_count;
+};
+
+LiveMap::Header& LiveMap::header() const { return *reinterpret_cast<Header*>(memory_->bytes().data()); }
+
+void LiveMap::locate(std::uint64_t page_count) {
+  std::byte* base = memory_->bytes().data();
+  pages_ = {reinterpret_cast<LivePage*>(base + sector_size), page_count};
+  words_ = {reinterpret_cast<MapWord*>(base + words_offset(page_count)), page_count * words_per_page};
+}
+
+Result<LiveMap> LiveMap::create(SharedMemoryStore& store, const Key& key, Epoch epoch) {
+  LiveMap map(TRY(store.create(name_of(key.volume, key.page_count), size_for(key.page_count))));
+  map.locate(key.page_count);
+  Header& header = map.header();
+  const std::string boot = store.boot_id();
+  std::memset(header.boot_id, 0, boot_id_size);
+  std::memcpy(header.boot_id, boot.data(), std::min(boot.size(), boot_id_size - 1));
+  header.volume = key.volume;
+  header.session = key.session;
+  header.block_size = key.block_size;
+  header.epoch = epoch;
+  header.page_count = key.page_count;
+  header.magic = live_magic;
+  return map;
+}
+
+Result<LiveMap> LiveMap::adopt(SharedMemoryStore& store, const Key& key) {
+  LiveMap map(TRY(store.open(name_of(key.volume, key.page_count))));
+  const Header& header = map.header();
+  const std::string boot = store.boot_id();
+  if (map.memory_->bytes().size() < size_for(key.page_count) || header.magic != live_magic ||
+      std::strncmp(header.boot_id, boot.c_str(), boot_id_size - 1) != 0 || header.volume != key.volume ||
+      header.session != key.session || header.block_size != key.block_size || header.page_count != key.page_count) {
+    return failure(ErrorKind::not_found, "the live map there is of another volume, session or boot");
+  }
+  map.locate(key.page_count);
+  return map;
+}
+
+Result<void> LiveMap::remove(SharedMemoryStore& store, const Id128& volume, std::uint64_t page_count) {
+  return store.remove(name_of(volume, page_count));
+}
+
+void LiveMap::set_session(const Id128& session) { header().session = session; }
+Epoch LiveMap::epoch() const { return header().epoch; }
+void LiveMap::set_epoch(Epoch epoch) { header().epoch = epoch; }
+
+}  // namespace berth::disk

@@ -1,0 +1,88 @@
+// LiveMap: the block map in shared memory. It outlives the process, so that a keeper's death loses
+// nothing; it does not outlive the machine (DESIGN §5, "Two kinds of death").
+//
+// Layout: a header sector, a table of pages, then all words in a row. Words are read and written on the
+// volume's loop only. A page's flags say what its disk version lacks; a flush moves them to "capturing"
+// and clears them when the page is durable, so that a death in between leaves the page dirty.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "async/memory.h"
+#include "base/ids.h"
+#include "disk/layout.h"
+
+namespace berth::disk {
+
+/// What of a page is not on disk. Epochs are covered by the intents; states only by a flush.
+enum PageDirt : std::uint8_t {
+  clean_page = 0,
+  dirty_epochs = 1,
+  dirty_states = 2,
+  capturing_shift = 2,  // the same two bits, while a flush is writing them
+};
+
+struct LivePage {
+  std::uint64_t sequence = 0;  // of the valid slot on disk; 0: never written
+  Epoch epoch_max = 0;         // no word of the page is newer
+  std::uint8_t dirt = clean_page;
+  std::uint8_t slot = 0;  // the valid one on disk
+  std::uint16_t reserved = 0;
+};
+static_assert(sizeof(LivePage) == 16);
+
+class LiveMap {
+ public:
+  struct Key {
+    Id128 volume;
+    Id128 session;
+    std::uint32_t block_size = 0;
+    std::uint64_t page_count = 0;
+  };
+
+  /// A new map of zero words.
+  static Result<LiveMap> create(SharedMemoryStore& store, const Key& key, Epoch epoch);
+  /// The map that a dead process left, if it is this very volume's, session's and boot's; else not_found.
+  static Result<LiveMap> adopt(SharedMemoryStore& store, const Key& key);
+  static Result<void> remove(SharedMemoryStore& store, const Id128& volume, std::uint64_t page_count);
+
+  /// From here on the map belongs to another session.
+  void set_session(const Id128& session);
+
+  Epoch epoch() const;
+  void set_epoch(Epoch epoch);
+
+  MapWord word(BlockIndex block) const { return words_[block]; }
+  /// Sets the word and marks its page dirty.
+  void set_word(BlockIndex block, MapWord word) {
+    const MapWord old = words_[block];
+    if (old == word) return;
+    words_[block] = word;
+    LivePage& page = pages_[page_of(block)];
+    if (page.epoch_max < word.epoch()) page.epoch_max = word.epoch();
+    if (old.epoch() != word.epoch()) page.dirt |= dirty_epochs;
+    if (old.state() != word.state()) page.dirt |= dirty_states;
+  }
+
+  std::uint64_t page_count() const { return pages_.size(); }
+  LivePage& page(std::uint64_t index) { return pages_[index]; }
+  const LivePage& page(std::uint64_t index) const { return pages_[index]; }
+  std::span<MapWord> page_words(std::uint64_t index) {
+    return words_.subspan(index * words_per_page, words_per_page);
+  }
+  std::span<const MapWord> words() const { return words_; }
+
+ private:
+  explicit LiveMap(std::unique_ptr<SharedMemory> memory) : memory_(std::move(memory)) {}
+  struct Header;
+  Header& header() const;
+  void locate(std::uint64_t page_count);
+
+  std::unique_ptr<SharedMemory> memory_;
+  std::span<LivePage> pages_;
+  std::span<MapWord> words_;
+};
+
+}  // namespace berth::disk
