@@ -1,0 +1,101 @@
+// parser.h: from words to an action's parameters.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/units.h"
+#include "control/cli/parser.h"
+#include "control/router.h"
+
+namespace berth::control::cli {
+namespace {
+
+using Json = nlohmann::json;
+using Type = Parameter::Type;
+
+const Parameter& parameter_of(const Action& action, std::string_view name) {
+  const auto found = std::ranges::find(action.parameters, name, &Parameter::name);
+  CHECK(found != action.parameters.end());
+  return *found;
+}
+
+/// A backing may be a file, and then the daemon needs its whole path.
+std::string whole_backing(const std::string& text) {
+  std::error_code error;
+  return std::filesystem::exists(text, error) ? absolute_path(text) : text;
+}
+
+Result<Json> convert(const Parameter& parameter, const std::vector<std::string>& words) {
+  const std::string& word = words.front();
+  switch (parameter.type) {
+    case Type::size:
+      return TRY(parse_size(word));
+    case Type::count: {
+      std::uint64_t number = 0;
+      const auto [stop, code] = std::from_chars(word.data(), word.data() + word.size(), number);
+      if (code == std::errc{} && stop == word.data() + word.size() && !word.empty()) return number;
+      return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not a whole number", word));
+    }
+    case Type::flag:
+      return true;
+    case Type::path:
+      return absolute_path(word);
+    case Type::volume_names:
+      return Json(words);
+    case Type::text:
+      return parameter.name == "backing" ? whole_backing(word) : word;
+    default:
+      return word;
+  }
+}
+
+Result<void> set(Json& parameters, const Action& action, const std::string& name,
+                 const std::vector<std::string>& words) {
+  const Parameter& parameter = parameter_of(action, name);
+  const Json value = TRY(convert(parameter, words));
+  parameters[name] = TRY(check_parameter(parameter, value));
+  return {};
+}
+
+Result<void> set_positional(Json& parameters, const Action& action, const Positional& positional,
+                            const std::vector<std::string>& words) {
+  const std::size_t at = positional.parameter.find('@');
+  if (at == std::string::npos) return set(parameters, action, positional.parameter, words);
+  auto address = parse_point_address(words.front());
+  if (!address) return failure(ErrorKind::invalid_argument, fmt::format("'{}' is no {}", words.front(), positional.name));
+  TRY(set(parameters, action, positional.parameter.substr(0, at), {address->volume}));
+  return set(parameters, action, positional.parameter.substr(at + 1), {address->point});
+}
+
+}  // namespace
+
+Result<PointAddress> parse_point_address(const std::string& text) {
+  const std::size_t at = text.find('@');
+  if (at == std::string::npos || at == 0 || at + 1 == text.size()) {
+    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not of the form VOLUME@NAME", text));
+  }
+  return PointAddress{.volume = text.substr(0, at), .point = text.substr(at + 1)};
+}
+
+Result<Json> action_parameters(const ParsedLine& line) {
+  Json parameters = Json::object();
+  const Command& command = *line.command;
+  if (command.action == nullptr) return parameters;
+  for (const Positional& positional : command.positionals) {
+    if (positional.parameter.empty() || !line.has(positional.name)) continue;
+    TRY(set_positional(parameters, *command.action, positional, line.values.at(positional.name)));
+  }
+  for (const Option& option : command.options) {
+    if (option.parameter.empty() || !line.has(option.name)) continue;
+    auto words = line.values.at(option.name);
+    if (!option.flag_value.empty()) words = {option.flag_value};
+    TRY(set(parameters, *command.action, option.parameter, words));
+  }
+  return parameters;
+}
+
+}  // namespace berth::control::cli

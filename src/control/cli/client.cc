@@ -1,0 +1,338 @@
+#include "control/cli/client.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "base/fd.h"
+#include "control/cli/api_client.h"
+#include "control/cli/render.h"
+#include "control/cli/stop_keepers.h"
+#include "control/exit_code.h"
+#include "control/volume_check.h"
+#include "machine/control_protocol.h"
+#include "machine/layout.h"
+
+namespace berth::control::cli {
+namespace {
+
+using Json = nlohmann::json;
+
+std::string start_hint(const Globals& globals) {
+  std::string hint = "berth daemon";
+  const Globals defaults;
+  if (globals.state_dir != defaults.state_dir) hint += " --state-dir " + globals.state_dir;
+  if (globals.run_dir != defaults.run_dir) hint += " --run-dir " + globals.run_dir;
+  return hint;
+}
+
+ApiClient client_of(const Globals& globals) { return ApiClient(globals.socket, start_hint(globals)); }
+
+void print(std::string_view text) { (void)std::fwrite(text.data(), 1, text.size(), stdout); }
+
+void print_json(const Json& value) { print(value.dump(2, ' ', false, Json::error_handler_t::replace) + '\n'); }
+
+/// What the person asked to see of an answer.
+void show(const ParsedLine& line, std::string_view schema, const Json& answer) {
+  if (line.globals.json) {
+    print_json(answer);
+  } else {
+    print(render(schema, answer));
+  }
+}
+
+int report(const Error& error) {
+  (void)std::fflush(stdout);
+  fmt::print(stderr, "berth: {}\n", error.message());
+  return exit_code(error.kind());
+}
+
+/// SIGINT and SIGTERM as something to poll, for as long as it lives.
+class Interrupts {
+ public:
+  Interrupts() {
+    sigemptyset(&signals_);
+    sigaddset(&signals_, SIGINT);
+    sigaddset(&signals_, SIGTERM);
+    ::sigprocmask(SIG_BLOCK, &signals_, &before_);
+    fd_ = Fd(::signalfd(-1, &signals_, SFD_CLOEXEC | SFD_NONBLOCK));
+  }
+  Interrupts(const Interrupts&) = delete;
+  Interrupts& operator=(const Interrupts&) = delete;
+  ~Interrupts() {
+    consume();
+    ::sigprocmask(SIG_SETMASK, &before_, nullptr);
+  }
+  int fd() const { return fd_.get(); }
+  void consume() const {
+    signalfd_siginfo info{};
+    while (::read(fd_.get(), &info, sizeof info) > 0) {
+    }
+  }
+
+ private:
+  sigset_t signals_{};
+  sigset_t before_{};
+  Fd fd_;
+};
+
+/// One line on a terminal that is written over and over; nothing where there is none.
+class ProgressDisplay {
+ public:
+  ProgressDisplay() : enabled_(::isatty(STDERR_FILENO) == 1) {}
+  ~ProgressDisplay() {
+    if (drawn_) fmt::print(stderr, "\r\033[K");
+  }
+  ProgressDisplay(const ProgressDisplay&) = delete;
+  ProgressDisplay& operator=(const ProgressDisplay&) = delete;
+  void draw(const Json& job) {
+    if (!enabled_) return;
+    winsize size{};
+    const bool known = ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1;
+    fmt::print(stderr, "\r\033[K{}", progress_line(job, known ? size.ws_col - 1U : 79));
+    (void)std::fflush(stderr);
+    drawn_ = true;
+  }
+
+ private:
+  bool enabled_;
+  bool drawn_ = false;
+};
+
+/// Follows a job to its end. The first interrupt cancels it, the second one leaves it alone.
+Result<Json> follow_job(const ApiClient& client, const std::string& id) {
+  const Interrupts interrupts;
+  ProgressDisplay display;
+  Json last;
+  bool cancelling = false;
+  while (true) {
+    const auto watched = client.stream(*find_action("job.watch"), {{"job", id}},
+                                       [&](const Json& job) {
+                                         last = job;
+                                         display.draw(job);
+                                         return job["state"] == "running";
+                                       },
+                                       interrupts.fd());
+    if (watched) return last;
+    if (watched.error().kind() != ErrorKind::cancelled) return failure(watched.error());
+    interrupts.consume();
+    if (cancelling) {
+      return failure(ErrorKind::cancelled, fmt::format("not waiting for it any more; see: berth job info {}", id));
+    }
+    cancelling = true;
+    const auto cancelled = client.call(*find_action("job.cancel"), {{"job", id}});
+    // A precondition: it has just ended by itself.
+    if (!cancelled && cancelled.error().kind() != ErrorKind::precondition) return failure(cancelled.error());
+  }
+}
+
+/// The result of a job that has ended, or why there is none.
+Result<Json> result_of(const Json& job) {
+  if (job.value("state", "") == "done") return job["result"];
+  if (job["error"].is_object()) {
+    return failure(error_kind_from_string(job["error"].value("kind", "")), job["error"].value("message", ""));
+  }
+  return failure(ErrorKind::internal, fmt::format("the job is {}", job.value("state", "gone")));
+}
+
+Result<void> run_call(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
+  const Action& action = *line.command->action;
+  const Json answer = TRY(client.call(action, parameters));
+  if (action.answer != Answer::job) {
+    show(line, action.result, answer);
+  } else if (line.has("--detach")) {
+    show(line, "Job", answer);
+  } else {
+    const Json ended = TRY(follow_job(client, answer.value("id", "")));
+    show(line, action.result, TRY(result_of(ended)));
+  }
+  return {};
+}
+
+Result<void> run_changes(const ParsedLine& line, const ApiClient& client, Json parameters) {
+  const std::uint64_t begin = parameters.value("offset", std::uint64_t{0});
+  const std::uint64_t length = parameters.value("length", UINT64_MAX);
+  Json all = Json::array();
+  std::uint64_t extents = 0;
+  std::uint64_t bytes = 0;
+  bool exact = true;
+  Json page;
+  if (!line.globals.json) print(changes_heading());
+  do {
+    page = TRY(client.call(*line.command->action, parameters));
+    exact = exact && page["exact"] == true;
+    for (const Json& extent : page["extents"]) bytes += extent[1].get<std::uint64_t>();
+    extents += page["extents"].size();
+    if (line.globals.json) {
+      all.insert(all.end(), page["extents"].begin(), page["extents"].end());
+    } else {
+      print(render_extents(page["extents"]));
+    }
+    const auto next = page["next_offset"].get<std::uint64_t>();
+    parameters["offset"] = next;
+    if (length != UINT64_MAX) parameters["length"] = length - std::min(length, next - begin);
+  } while (page["complete"] != true);
+  if (line.globals.json) {
+    page["extents"] = std::move(all);
+    page["exact"] = exact;
+    print_json(page);
+  } else {
+    print(changes_summary(extents, bytes, exact));
+  }
+  return {};
+}
+
+Result<void> run_refpoint_export(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
+  const Json exported = TRY(client.call(*line.command->action, parameters));
+  if (!line.has("FILE") || line.text("FILE") == "-") {
+    print_json(exported);
+    return {};
+  }
+  std::ofstream file(line.text("FILE"));
+  file << exported.dump(2) << '\n';
+  file.close();
+  if (!file) return errno_failure(errno, fmt::format("cannot write '{}'", line.text("FILE")));
+  return {};
+}
+
+Result<void> run_refpoint_import(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
+  std::ifstream file(line.text("FILE"));
+  if (!file) return errno_failure(errno, fmt::format("cannot read '{}'", line.text("FILE")));
+  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  auto record = machine::parse_json(text);
+  if (!record || !record->is_object()) {
+    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is no exported reference point", line.text("FILE")));
+  }
+  record->update(parameters);
+  show(line, line.command->action->result, TRY(client.call(*line.command->action, *record)));
+  return {};
+}
+
+Result<void> run_job_watch(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
+  ProgressDisplay display;
+  Json last;
+  TRY(client.stream(*line.command->action, parameters,
+                    [&](const Json& job) {
+                      last = job;
+                      if (line.globals.json) print(machine::format_json(job) + '\n');
+                      display.draw(job);
+                      return true;
+                    },
+                    -1));
+  if (!line.globals.json) show(line, "Job", last);
+  TRY(result_of(last));
+  return {};
+}
+
+Result<void> run_events(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
+  return client.stream(*line.command->action, parameters,
+                       [&](const Json& event) {
+                         print(line.globals.json ? machine::format_json(event) + '\n' : render("Event", event));
+                         (void)std::fflush(stdout);
+                         return true;
+                       },
+                       -1);
+}
+
+/// Here if nobody has the volume open, else through the daemon, which closes it if nobody uses it.
+Result<void> run_check(const ParsedLine& line, const ApiClient& client) {
+  const std::string& name = line.text("NAME|DIR");
+  const bool repair = line.has("--repair");
+  const bool is_name = machine::is_valid_name(name);
+  const std::string directory = is_name ? machine::StateLayout{line.globals.state_dir}.volume(name) : absolute_path(name);
+  auto checked = check_volume(directory, name, repair);
+  if (!checked && checked.error().kind() == ErrorKind::in_use && is_name) {
+    const auto job = client.call(*find_action("volume.check"), {{"volume", name}, {"repair", repair}});
+    if (!job && job.error().kind() == ErrorKind::disconnected) return failure(checked.error());
+    if (!job) return failure(job.error());
+    checked = result_of(TRY(follow_job(client, job->value("id", ""))));
+  }
+  const Json report = TRY(std::move(checked));
+  show(line, "CheckReport", report);
+  if (report["clean"] == true) return {};
+  return failure(ErrorKind::corrupt, fmt::format("'{}' is damaged{}", name, repair ? "" : "; try --repair"));
+}
+
+Result<void> run(const ParsedLine& line) {
+  const ApiClient client = client_of(line.globals);
+  const Json parameters = TRY(action_parameters(line));
+  switch (line.command->flow) {
+    case Flow::changes:
+      return run_changes(line, client, parameters);
+    case Flow::refpoint_export:
+      return run_refpoint_export(line, client, parameters);
+    case Flow::refpoint_import:
+      return run_refpoint_import(line, client, parameters);
+    case Flow::job_watch:
+      return run_job_watch(line, client, parameters);
+    case Flow::events:
+      return run_events(line, client, parameters);
+    case Flow::check:
+      return run_check(line, client);
+    default:
+      return run_call(line, client, parameters);
+  }
+}
+
+}  // namespace
+
+int run_client(const ParsedLine& line) {
+  Result<void> done;
+  try {
+    done = run(line);
+  } catch (const std::exception& exception) {
+    done = failure(ErrorKind::protocol, fmt::format("the daemon's answer is not what was expected: {}", exception.what()));
+  }
+  if (!done) return report(done.error());
+  if (std::fflush(stdout) != 0) return report(Error::from_errno(errno, "cannot write to standard output"));
+  return exit_done;
+}
+
+int run_stop(const ParsedLine& line) {
+  const bool keepers = line.has("--stop-keepers");
+  const auto stopped = client_of(line.globals).call(*find_action("host.shutdown"), {{"keepers", keepers}});
+  if (stopped) {
+    show(line, "Shutdown", *stopped);
+    return exit_done;
+  }
+  if (stopped.error().kind() != ErrorKind::disconnected || !keepers) return report(stopped.error());
+  // No daemon: the keepers hear it from us.
+  const auto ended = stop_keepers(line.globals.state_dir, line.globals.run_dir);
+  if (!ended) return report(ended.error());
+  show(line, "Shutdown", {{"keepers_stopped", *ended}});
+  return exit_done;
+}
+
+std::vector<std::string> known_names(const Globals& globals, Names kind) {
+  struct Source {
+    const char* action;
+    const char* list;
+    bool with_volume;
+  };
+  const Source source = kind == Names::checkpoints ? Source{"checkpoint.list", "checkpoints", true}
+                        : kind == Names::refpoints ? Source{"refpoint.list", "refpoints", true}
+                        : kind == Names::jobs      ? Source{"job.list", "jobs", false}
+                                                   : Source{"volume.list", "volumes", false};
+  std::vector<std::string> names;
+  try {
+    const auto answer = client_of(globals).call(*find_action(source.action), Json::object());
+    if (!answer) return {};
+    for (const Json& entry : answer->at(source.list)) {
+      const auto name = entry.at(kind == Names::jobs ? "id" : "name").get<std::string>();
+      names.push_back(source.with_volume ? entry.at("volume").get<std::string>() + '@' + name : name);
+    }
+  } catch (const std::exception&) {
+    names.clear();  // no completion is better than a wrong one
+  }
+  return names;
+}
+
+}  // namespace berth::control::cli

@@ -1,0 +1,258 @@
+#include "control/cli/render.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/units.h"
+
+namespace berth::control::cli {
+namespace {
+
+using Json = nlohmann::json;
+using Row = std::vector<std::string>;
+
+std::size_t columns_of(std::string_view text) {
+  return static_cast<std::size_t>(
+      std::ranges::count_if(text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; }));
+}
+
+std::string text_of(const Json& value) {
+  if (value.is_null()) return "-";
+  if (value.is_string()) return value.get<std::string>().empty() ? "-" : value.get<std::string>();
+  if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
+  return value.dump();
+}
+
+std::string size_of(const Json& value) { return value.is_number() ? format_size(value.get<std::uint64_t>()) : "-"; }
+
+/// "name: value", aligned.
+std::string pairs(const std::vector<std::pair<std::string, std::string>>& entries) {
+  std::size_t width = 0;
+  for (const auto& [name, value] : entries) width = std::max(width, name.size());
+  std::string out;
+  for (const auto& [name, value] : entries) out += fmt::format("{:<{}}  {}\n", name + ":", width + 1, value);
+  return out;
+}
+
+std::string duration(std::uint64_t seconds) {
+  if (seconds >= 3600) return fmt::format("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+  return fmt::format("{}:{:02}", seconds / 60, seconds % 60);
+}
+
+std::string listeners_of(const Json& volume) {
+  std::string text;
+  for (const Json& listener : volume["listeners"]) {
+    text += fmt::format("{}{} ({} connected{})", text.empty() ? "" : ", ", text_of(listener["uri"]),
+                        listener["connections"].dump(), listener["read_only"] == true ? ", read-only" : "");
+  }
+  return text.empty() ? "-" : text;
+}
+
+std::string render_host(const Json& host) {
+  return pairs({{"version", text_of(host["version"])},
+                {"host", fmt::format("{}, Linux {}, {} CPUs, {}", text_of(host["hostname"]), text_of(host["kernel"]),
+                                     host["cpus"].dump(), size_of(host["memory_bytes"]))},
+                {"daemon", fmt::format("process {}, since {}", host["pid"].dump(), text_of(host["started_at"]))},
+                {"state directory", fmt::format("{} ({} free of {})", text_of(host["state_dir"]),
+                                                size_of(host["state_bytes_free"]), size_of(host["state_bytes_total"]))},
+                {"run directory", text_of(host["run_dir"])},
+                {"volumes", fmt::format("{}, {} of them open", host["volumes"].dump(), host["keepers"].dump())},
+                {"jobs running", host["jobs_running"].dump()}});
+}
+
+std::string render_volume(const Json& volume) {
+  return pairs({{"name", text_of(volume["name"])},
+                {"id", text_of(volume["id"])},
+                {"size", fmt::format("{} ({} bytes)", size_of(volume["size"]), volume["size"].dump())},
+                {"block size", size_of(volume["block_size"])},
+                {"backing", text_of(volume["backing"])},
+                {"epoch", volume["epoch"].dump()},
+                {"checkpoints", fmt::format("{}, holding {}", volume["checkpoints"].dump(), size_of(volume["held_bytes"]))},
+                {"reference points", volume["refpoints"].dump()},
+                {"hot regions", fmt::format("{} of at most {}", volume["hot_regions"].dump(), volume["hot_regions_max"].dump())},
+                {"failed", volume["failed"] == true ? "yes: a sync failed; nothing is written before it is opened again" : "no"},
+                {"keeper", fmt::format("process {}", volume["keeper_pid"].dump())},
+                {"served at", listeners_of(volume)}});
+}
+
+std::string render_summary(const Json& volume) {
+  return fmt::format("volume {}: {}, blocks of {}{}\n", text_of(volume["name"]), size_of(volume["size"]),
+                     size_of(volume["block_size"]),
+                     volume["backing"] == "" ? "" : ", over " + text_of(volume["backing"]));
+}
+
+std::string render_volumes(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& volume : list["volumes"]) {
+    rows.push_back({text_of(volume["name"]), size_of(volume["size"]), size_of(volume["block_size"]),
+                    text_of(volume["state"]), text_of(volume["backing"])});
+  }
+  return table({"NAME", ">SIZE", ">BLOCK", "STATE", "BACKING"}, rows);
+}
+
+std::string render_checkpoints(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& point : list["checkpoints"]) {
+    rows.push_back({text_of(point["volume"]), text_of(point["name"]), point["epoch"].dump(),
+                    point["lost"] == true ? "lost" : text_of(point["durability"]), text_of(point["consistency"]),
+                    size_of(point["held_bytes"]), text_of(point["created_at"])});
+  }
+  return table({"VOLUME", "NAME", ">EPOCH", "DURABILITY", "CONSISTENCY", ">HELD", "CREATED"}, rows);
+}
+
+std::string render_refpoints(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& point : list["refpoints"]) {
+    rows.push_back({text_of(point["volume"]), text_of(point["name"]), point["epoch"].dump(), text_of(point["exact"]),
+                    text_of(point["created_at"]), text_of(point["nonce"])});
+  }
+  return table({"VOLUME", "NAME", ">EPOCH", "EXACT", "CREATED", "NONCE"}, rows);
+}
+
+std::string render_jobs(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& job : list["jobs"]) {
+    const bool total_known = !job["bytes_total"].is_null();
+    rows.push_back({text_of(job["id"]), text_of(job["kind"]), text_of(job["target"]), text_of(job["state"]),
+                    size_of(job["bytes_done"]) + (total_known ? " of " + size_of(job["bytes_total"]) : ""),
+                    text_of(job["created_at"]),
+                    job["error"].is_null() ? "" : text_of(job["error"]["message"])});
+  }
+  return table({"ID", "KIND", "TARGET", "STATE", ">DONE", "CREATED", "ERROR"}, rows);
+}
+
+std::string render_listeners(const Json& list) {
+  std::string text;
+  for (const Json& listener : list["listeners"]) text += fmt::format("stopped {}\n", text_of(listener["uri"]));
+  return text;
+}
+
+std::string render_cut(const Json& cut) {
+  std::string text;
+  for (const Json& part : cut["volumes"]) {
+    const auto named = [&](const char* member, std::string_view what) {
+      if (part[member].is_null()) return;
+      text += fmt::format("{} {}@{}: epoch {}, writes waited {:.1f} ms\n", what, text_of(part["volume"]),
+                          text_of(part[member]["name"]), part["epoch"].dump(),
+                          part["gate_closed_us"].get<double>() / 1000);
+    };
+    named("checkpoint", "checkpoint");
+    named("refpoint", "reference point");
+  }
+  return text;
+}
+
+std::string render_export(const Json& written) {
+  return fmt::format("{}: {} in {} extents{}{}\n", text_of(written["path"]), size_of(written["bytes"]),
+                     written["extents"].dump(),
+                     written["since"].is_null() ? "" : ", changed since " + text_of(written["since"]),
+                     written["exact"] == true ? "" : " (after a power loss: more than had changed)");
+}
+
+std::string render_check(const Json& report) {
+  std::string text;
+  for (const Json& finding : report["findings"]) text += text_of(finding) + '\n';
+  return text + fmt::format("{}: {}{}\n", text_of(report["volume"]), report["clean"] == true ? "clean" : "damaged",
+                            report["repaired"] == true ? ", mended" : "");
+}
+
+/// Whatever has no form of its own.
+std::string render_members(const Json& object) {
+  std::vector<std::pair<std::string, std::string>> entries;
+  for (const auto& [name, value] : object.items()) {
+    std::string shown = name;
+    std::ranges::replace(shown, '_', ' ');
+    entries.emplace_back(shown, text_of(value));
+  }
+  return pairs(entries);
+}
+
+}  // namespace
+
+std::string table(const std::vector<std::string>& headings, const std::vector<Row>& rows) {
+  std::vector<bool> right;
+  std::vector<Row> all(1);
+  for (const std::string& heading : headings) {
+    right.push_back(heading.starts_with('>'));
+    all[0].push_back(heading.substr(right.back() ? 1 : 0));
+  }
+  all.insert(all.end(), rows.begin(), rows.end());
+  std::vector<std::size_t> widths(headings.size());
+  for (const Row& row : all) {
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], columns_of(row[i]));
+  }
+  std::string out;
+  for (const Row& row : all) {
+    std::string line;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const std::string padding(widths[i] - columns_of(row[i]), ' ');
+      if (i != 0) line += "  ";
+      line += right[i] ? padding + row[i] : row[i] + padding;
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + '\n';
+  }
+  return out;
+}
+
+std::string render(std::string_view schema, const Json& answer) {
+  if (schema == "Nothing") return {};
+  if (schema == "Host") return render_host(answer);
+  if (schema == "Volume") return render_volume(answer);
+  if (schema == "VolumeSummary") return render_summary(answer);
+  if (schema == "VolumeList") return render_volumes(answer);
+  if (schema == "CheckpointList") return render_checkpoints(answer);
+  if (schema == "RefpointList") return render_refpoints(answer);
+  if (schema == "JobList") return render_jobs(answer);
+  if (schema == "Cut") return render_cut(answer);
+  if (schema == "Export") return render_export(answer);
+  if (schema == "Listener") return text_of(answer["uri"]) + '\n';
+  if (schema == "ListenerList") return render_listeners(answer);
+  if (schema == "CheckReport") return render_check(answer);
+  if (schema == "Populated") return fmt::format("copied {}\n", size_of(answer["copied"]));
+  if (schema == "VolumeSize") return fmt::format("{}: {}\n", text_of(answer["name"]), size_of(answer["size"]));
+  if (schema == "Shutdown") return fmt::format("the daemon ends; {} keepers were closed\n", answer["keepers_stopped"].dump());
+  if (schema == "Event") {
+    return fmt::format("{}  {}{}{}  {}\n", text_of(answer["at"]), text_of(answer["kind"]),
+                       answer["volume"].is_null() ? "" : " " + text_of(answer["volume"]),
+                       answer["job"].is_null() ? "" : " job " + text_of(answer["job"]), text_of(answer["message"]));
+  }
+  return render_members(answer);
+}
+
+std::string progress_line(const Json& job, std::size_t width) {
+  const auto done = job.value("bytes_done", std::uint64_t{0});
+  const Json& total = job["bytes_total"];
+  std::string line = fmt::format("{} {}: {}", text_of(job["kind"]), text_of(job["target"]), text_of(job["phase"]));
+  if (total.is_number() && total.get<std::uint64_t>() > 0) {
+    constexpr std::size_t bar_width = 24;
+    const double part = std::min(1.0, static_cast<double>(done) / total.get<double>());
+    const auto filled = static_cast<std::size_t>(part * bar_width);
+    line += fmt::format("  [{}{}] {:3.0f}%  {} of {}", std::string(filled, '#'), std::string(bar_width - filled, ' '),
+                        part * 100, format_size(done), size_of(total));
+  } else if (done != 0) {
+    line += "  " + format_size(done);
+  }
+  if (job["bytes_per_second"].is_number()) line += "  " + size_of(job["bytes_per_second"]) + "/s";
+  if (job["eta_seconds"].is_number()) line += "  " + duration(job["eta_seconds"].get<std::uint64_t>()) + " left";
+  return line.substr(0, width);
+}
+
+std::string changes_heading() { return fmt::format("{:>16}  {:>16}\n", "OFFSET", "LENGTH"); }
+
+std::string render_extents(const Json& extents) {
+  std::string out;
+  for (const Json& extent : extents) {
+    out += fmt::format("{:>16}  {:>16}\n", extent[0].get<std::uint64_t>(), extent[1].get<std::uint64_t>());
+  }
+  return out;
+}
+
+std::string changes_summary(std::uint64_t extents, std::uint64_t bytes, bool exact) {
+  return fmt::format("{} in {} extents{}\n", format_size(bytes), extents,
+                     exact ? "" : " (not exact: a power loss lies between, and more is listed than changed)");
+}
+
+}  // namespace berth::control::cli

@@ -1,0 +1,108 @@
+#include "control/cli/stop_keepers.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/asio/io_context.hpp>
+#include <exception>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "control/keeper_connection.h"
+#include "control/keeper_process.h"
+#include "control/spawn.h"
+#include "control/volumes.h"
+#include "machine/layout.h"
+#include "machine/volume_store.h"
+
+namespace berth::control::cli {
+namespace {
+
+constexpr Milliseconds close_timeout{60'000};
+constexpr Milliseconds end_timeout{10'000};  // of the process, after it has closed
+
+struct Outcome {
+  std::size_t ended = 0;
+  std::vector<std::string> refused;
+};
+
+/// The files of the sockets on which it serves: it leaves them for the next keeper, and there is to be none.
+Async<std::vector<std::string>> socket_files(KeeperConnection& connection) {
+  std::vector<std::string> paths;
+  const auto answer = co_await connection.call("serve.list", nlohmann::json::object(), {});
+  if (!answer || !answer->is_object()) co_return paths;
+  for (const auto& listener : answer->value("listeners", nlohmann::json::array())) {
+    if (listener.is_object() && listener.contains("unix")) paths.push_back(listener.value("unix", std::string()));
+  }
+  co_return paths;
+}
+
+Async<void> stop_one(std::string id, std::string socket_path, Outcome& outcome) {
+  const auto connection = co_await KeeperConnection::connect(socket_path);
+  if (!connection) co_return;  // none is there
+  const auto pid = (*connection)->peer_pid();
+  const auto pidfd = pid ? open_pidfd(*pid) : Result<Fd>(failure(pid.error()));
+  const auto files = co_await socket_files(**connection);
+  const auto answer = co_await (*connection)->call("shutdown", nlohmann::json::object(), {.timeout = close_timeout});
+  if (!answer && answer.error().kind() != ErrorKind::disconnected) {
+    outcome.refused.push_back(fmt::format("{}: {}", id, answer.error().message()));
+    co_return;
+  }
+  if (pidfd && !wait_for_end(*pidfd, end_timeout)) {
+    outcome.refused.push_back(fmt::format("{}: process {} has closed the volume but does not end", id, *pid));
+    co_return;
+  }
+  for (const std::string& path : files) ::unlink(path.c_str());
+  ++outcome.ended;
+}
+
+Async<void> stop_all(std::vector<std::string> ids, machine::RunLayout layout, Outcome& outcome) {
+  for (const std::string& id : ids) co_await stop_one(id, layout.control_socket(id), outcome);
+}
+
+/// Those that stand on others first, so that no backing goes from under a disk.
+std::vector<std::string> order_of_closing(const machine::VolumeStore& store, const std::vector<std::string>& ids) {
+  std::map<std::string, std::string> backing;
+  for (const std::string& id : ids) {
+    const auto summary = store.summary(id);
+    backing[id] = summary ? backing_volume_of(summary->backing) : std::string();
+  }
+  std::vector<std::string> ordered;
+  while (!backing.empty()) {
+    const auto stood_on = [&backing](const std::string& id) {
+      return std::ranges::any_of(backing, [&id](const auto& entry) { return entry.second == id && entry.first != id; });
+    };
+    auto next = std::ranges::find_if(backing, [&](const auto& entry) { return !stood_on(entry.first); });
+    if (next == backing.end()) next = backing.begin();
+    ordered.push_back(next->first);
+    backing.erase(next);
+  }
+  return ordered;
+}
+
+}  // namespace
+
+Result<std::size_t> stop_keepers(const std::string& state_dir, const std::string& run_dir) {
+  const machine::RunLayout layout{run_dir};
+  std::vector<std::string> ids;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(layout.keepers(), error)) {
+    ids.push_back(entry.path().filename().string());
+  }
+  ids = order_of_closing(machine::VolumeStore(state_dir, run_dir), ids);
+  Outcome outcome;
+  boost::asio::io_context io(1);
+  boost::asio::co_spawn(io, stop_all(std::move(ids), layout, outcome), [&io](const std::exception_ptr& exception) {
+    if (exception) std::terminate();
+    io.stop();
+  });
+  io.run();
+  if (outcome.refused.empty()) return outcome.ended;
+  return failure(ErrorKind::timed_out,
+                 fmt::format("{} keepers ended, but not {}", outcome.ended, fmt::join(outcome.refused, "; ")));
+}
+
+}  // namespace berth::control::cli

@@ -1,0 +1,14 @@
+// Ending keepers without a daemon.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "base/result.h"
+
+namespace berth::control::cli {
+
+/// Asks every keeper of the run directory that answers to close its volume and end; how many did. Blocking, bounded.
+Result<std::size_t> stop_keepers(const std::string& state_dir, const std::string& run_dir);
+
+}  // namespace berth::control::cli

@@ -1,0 +1,113 @@
+#include "control/command_line.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "control/cli/client.h"
+#include "control/cli/man_page.h"
+#include "control/cli/parser.h"
+#include "control/exit_code.h"
+#include "control/openapi.h"
+
+namespace berth::control {
+namespace {
+
+using cli::Flow;
+using cli::ParsedLine;
+
+int usage_error(const std::string& message) {
+  fmt::print(stderr, "berth: {}\n", message);
+  return exit_usage;
+}
+
+/// A number of seconds, with a fraction or without.
+std::optional<double> parse_seconds(const std::string& text) {
+  double seconds = 0;
+  const auto [stop, code] = std::from_chars(text.data(), text.data() + text.size(), seconds, std::chars_format::fixed);
+  if (code != std::errc{} || stop != text.data() + text.size() || !(seconds >= 0) || seconds > 1e9) return std::nullopt;
+  return seconds;
+}
+
+int start_daemon(const ParsedLine& line, const Programs& programs) {
+  if (line.has("--stop") || line.has("--stop-keepers")) return cli::run_stop(line);
+  DaemonOptions options{.state_dir = line.globals.state_dir,
+                        .run_dir = line.globals.run_dir,
+                        .listen = line.text("--listen"),
+                        .tls_dir = line.has("--tls-dir") ? cli::absolute_path(line.text("--tls-dir")) : std::string()};
+  if (line.has("--keeper-idle")) {
+    const auto seconds = parse_seconds(line.text("--keeper-idle"));
+    if (!seconds) return usage_error(fmt::format("'{}' is not a number of seconds", line.text("--keeper-idle")));
+    options.keeper_idle = std::chrono::milliseconds(static_cast<std::int64_t>(*seconds * 1000));
+  }
+  return programs.daemon(options);
+}
+
+int start_keeper(const ParsedLine& line, const Programs& programs) {
+  KeeperArguments arguments{.state_dir = line.globals.state_dir,
+                            .run_dir = line.globals.run_dir,
+                            .id = line.text("--id"),
+                            .volume = line.text("--volume")};
+  if (line.has("--listen-fd")) {
+    for (const std::string& text : line.values.at("--listen-fd")) {
+      int fd = -1;
+      const auto [stop, code] = std::from_chars(text.data(), text.data() + text.size(), fd);
+      if (code != std::errc{} || stop != text.data() + text.size() || fd < 3) {
+        return usage_error(fmt::format("'{}' is not an inherited descriptor", text));
+      }
+      arguments.listen_fds.push_back(fd);
+    }
+  }
+  return programs.keeper(arguments);
+}
+
+int print_completion(const ParsedLine& line) {
+  const auto script = cli::completion_script(line.text("SHELL"));
+  if (!script) return usage_error(script.error().message());
+  fmt::print("{}", *script);
+  return exit_done;
+}
+
+int print_internal(const ParsedLine& line) {
+  const std::string what = line.text("WHAT");
+  if (what == "actions") {
+    fmt::print("{}\n", action_table().dump(2));
+  } else if (what == "openapi") {
+    fmt::print("{}", openapi_yaml());
+  } else if (what == "openapi-json") {
+    fmt::print("{}\n", openapi_document().dump(2));
+  } else if (what == "man") {
+    fmt::print("{}", cli::man_page());
+  } else if (what == "complete") {
+    const auto words = line.has("WORD") ? line.values.at("WORD") : std::vector<std::string>();
+    const auto names = [&line](cli::Names kind) { return cli::known_names(line.globals, kind); };
+    for (const std::string& word : cli::complete(words, names)) fmt::print("{}\n", word);
+  } else {
+    return usage_error(fmt::format("'{}' is not something to print", what));
+  }
+  return exit_done;
+}
+
+}  // namespace
+
+int run_command_line(int argc, const char* const* argv, const Programs& programs) {
+  const auto parsed = cli::parse_line(argc, argv);
+  if (!parsed.line) return parsed.exit_code;
+  switch (parsed.line->command->flow) {
+    case Flow::daemon:
+      return start_daemon(*parsed.line, programs);
+    case Flow::keeper:
+      return start_keeper(*parsed.line, programs);
+    case Flow::completion:
+      return print_completion(*parsed.line);
+    case Flow::internal:
+      return print_internal(*parsed.line);
+    default:
+      return cli::run_client(*parsed.line);
+  }
+}
+
+}  // namespace berth::control

@@ -1,0 +1,72 @@
+#include "control/dispatcher.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "control/operations.h"
+#include "control/router.h"
+#include "machine/control_protocol.h"
+
+namespace berth::control {
+namespace {
+
+using Json = nlohmann::json;
+
+Async<Result<HttpReply>> carry_out(Services& services, const Route& route, Json params) {
+  HttpReply reply{.status = success_status(*route.action)};
+  if (route.action->answer == Answer::stream) {
+    const StreamHandler open_stream = find_stream_handler(route.action->name);
+    CHECK(open_stream != nullptr);
+    reply.stream = CO_TRY(open_stream(services, params));
+    co_return reply;
+  }
+  const Handler handle = find_handler(route.action->name);
+  CHECK(handle != nullptr);
+  reply.body = machine::format_json(CO_TRY(co_await handle(services, std::move(params))));
+  co_return reply;
+}
+
+Async<HttpReply> answer_route(Services& services, Route route, std::string body) {
+  auto params = gather_parameters(route, body);
+  if (!params) co_return error_reply(params.error());
+  auto reply = co_await carry_out(services, route, std::move(*params));
+  if (!reply) {
+    const Error& error = reply.error();
+    if (http_status(error.kind()) >= 500) spdlog::warn("{}: {}: {}", route.action->name, to_string(error.kind()), error.message());
+    co_return error_reply(error);
+  }
+  co_return std::move(*reply);
+}
+
+}  // namespace
+
+HttpReply error_reply(const Error& error) {
+  const Json body = {{"error", {{"kind", to_string(error.kind())}, {"message", error.message()}}}};
+  return {.status = http_status(error.kind()), .body = machine::format_json(body)};
+}
+
+Async<HttpReply> answer_request(Services& services, HttpRequest request) {
+  std::string failed;
+  try {
+    std::string allowed_methods;
+    auto route = find_route(request.method, request.target, &allowed_methods);
+    if (!route) {
+      HttpReply reply = error_reply(route.error());
+      if (!allowed_methods.empty()) {
+        reply.status = 405;
+        reply.allow = std::move(allowed_methods);
+      }
+      co_return reply;
+    }
+    co_return co_await answer_route(services, std::move(*route), std::move(request.body));
+  } catch (const std::exception& exception) {
+    failed = exception.what();
+  }
+  spdlog::error("{} {}: unexpected exception: {}", request.method, request.target, failed);
+  co_return error_reply(Error(ErrorKind::internal, fmt::format("an unexpected exception: {}", failed)));
+}
+
+}  // namespace berth::control

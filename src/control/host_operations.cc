@@ -1,0 +1,67 @@
+// host.*: the daemon and its machine.
+
+#include <fmt/format.h>
+#include <sys/statvfs.h>
+#include <sys/sysinfo.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+
+#include "control/operations.h"
+#include "control/version.h"
+
+namespace berth::control {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr Milliseconds jobs_end_patience{30'000};
+
+Async<Result<Json>> host_info(Services& services, Json /*params*/) {
+  const auto volumes = CO_TRY(co_await services.volumes.list());
+  utsname names{};
+  struct sysinfo memory{};
+  struct statvfs space{};
+  ::uname(&names);
+  ::sysinfo(&memory);
+  if (::statvfs(services.state_dir.c_str(), &space) != 0) {
+    co_return errno_failure(errno, fmt::format("cannot look at the state directory '{}'", services.state_dir));
+  }
+  co_return Json{{"version", program_version},
+                 {"api_version", api_version},
+                 {"hostname", names.nodename},
+                 {"kernel", names.release},
+                 {"cpus", ::sysconf(_SC_NPROCESSORS_ONLN)},
+                 {"memory_bytes", std::uint64_t{memory.totalram} * memory.mem_unit},
+                 {"pid", ::getpid()},
+                 {"started_at", services.started_at},
+                 {"state_dir", services.state_dir},
+                 {"run_dir", services.run_dir},
+                 {"state_bytes_free", std::uint64_t{space.f_bavail} * space.f_frsize},
+                 {"state_bytes_total", std::uint64_t{space.f_blocks} * space.f_frsize},
+                 {"volumes", volumes.size()},
+                 {"keepers", services.keepers.open_count()},
+                 {"jobs_running", services.jobs.running()}};
+}
+
+Async<Result<Json>> host_shutdown(Services& services, Json params) {
+  Keepers::Stopped stopped;
+  if (params.value("keepers", false)) {
+    co_await services.jobs.end_all(jobs_end_patience);
+    stopped = co_await services.keepers.stop_all();
+  }
+  services.request_end();
+  if (!stopped.failed.empty()) {
+    co_return failure(ErrorKind::timed_out,
+                      fmt::format("the daemon ends, but {} of its keepers did not in time: {}", stopped.failed.size(),
+                                  fmt::join(stopped.failed, ", ")));
+  }
+  co_return Json{{"keepers_stopped", stopped.ended}};
+}
+
+}  // namespace
+
+HandlerTable host_handlers() { return {{"host.info", host_info}, {"host.shutdown", host_shutdown}}; }
+
+}  // namespace berth::control

@@ -1,0 +1,52 @@
+// Processes of keepers: started in a session of their own so that they outlive the daemon, known by pidfd.
+//
+// Plain system calls; each is short.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/fd.h"
+#include "base/result.h"
+
+namespace berth::control {
+
+struct KeeperLaunch {
+  std::string program;  // what to execute: this very program
+  std::string state_dir;
+  std::string run_dir;
+  std::string volume;            // also the keeper's id
+  std::vector<int> listen_fds;   // listening sockets that it goes on with; they stay the caller's
+  std::string log_path;          // its standard error is appended there
+};
+
+struct KeeperProcess {
+  pid_t pid = 0;
+  Fd pidfd;
+  std::uint64_t log_offset = 0;  // where its log begins in the log file, bytes
+};
+
+Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch);
+
+/// Watches a process that somebody else has started. `not_found` if it is gone.
+Result<Fd> open_pidfd(pid_t pid);
+/// A duplicate of the descriptor `fd` of that process.
+Result<Fd> duplicate_from(const Fd& pidfd, int fd);
+/// Whether the process has ended, without waiting for it.
+bool has_ended(const Fd& pidfd);
+/// Blocks until it has, but not longer than this; whether it has.
+bool wait_for_end(const Fd& pidfd, std::chrono::milliseconds patience);
+/// Takes the exit status of a child that has ended, so that no zombie stays; for a person: "exit code 1". Empty if
+/// it was nobody's child of ours.
+std::string reap(const Fd& pidfd);
+/// Sends a signal. `not_found` if it is gone.
+Result<void> send_signal(const Fd& pidfd, int signal);
+
+/// The last lines of a keeper's log from `offset` on, for a message.
+std::string log_tail(const std::string& path, std::uint64_t offset);
+
+}  // namespace berth::control

@@ -1,0 +1,55 @@
+// What carries the actions out: a handler for each, by name. The other half of actions.h.
+//
+// On the control plane's thread. Parameters come checked (router.h); what a handler answers has the shape that the
+// action's schema says. A handler of a job checks what it can, starts the job and answers with it.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/result.h"
+#include "control/async.h"
+#include "control/events.h"
+#include "control/group_cut.h"
+#include "control/jobs.h"
+#include "control/keepers.h"
+#include "control/volumes.h"
+
+namespace berth::control {
+
+/// Everything that a handler may use. The daemon's, and lives as long as it.
+struct Services {
+  Executor executor;
+  boost::asio::thread_pool& workers;
+  std::string state_dir;
+  std::string run_dir;
+  std::string started_at;
+  Volumes& volumes;
+  Keepers& keepers;
+  GroupCuts& cuts;
+  Jobs& jobs;
+  EventLog& events;
+  std::function<void()> request_end;  // of the daemon, once open requests are answered
+};
+
+using Handler = Async<Result<nlohmann::json>> (*)(Services& services, nlohmann::json params);
+using StreamHandler = Result<std::unique_ptr<LineSource>> (*)(Services& services, const nlohmann::json& params);
+
+using HandlerTable = std::vector<std::pair<std::string_view, Handler>>;
+
+HandlerTable host_handlers();
+HandlerTable volume_handlers();
+HandlerTable checkpoint_handlers();
+HandlerTable refpoint_handlers();
+HandlerTable job_handlers();
+
+/// Null if no action of that name answers at once, or with a job.
+Handler find_handler(std::string_view action);
+/// Null if no action of that name is a stream.
+StreamHandler find_stream_handler(std::string_view action);
+
+}  // namespace berth::control

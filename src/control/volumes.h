@@ -1,0 +1,41 @@
+// The volumes of the state directory, as the control plane sees them: its directories, through machine::VolumeStore.
+//
+// On the control plane's thread; what blocks runs on the workers.
+#pragma once
+
+#include <boost/asio/thread_pool.hpp>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "control/async.h"
+#include "control/keepers.h"
+#include "machine/volume_store.h"
+
+namespace berth::control {
+
+class Volumes final : public VolumeFacts {
+ public:
+  Volumes(boost::asio::thread_pool& workers, std::string state_dir, std::string run_dir);
+
+  Result<void> check_exists(const std::string& volume) const override;
+  Result<std::string> backing_volume(const std::string& volume) const override;
+
+  Async<Result<std::vector<machine::VolumeSummary>>> list();
+  /// The job's report comes on a worker's thread.
+  Async<Result<machine::VolumeSummary>> create(machine::VolumeCreateRequest request, machine::VolumeCreateJob job);
+  /// `in_use` while it is open somewhere, or while another volume stands on it.
+  Async<Result<void>> remove(std::string volume);
+
+ private:
+  boost::asio::thread_pool& workers_;
+  machine::VolumeStore store_;
+};
+
+/// The volume that a backing specification names a checkpoint of, "" for any other backing.
+std::string backing_volume_of(const std::string& backing);
+
+}  // namespace berth::control

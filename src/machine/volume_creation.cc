@@ -1,0 +1,199 @@
+#include "machine/volume_creation.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <utility>
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "async/uring_file.h"
+#include "base/units.h"
+#include "disk/map_file.h"
+#include "machine/backing.h"
+#include "machine/backing_specification.h"
+#include "machine/extent_copy.h"
+#include "machine/live_store.h"
+#include "machine/volume_directory.h"
+
+namespace berth::machine {
+namespace {
+
+constexpr const char* data_name = "data";
+
+class FileBytes final : public ByteSource {
+ public:
+  explicit FileBytes(File& file) : file_(file) {}
+  Task<Result<void>> read(std::uint64_t offset, MutableBytes into) override {
+    const std::size_t got = CO_TRY(co_await file_.read(offset, into));
+    // A file that has shrunk meanwhile reads as zeros.
+    std::ranges::fill(into.subspan(got), std::byte{0});
+    co_return Result<void>{};
+  }
+
+ private:
+  File& file_;
+};
+
+}  // namespace
+
+VolumeCreation::VolumeCreation(UringLoop& loop, const StateLayout& state, const RunLayout& run,
+                               const VolumeCreateRequest& request, JobObserver& observer)
+    : loop_(loop),
+      state_(state),
+      run_(run),
+      request_(request),
+      observer_(observer),
+      path_(creating_path(state, request.name)) {}
+
+VolumeCreation::~VolumeCreation() {
+  if (!claimed_) return;
+  directory_.reset();
+  (void)remove_tree(path_);
+  if (pinned_) remove_pins_of(state_, request_.name);
+}
+
+Task<Result<VolumeSummary>> VolumeCreation::run() {
+  CO_TRY(claim());
+  directory_ = CO_TRY(open_directory(loop_, path_, false));
+  disk::CreateOptions options{.size = request_.size, .block_size = request_.block_size};
+  if (!request_.backing.empty()) CO_TRY(co_await prepare_backing(options));
+  if (!request_.import.empty()) CO_TRY(co_await import_data(options));
+  if (!request_.adopt.empty()) CO_TRY(adopt_data(options));
+  CO_TRY(observer_.check());
+
+  SystemRandom random;
+  const auto live = CO_TRY(open_live_store(run_, request_.name));
+  disk::VolumeEnvironment environment{.loop = loop_,
+                                      .directory = *directory_,
+                                      .live_store = *live,
+                                      .random = random,
+                                      .open_backing = opener()};
+  CO_TRY(co_await disk::Volume::create(std::move(environment), options));
+  const VolumeSummary summary = CO_TRY(co_await summarise());
+  CO_TRY(write_summary(path_, summary));
+  CO_TRY(publish());
+  co_return summary;
+}
+
+disk::BackingOpener VolumeCreation::opener() {
+  return make_backing_opener(
+      loop_, {.volume_socket =
+                  [run = run_](const std::string& volume) { return run.volume_socket(volume); },
+              .socket_directory = run_.run_dir});
+}
+
+Result<void> VolumeCreation::claim() {
+  lock_ = TRY(claim_creation(state_, request_.name));
+  claimed_ = true;
+  if (!path_exists(state_.volume(request_.name))) return {};
+  return failure(ErrorKind::already_exists,
+                 fmt::format("there is a volume '{}' already", request_.name));
+}
+
+Task<Result<void>> VolumeCreation::prepare_backing(disk::CreateOptions& options) {
+  const auto written = CO_TRY(parse_backing(request_.backing));
+  const BackingSpecification backing = CO_TRY(settle_format(written));
+  if (backing.kind == BackingSpecification::Kind::volume_checkpoint) {
+    // First the pin, then the proof that the checkpoint is there: it cannot go in between.
+    pinned_ = true;
+    CO_TRY(pin(state_, backing.volume, backing.checkpoint, request_.name));
+  }
+  options.backing = to_string(backing);
+  const auto file = CO_TRY(co_await opener()(options.backing));
+  if (options.size == 0) options.size = round_up(CO_TRY(file->size()), 512);
+  co_return Result<void>{};
+}
+
+Task<Result<void>> VolumeCreation::import_data(disk::CreateOptions& options) {
+  const auto written = CO_TRY(parse_backing(request_.import));
+  const BackingSpecification source = CO_TRY(settle_format(written));
+  const auto file = CO_TRY(co_await opener()(to_string(source)));
+  const std::uint64_t size = CO_TRY(file->size());
+  if (options.size == 0) options.size = round_up(size, 512);
+  if (options.size < size) {
+    co_return failure(ErrorKind::invalid_argument,
+                      fmt::format("'{}' has {} bytes and does not fit into {}", request_.import,
+                                  size, options.size));
+  }
+  const auto data = CO_TRY(directory_->open(data_name, {.create = true, .exclusive = true}));
+  const bool cloned =
+      source.kind == BackingSpecification::Kind::raw_file && clone_file(source.path);
+  if (!cloned) CO_TRY(co_await copy_data(*file, size, *data));
+  CO_TRY(data->truncate(options.size));
+  observer_.report({.phase = "sync", .done = size, .total = size});
+  CO_TRY(co_await data->sync());
+  options.adopt = true;
+  co_return Result<void>{};
+}
+
+/// Shares the blocks of the file, where the file system can.
+bool VolumeCreation::clone_file(const std::string& from) {
+  const Fd source(::open(from.c_str(), O_RDONLY | O_CLOEXEC));
+  const Fd target(::open((path_ + '/' + data_name).c_str(), O_WRONLY | O_CLOEXEC));
+  return source && target && ::ioctl(target.get(), FICLONE, source.get()) == 0;
+}
+
+Task<Result<void>> VolumeCreation::copy_data(File& from, std::uint64_t size, File& to) {
+  CO_TRY(to.truncate(size));
+  FileBytes bytes(from);
+  const auto extents = data_of(from, size);
+  CO_TRY(co_await copy_extents(loop_, bytes, *extents, to, observer_,
+                               {.total = size, .count_gaps = true}));
+  co_return Result<void>{};
+}
+
+Result<void> VolumeCreation::adopt_data(disk::CreateOptions& options) {
+  const std::string& path = request_.adopt;
+  const auto refuse = [&path](std::string_view why) {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' cannot be adopted: {}", path, why));
+  };
+  if (!path.starts_with('/')) return refuse("write an absolute path");
+  const auto format =
+      TRY(settle_format({.kind = BackingSpecification::Kind::unknown_file, .path = path}));
+  if (format.kind != BackingSpecification::Kind::raw_file) {
+    return refuse(
+        fmt::format("it is a {} image; use it as a backing, or import it", format.format));
+  }
+  struct stat status{};
+  if (::stat(path.c_str(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot look at '{}'", path));
+  if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
+    return refuse("it is neither a file nor a block device");
+  if (::symlink(path.c_str(), (path_ + '/' + data_name).c_str()) != 0) {
+    return errno_failure(errno, fmt::format("cannot link to '{}'", path));
+  }
+  options.adopt = true;
+  return {};
+}
+
+Task<Result<VolumeSummary>> VolumeCreation::summarise() {
+  const auto map = CO_TRY(co_await disk::MapFile::open(loop_, *directory_, true));
+  VolumeSummary summary{.name = request_.name};
+  summary.id = map->superblock().volume.to_string();
+  summary.block_size = map->superblock().block_size;
+  summary.size = map->state().size;
+  summary.backing = map->state().backing;
+  summary.adopted = request_.adopt;
+  summary.created_at = format_time(std::chrono::system_clock::now());
+  co_return summary;
+}
+
+Result<void> VolumeCreation::publish() {
+  TRY(sync_directory(path_));
+  const std::string final_path = state_.volume(request_.name);
+  if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_path.c_str(), RENAME_NOREPLACE) != 0) {
+    return errno_failure(errno, fmt::format("cannot give the volume '{}' its name", request_.name));
+  }
+  claimed_ = false;
+  return sync_directory(state_.volumes());
+}
+
+}  // namespace berth::machine

@@ -1,0 +1,151 @@
+#include "machine/volume_directory.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "async/directories.h"
+
+namespace berth::machine {
+namespace {
+
+namespace fs = std::filesystem;
+
+// No name of a volume begins with a dot.
+constexpr std::string_view creating_prefix = ".creating-";
+constexpr std::string_view removing_prefix = ".removing-";
+constexpr int claim_attempts_max = 100;
+
+bool is_same_file(const Fd& fd, const std::string& path) {
+  struct stat opened{};
+  struct stat named{};
+  return ::fstat(fd.get(), &opened) == 0 && ::stat(path.c_str(), &named) == 0 &&
+         opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
+}
+
+std::string pins_path(const StateLayout& state, const std::string& volume) {
+  return state.volume(volume) + "/pins";
+}
+
+}  // namespace
+
+bool path_exists(const std::string& path) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
+}
+
+std::vector<std::string> names_in(const std::string& path) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator entry(path, error), end; !error && entry != end;
+       entry.increment(error)) {
+    names.push_back(entry->path().filename());
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
+Result<void> sync_directory(const std::string& path) {
+  const Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd || ::fsync(fd.get()) != 0)
+    return errno_failure(errno, fmt::format("cannot sync the directory '{}'", path));
+  return {};
+}
+
+Result<void> remove_tree(const std::string& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) return errno_failure(error.value(), fmt::format("cannot remove '{}'", path));
+  return {};
+}
+
+Result<std::optional<Fd>> try_lock(const std::string& path) {
+  Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd) return errno_failure(errno, fmt::format("cannot open '{}'", path));
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return fd;
+  if (errno == EWOULDBLOCK) return std::nullopt;
+  return errno_failure(errno, fmt::format("cannot lock '{}'", path));
+}
+
+std::string creating_path(const StateLayout& state, const std::string& volume) {
+  return fmt::format("{}/{}{}", state.volumes(), creating_prefix, volume);
+}
+
+std::string removing_path(const StateLayout& state, const std::string& volume) {
+  return fmt::format("{}/{}{}-{}", state.volumes(), removing_prefix, volume, ::getpid());
+}
+
+Result<Fd> claim_creation(const StateLayout& state, const std::string& volume) {
+  const std::string path = creating_path(state, volume);
+  for (int attempt = 0; attempt < claim_attempts_max; ++attempt) {
+    if (::mkdir(path.c_str(), 0700) != 0) {
+      if (errno != EEXIST) return errno_failure(errno, fmt::format("cannot make '{}'", path));
+      const auto lock = try_lock(path);
+      if (lock && !*lock) break;
+      clear_leftovers(state);
+      continue;
+    }
+    // Between the two calls somebody may have taken it for a leftover: then once more.
+    Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (fd && ::flock(fd.get(), LOCK_EX) == 0 && is_same_file(fd, path)) return fd;
+  }
+  return failure(ErrorKind::in_use,
+                 fmt::format("somebody is making the volume '{}' already", volume));
+}
+
+void clear_leftovers(const StateLayout& state) {
+  for (const std::string& name : names_in(state.volumes())) {
+    if (!name.starts_with(creating_prefix) && !name.starts_with(removing_prefix)) continue;
+    const std::string path = state.volumes() + '/' + name;
+    const auto lock = try_lock(path);
+    if (lock && *lock) (void)remove_tree(path);
+  }
+}
+
+Result<void> pin(const StateLayout& state, const std::string& volume, const std::string& checkpoint,
+                 const std::string& clone) {
+  if (!path_exists(state.volume(volume))) {
+    return failure(ErrorKind::not_found,
+                   fmt::format("there is no volume '{}' to stand on", volume));
+  }
+  const std::string parent = fmt::format("{}/{}", pins_path(state, volume), checkpoint);
+  TRY(make_directories(parent));
+  const std::string path = parent + '/' + clone;
+  const Fd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  if (!fd) return errno_failure(errno, fmt::format("cannot make '{}'", path));
+  return sync_directory(parent);
+}
+
+void remove_pins_of(const StateLayout& state, const std::string& clone) {
+  for (const std::string& volume : names_in(state.volumes())) {
+    const std::string pins = pins_path(state, volume);
+    for (const std::string& checkpoint : names_in(pins)) {
+      ::unlink(fmt::format("{}/{}/{}", pins, checkpoint, clone).c_str());
+      ::rmdir(fmt::format("{}/{}", pins, checkpoint).c_str());  // where it was the last one
+    }
+  }
+}
+
+std::vector<std::string> dependents_of(const StateLayout& state, const std::string& volume,
+                                       const std::string& checkpoint) {
+  std::vector<std::string> dependents;
+  for (const std::string& pinned : names_in(pins_path(state, volume))) {
+    if (!checkpoint.empty() && pinned != checkpoint) continue;
+    for (const std::string& clone : names_in(pins_path(state, volume) + '/' + pinned)) {
+      // The pin of a volume that was never finished, or has gone since, says nothing.
+      const bool is_there =
+          path_exists(state.volume(clone)) || path_exists(creating_path(state, clone));
+      if (is_there) dependents.push_back(clone);
+    }
+  }
+  return dependents;
+}
+
+}  // namespace berth::machine

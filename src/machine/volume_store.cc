@@ -1,0 +1,185 @@
+#include "machine/volume_store.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <utility>
+
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "async/directories.h"
+#include "async/uring_loop.h"
+#include "base/log.h"
+#include "disk/map_file.h"
+#include "machine/job_observer.h"
+#include "machine/live_store.h"
+#include "machine/small_file.h"
+#include "machine/volume_creation.h"
+#include "machine/volume_directory.h"
+
+namespace berth::machine {
+namespace {
+
+constexpr const char* summary_name = "volume.json";
+
+VolumeSummary parse_summary(std::string name, const Json& json) {
+  const auto text = [&json](const char* member) {
+    const auto found = json.find(member);
+    return found != json.end() && found->is_string() ? found->get<std::string>() : std::string();
+  };
+  const auto number = [&json](const char* member) -> std::uint64_t {
+    const auto found = json.find(member);
+    return found != json.end() && found->is_number_unsigned() ? found->get<std::uint64_t>() : 0;
+  };
+  VolumeSummary summary{.name = std::move(name)};
+  summary.id = text("id");
+  summary.size = number("size");
+  summary.block_size =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(number("block_size"), UINT32_MAX));
+  summary.backing = text("backing");
+  summary.adopted = text("adopted");
+  summary.created_at = text("created_at");
+  return summary;
+}
+
+/// Somebody may have edited or removed the file: then less is known, and nothing else happens.
+VolumeSummary read_summary(const std::string& volume_path, const std::string& name) {
+  const auto text = read_small_file(volume_path + '/' + summary_name);
+  const auto json = text ? parse_json(*text) : Result<Json>(Json::object());
+  return parse_summary(name, json && json->is_object() ? *json : Json::object());
+}
+
+class CreationObserver final : public JobObserver {
+ public:
+  explicit CreationObserver(const VolumeCreateJob& job) : job_(job) {}
+  Result<void> check() const override {
+    if (!job_.stop.stop_requested()) return {};
+    return failure(ErrorKind::cancelled, "making the volume was cancelled");
+  }
+  void report(const ControlProgress& progress) override {
+    if (job_.report) job_.report(progress);
+  }
+
+ private:
+  const VolumeCreateJob& job_;
+};
+
+Result<void> check_request(const VolumeCreateRequest& request) {
+  TRY(check_name("volume", request.name));
+  const int sources = !request.backing.empty() + !request.import.empty() + !request.adopt.empty();
+  if (sources > 1) {
+    return failure(ErrorKind::invalid_argument,
+                   "give at most one of a backing, a file to import and one to adopt");
+  }
+  if (sources == 0 && request.size == 0) {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("the volume '{}' needs a size", request.name));
+  }
+  return {};
+}
+
+}  // namespace
+
+VolumeStore::VolumeStore(std::string state_dir, std::string run_dir)
+    : state_{std::move(state_dir)}, run_{std::move(run_dir)} {}
+
+Result<VolumeSummary> VolumeStore::create(const VolumeCreateRequest& request,
+                                          const VolumeCreateJob& job) {
+  TRY(check_request(request));
+  TRY(make_directories(state_.volumes()));
+  TRY(make_directories(run_.run_dir));
+  clear_leftovers(state_);
+  const auto loop = TRY(UringLoop::create());
+  CreationObserver observer(job);
+  VolumeCreation creation(*loop, state_, run_, request, observer);
+  auto created = loop->run_until_complete(creation.run());
+  if (created) return created;
+  return failure(std::move(created).error().with_context(
+      fmt::format("cannot make the volume '{}'", request.name)));
+}
+
+Result<std::vector<VolumeSummary>> VolumeStore::list() const {
+  std::vector<VolumeSummary> volumes;
+  for (const std::string& name : names_in(state_.volumes())) {
+    if (!is_valid_name(name) || !path_exists(state_.volume(name) + '/' + disk::MapFile::file_name))
+      continue;
+    auto volume = summary(name);
+    if (volume) volumes.push_back(std::move(*volume));
+  }
+  return volumes;
+}
+
+Result<VolumeSummary> VolumeStore::summary(const std::string& name) const {
+  TRY(check_name("volume", name));
+  const std::string path = state_.volume(name);
+  if (!path_exists(path + '/' + disk::MapFile::file_name)) {
+    return failure(ErrorKind::not_found, fmt::format("there is no volume '{}'", name));
+  }
+  return read_summary(path, name);
+}
+
+Result<void> VolumeStore::remove(const std::string& name) {
+  TRY(summary(name));
+  clear_leftovers(state_);
+  const std::string path = state_.volume(name);
+  const auto dependents = dependents_of(state_, name, "");
+  if (!dependents.empty()) {
+    return failure(
+        ErrorKind::in_use,
+        fmt::format("the volume '{}' cannot be removed: the volume '{}' stands on one of "
+                    "its checkpoints",
+                    name, dependents.front()));
+  }
+  std::vector<Fd> locks;
+  for (const char* file :
+       {"", disk::MapFile::file_name, "data"}) {  // the directory for clear_leftovers()
+    auto lock = try_lock(path + '/' + file);
+    if (!lock && lock.error().kind() == ErrorKind::not_found)
+      continue;  // what was adopted may be gone
+    auto held = TRY(std::move(lock));
+    if (!held)
+      return failure(ErrorKind::in_use,
+                     fmt::format("the volume '{}' is open: stop its keeper first", name));
+    locks.push_back(std::move(*held));
+  }
+  const std::string removed = removing_path(state_, name);
+  if (::rename(path.c_str(), removed.c_str()) != 0) {
+    return errno_failure(errno, fmt::format("cannot remove the volume '{}'", name));
+  }
+  TRY(sync_directory(state_.volumes()));
+  TRY(remove_tree(removed));
+  remove_pins_of(state_, name);
+  return remove_live_store(run_, name);
+}
+
+Result<void> write_summary(const std::string& volume_path, const VolumeSummary& summary) {
+  const Json json = {
+      {"what", "a Berth volume, for people and for lists: the engine does not read this file"},
+      {"name", summary.name},
+      {"id", summary.id},
+      {"size", summary.size},
+      {"block_size", summary.block_size},
+      {"backing", summary.backing},
+      {"adopted", summary.adopted},
+      {"created_at", summary.created_at}};
+  return write_small_file(volume_path + '/' + summary_name,
+                          json.dump(2, ' ', false, Json::error_handler_t::replace) + '\n');
+}
+
+void refresh_summary(const StateLayout& state, const std::string& volume,
+                     const disk::VolumeInfo& info) {
+  const std::string path = state.volume(volume);
+  const VolumeSummary known = read_summary(path, volume);
+  VolumeSummary summary = known;
+  summary.id = info.id.to_string();
+  summary.size = info.size;
+  summary.block_size = info.block_size;
+  summary.backing = info.backing;
+  if (summary == known) return;
+  const auto written = write_summary(path, summary);
+  if (!written) log_warning("volume '{}': {}", volume, written.error().message());
+}
+
+}  // namespace berth::machine

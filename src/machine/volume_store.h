@@ -1,0 +1,85 @@
+// The volumes of one state directory, from outside: made, listed, removed. What goes on inside one
+// is its keeper's.
+//
+//   STATE_DIR/volumes/NAME/            the volume (DESIGN §5), there as a whole or not at all
+//   STATE_DIR/volumes/NAME/volume.json what it is, for people and for lists; the engine does not
+//   read it STATE_DIR/volumes/NAME/pins/CHECKPOINT/CLONE   that volume has this one's checkpoint as
+//   its backing
+//
+// Blocking, and slow where data is copied: call it on a thread that may wait (it runs a loop of its
+// own). Several processes may work on one state directory at once. A create or remove that was cut
+// short leaves a directory whose name begins with a dot, which the next one clears away.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "disk/volume.h"
+#include "machine/control_protocol.h"
+#include "machine/layout.h"
+
+namespace berth::machine {
+
+struct VolumeSummary {
+  std::string name;
+  std::string id;                // 36 characters
+  std::uint64_t size = 0;        // bytes, as of the last open or resize
+  std::uint32_t block_size = 0;  // bytes
+  std::string backing;           // "" for none
+  std::string adopted;           // path of the file or device that is its data, "" for its own
+  std::string created_at;        // RFC 3339
+  friend bool operator==(const VolumeSummary&, const VolumeSummary&) = default;
+};
+
+struct VolumeCreateRequest {
+  std::string name;
+  std::uint64_t size = 0;  // bytes; 0: that of what it is made from
+  std::uint32_t block_size = disk::block_size_default;
+  // At most one of these. A backing is written as backing_specification.h says, and so is what is
+  // imported.
+  std::string backing;  // absent blocks are read from it
+  std::string import;   // copied into the volume
+  std::string adopt;    // absolute path of a raw file or block device, used in place
+};
+
+struct VolumeCreateJob {
+  std::function<void(const ControlProgress&)> report;  // may be empty; on the calling thread
+  std::stop_token stop;                                // ends it with `cancelled`
+};
+
+class VolumeStore {
+ public:
+  VolumeStore(std::string state_dir, std::string run_dir);
+
+  /// Durable when it returns; after an error nothing is left. already_exists, or why the size, the
+  /// backing or the data do not do. A backing volume:NAME@CHECKPOINT needs NAME's keeper running,
+  /// and pins the checkpoint.
+  Result<VolumeSummary> create(const VolumeCreateRequest& request, const VolumeCreateJob& job = {});
+
+  /// By name. Directories that are no volume are left out.
+  Result<std::vector<VolumeSummary>> list() const;
+  /// not_found.
+  Result<VolumeSummary> summary(const std::string& name) const;
+
+  /// With all its checkpoints. in_use while it is open somewhere, or while a volume has a
+  /// checkpoint of it as backing. What was adopted keeps its bytes.
+  Result<void> remove(const std::string& name);
+
+ private:
+  StateLayout state_;
+  RunLayout run_;
+};
+
+/// Writes volume.json anew; blocking.
+Result<void> write_summary(const std::string& volume_path, const VolumeSummary& summary);
+
+/// Has volume.json say what the open volume says, if it does not yet. Failing that it stays as it
+/// is, with a warning.
+void refresh_summary(const StateLayout& state, const std::string& volume,
+                     const disk::VolumeInfo& info);
+
+}  // namespace berth::machine
