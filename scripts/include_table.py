@@ -4,7 +4,7 @@
     scripts/include_table.py [ROOT]
 
 Every `#include "module/file.h"` below src/ must be allowed by MAY_INCLUDE, must name a file that exists, and may name
-`testing` only from a *_test.cc. What lies in tests/ and bench/ may include everything. Prints each violation as
+`testing` only from a *_test.cc or a test_*.h. What lies in tests/ and bench/ may include everything. Prints each violation as
 path:line: reason, and exits 1 if there is one.
 """
 
@@ -60,7 +60,8 @@ def _verdict(root, source, included):
     if target == module:
         return None
     if target == "testing":
-        return None if source.name.endswith("_test.cc") else "only tests may include testing"
+        is_test = source.name.endswith("_test.cc") or source.name.startswith("test_")
+        return None if is_test else "only tests may include testing"
     if target not in MAY_INCLUDE[module]:
         allowed = ", ".join(sorted(MAY_INCLUDE[module])) or "nothing"
         return f"{module} may not include {target} (it may include: {allowed})"

@@ -1,12 +1,13 @@
 #include "async/block_device.h"
 
-#include <fmt/format.h>
-#include <sys/sysmacros.h>
-
 #include <algorithm>
 #include <array>
 #include <fstream>
 #include <utility>
+
+#include <sys/sysmacros.h>
+
+#include <fmt/format.h>
 
 #include "async/boot_id.h"
 
@@ -40,17 +41,20 @@ constexpr std::array<std::pair<const char*, const char*>, 5> lasting_names{{
 
 Result<std::string> disk_identity(const std::string& directory, std::uint64_t device) {
   for (const auto& [name, kind] : lasting_names) {
-    if (const std::string value = attribute(directory, name); !value.empty()) return fmt::format("{}:{}", kind, value);
+    if (const std::string value = attribute(directory, name); !value.empty())
+      return fmt::format("{}:{}", kind, value);
   }
   const std::string sequence = attribute(directory, "diskseq");  // Linux 5.15
-  return fmt::format("attached:{}:{}", TRY(read_boot_id()),
-                     sequence.empty() ? fmt::format("{}:{}", major(device), minor(device)) : sequence);
+  return fmt::format(
+      "attached:{}:{}", TRY(read_boot_id()),
+      sequence.empty() ? fmt::format("{}:{}", major(device), minor(device)) : sequence);
 }
 
 }  // namespace
 
 Result<std::string> block_device_identity(std::uint64_t device, const std::string& sysfs) {
-  const std::string directory = fmt::format("{}/dev/block/{}:{}", sysfs, major(device), minor(device));
+  const std::string directory =
+      fmt::format("{}/dev/block/{}:{}", sysfs, major(device), minor(device));
   const std::string partition = attribute(directory, "partition");
   if (partition.empty()) return disk_identity(directory, device);
   // The directory of a partition lies in that of its disk.

@@ -1,15 +1,6 @@
-// What is checked here: disks are told apart by what stays with them, and a volume on a block device (a loop
-// device, where the test may make one) keeps the promises of file.h.
+// What is checked here: disks are told apart by what stays with them, and a volume on a block
+// device (a loop device, where the test may make one) keeps the promises of file.h.
 #include "async/block_device.h"
-
-#include <gtest/gtest.h>
-
-#include <fcntl.h>
-#include <linux/loop.h>
-#include <sys/ioctl.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -18,6 +9,15 @@
 #include <memory>
 #include <optional>
 #include <string>
+
+#include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
 
 #include "async/boot_id.h"
 #include "async/test_support.h"
@@ -35,7 +35,8 @@ class BlockDeviceIdentityTest : public testing::Test {
     std::filesystem::create_directories(scratch_ / "dev/block");
     std::filesystem::create_directories(scratch_ / "devices/disk/part");
     std::filesystem::create_directory_symlink("../../devices/disk", scratch_ / "dev/block/8:0");
-    std::filesystem::create_directory_symlink("../../devices/disk/part", scratch_ / "dev/block/8:1");
+    std::filesystem::create_directory_symlink("../../devices/disk/part",
+                                              scratch_ / "dev/block/8:1");
   }
   void set(const std::string& attribute, const std::string& value) {
     const std::filesystem::path path = scratch_ / ("devices/disk/" + attribute);
@@ -92,11 +93,13 @@ class LoopDevice {
       loop_config configuration{};
       configuration.fd = static_cast<unsigned>(backing.get());
       configuration.info.lo_flags = LO_FLAGS_AUTOCLEAR;
-      if (device->fd_ && ::ioctl(device->fd_.get(), LOOP_CONFIGURE, &configuration) == 0) return device;
+      if (device->fd_ && ::ioctl(device->fd_.get(), LOOP_CONFIGURE, &configuration) == 0)
+        return device;
     }
     return nullptr;
   }
-  explicit LoopDevice(std::string path) : path_(std::move(path)), fd_(::open(path_.c_str(), O_RDWR | O_CLOEXEC)) {}
+  explicit LoopDevice(std::string path)
+      : path_(std::move(path)), fd_(::open(path_.c_str(), O_RDWR | O_CLOEXEC)) {}
   const std::string& path() const { return path_; }
 
  private:
@@ -129,7 +132,8 @@ Task<Result<void>> write_clear_and_read(File& file, std::uint64_t step) {
   EXPECT_EQ(CO_TRY(co_await file.read(MiB, read.bytes())), MiB);
   EXPECT_TRUE(is_zero(read.bytes().subspan(step, step)));
   EXPECT_TRUE(is_zero(read.bytes().subspan(4 * step, 2 * step)));
-  EXPECT_EQ(static_cast<std::uint64_t>(std::ranges::count(read.bytes(), std::byte{1})), MiB - 3 * step);
+  EXPECT_EQ(static_cast<std::uint64_t>(std::ranges::count(read.bytes(), std::byte{1})),
+            MiB - 3 * step);
   EXPECT_EQ(CO_TRY(co_await file.read(16 * MiB - 4096, read.bytes())), 4096U);
   EXPECT_EQ((co_await file.write(16 * MiB, ones.first(4096))).error().kind(), ErrorKind::no_space);
   CO_TRY(co_await file.sync());
@@ -137,8 +141,10 @@ Task<Result<void>> write_clear_and_read(File& file, std::uint64_t step) {
 }
 
 TEST_F(BlockDeviceFileTest, IsReadWrittenAndCleared) {
-  run_test(*loop_, write_clear_and_read(*MUST(directory_->open("data", {.direct = true, .lock = true})), 4096));
-  run_test(*loop_, write_clear_and_read(*MUST(directory_->open("data", {.create = true})), 64 * KiB));
+  run_test(*loop_, write_clear_and_read(
+                       *MUST(directory_->open("data", {.direct = true, .lock = true})), 4096));
+  run_test(*loop_,
+           write_clear_and_read(*MUST(directory_->open("data", {.create = true})), 64 * KiB));
 }
 
 TEST_F(BlockDeviceFileTest, IsClearedInRangesSmallerThanASector) {

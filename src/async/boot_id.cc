@@ -1,10 +1,10 @@
 #include "async/boot_id.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <array>
 #include <cerrno>
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include "base/fd.h"
 
@@ -18,7 +18,8 @@ Result<std::string> read_boot_id() {
   const ssize_t got = fd ? ::read(fd.get(), text.data(), text.size()) : -1;
   if (got < 0) return errno_failure(errno, std::string("cannot read ") + path);
   if (got < static_cast<ssize_t>(uuid_length)) {
-    return failure(ErrorKind::io_error, std::string(path) + " does not hold an id: is /proc mounted?");
+    return failure(ErrorKind::io_error,
+                   std::string(path) + " does not hold an id: is /proc mounted?");
   }
   return std::string(text.data(), uuid_length);
 }

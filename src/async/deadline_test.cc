@@ -1,9 +1,9 @@
 #include "async/deadline.h"
 
-#include <gtest/gtest.h>
-
 #include <chrono>
 #include <memory>
+
+#include <gtest/gtest.h>
 
 #include "async/event.h"
 #include "async/test_support.h"
@@ -45,7 +45,8 @@ TEST_F(DeadlineTest, StoppingOneThatHasFiredButNotRunIsSafe) {
   int called = 0;
   const auto race = [](Loop& loop, int& calls) -> Task<> {
     Deadline deadline(loop, Duration::zero(), [&] { ++calls; });
-    // Both are due now; this one was added later and so runs after the deadline's coroutine has been posted.
+    // Both are due now; this one was added later and so runs after the deadline's coroutine has
+    // been posted.
     co_await loop.sleep(Duration::zero());
     co_await deadline.stop();
   };

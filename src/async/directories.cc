@@ -1,11 +1,12 @@
 #include "async/directories.h"
 
+#include <cerrno>
+
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <fmt/format.h>
 
 #include "base/fd.h"
 

@@ -1,9 +1,9 @@
 #include "async/event.h"
 
-#include <gtest/gtest.h>
-
 #include <memory>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "async/test_support.h"
 
@@ -93,8 +93,12 @@ TEST_F(AsyncMutexTest, NobodyOvertakesWhoHasBeenGivenTheLock) {
   Gate gate(*loop_);
   int inside = 0;
   std::vector<int> order;
-  const auto unlock_then_lock = [](Loop& loop, AsyncMutex& of, int& in, std::vector<int>& out) -> Task<> {
-    { auto guard = co_await of.lock(); co_await loop.yield(); }
+  const auto unlock_then_lock = [](Loop& loop, AsyncMutex& of, int& in,
+                                   std::vector<int>& out) -> Task<> {
+    {
+      auto guard = co_await of.lock();
+      co_await loop.yield();
+    }
     // The next in line has the lock by now, although it has not run yet.
     co_await use_alone(loop, of, 9, in, out);
   };

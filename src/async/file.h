@@ -1,10 +1,11 @@
 // File and Directory: what the engine needs of a file system, and nothing more. The second seam.
 //
 // Reads and writes are awaited on the loop that the file was opened for; the calls of Directory and
-// the ones marked "blocking" are short system calls made in place, or under offload() where they are
-// not short. A file stays open, and its lock held, until the object goes *and* its last I/O has ended.
-// Durability: a write is durable after a later sync() of the file; a name after a sync of its directory.
-// The simulated twin (testing/sim_file.h) keeps exactly these promises and breaks everything else.
+// the ones marked "blocking" are short system calls made in place, or under offload() where they
+// are not short. A file stays open, and its lock held, until the object goes *and* its last I/O has
+// ended. Durability: a write is durable after a later sync() of the file; a name after a sync of
+// its directory. The simulated twin (testing/sim_file.h) keeps exactly these promises and breaks
+// everything else.
 #pragma once
 
 #include <coroutine>
@@ -21,12 +22,12 @@ namespace berth {
 /// One operation on a file; lives in the waiting coroutine until it is resumed.
 struct FileRequest {
   enum class Kind : std::uint8_t {
-    read,    // fewer bytes than asked only at the end of the file
-    write,   // all bytes or an error
-    sync,    // data, and what is needed to read it again (fdatasync)
+    read,      // fewer bytes than asked only at the end of the file
+    write,     // all bytes or an error
+    sync,      // data, and what is needed to read it again (fdatasync)
     sync_all,  // everything, the times too (fsync)
-    punch,   // bytes become zero, space is given back (FALLOC_FL_PUNCH_HOLE); never changes the size
-    zero,    // bytes become zero, space may stay allocated (FALLOC_FL_ZERO_RANGE)
+    punch,  // bytes become zero, space is given back (FALLOC_FL_PUNCH_HOLE); never changes the size
+    zero,   // bytes become zero, space may stay allocated (FALLOC_FL_ZERO_RANGE); grows the file
   };
   Kind kind = Kind::read;
   std::byte* data = nullptr;
@@ -34,7 +35,7 @@ struct FileRequest {
   std::uint64_t length = 0;
   std::int64_t result = 0;  // bytes moved, or -errno
   std::coroutine_handle<> waiter;
-  std::uint64_t done = 0;   // for the loop: progress over short transfers
+  std::uint64_t done = 0;  // for the loop: progress over short transfers
   FileRequest* next = nullptr;
 };
 
@@ -65,7 +66,8 @@ class File {
   }
   auto write(std::uint64_t offset, Bytes from) {
     // The kernel reads `from` only; the request has one field for both directions.
-    return Action(*this, FileRequest::Kind::write, const_cast<std::byte*>(from.data()), offset, from.size());
+    return Action(*this, FileRequest::Kind::write, const_cast<std::byte*>(from.data()), offset,
+                  from.size());
   }
   auto sync_all() { return Action(*this, FileRequest::Kind::sync_all, nullptr, 0, 0); }
   auto sync() { return Action(*this, FileRequest::Kind::sync, nullptr, 0, 0); }
@@ -91,7 +93,8 @@ class File {
  private:
   class Awaiter {
    public:
-    Awaiter(File& file, FileRequest::Kind kind, std::byte* data, std::uint64_t offset, std::uint64_t length)
+    Awaiter(File& file, FileRequest::Kind kind, std::byte* data, std::uint64_t offset,
+            std::uint64_t length)
         : file_(file) {
       request_.kind = kind;
       request_.data = data;
@@ -114,7 +117,8 @@ class File {
     using Awaiter::Awaiter;
     /// Bytes read.
     Result<std::size_t> await_resume() {
-      if (request_.result < 0) [[unlikely]] return failure(error());
+      if (request_.result < 0) [[unlikely]]
+        return failure(error());
       return static_cast<std::size_t>(request_.result);
     }
   };
@@ -122,7 +126,8 @@ class File {
    public:
     using Awaiter::Awaiter;
     Result<void> await_resume() {
-      if (request_.result < 0) [[unlikely]] return failure(error());
+      if (request_.result < 0) [[unlikely]]
+        return failure(error());
       return {};
     }
   };
@@ -132,8 +137,9 @@ struct OpenOptions {
   bool create = false;     // make it if it is not there
   bool exclusive = false;  // with create: already_exists if it is there
   bool read_only = false;
-  bool direct = false;     // O_DIRECT where the file system takes it; buffers and offsets in 4 KiB then
-  bool lock = false;       // exclusive flock on the descriptor that does the I/O; in_use if it is taken
+  bool direct =
+      false;          // O_DIRECT where the file system takes it; buffers and offsets in 4 KiB then
+  bool lock = false;  // exclusive flock on the descriptor that does the I/O; in_use if it is taken
 };
 
 class Directory {
@@ -142,7 +148,8 @@ class Directory {
 
   // All blocking.
   virtual Result<std::unique_ptr<File>> open(const std::string& name, OpenOptions options) = 0;
-  virtual Result<std::unique_ptr<Directory>> open_directory(const std::string& name, bool create) = 0;
+  virtual Result<std::unique_ptr<Directory>> open_directory(const std::string& name,
+                                                            bool create) = 0;
   virtual Result<bool> exists(const std::string& name) = 0;
   virtual Result<void> remove(const std::string& name) = 0;
   virtual Result<void> rename(const std::string& from, const std::string& to) = 0;

@@ -1,10 +1,10 @@
 #include "async/gate.h"
 
-#include <gtest/gtest.h>
-
 #include <chrono>
 #include <memory>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "async/event.h"
 #include "async/test_support.h"
@@ -109,6 +109,7 @@ TEST_F(GateTest, AbandonTakesTimersBack) {
 }
 
 TEST(GateDeathTest, DestroyingAGateWithTasksInItEndsTheProcess) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
   const auto destroy_too_early = [] {
     auto loop = MUST(UringLoop::create());
     int count = 0;

@@ -1,7 +1,7 @@
 // Loop: one thread that runs coroutines and their I/O. The seam between the engine and the machine.
 //
-// Everything that belongs to a loop (files, streams, volumes) is used on its thread only. The real one
-// is uring_loop.h; simulations turn testing/sim_loop.h, where time and order come from a seed.
+// Everything that belongs to a loop (files, streams, volumes) is used on its thread only. The real
+// one is uring_loop.h; simulations turn testing/sim_loop.h, where time and order come from a seed.
 // Waking a waiter is always `post()`: nobody's code runs inside somebody else's.
 #pragma once
 

@@ -25,7 +25,8 @@ class SharedMemoryStore {
   /// An existing region with its present size, or not_found.
   virtual Result<std::unique_ptr<SharedMemory>> open(const std::string& name) = 0;
   /// A new region of `size` zero bytes, in place of one of that name.
-  virtual Result<std::unique_ptr<SharedMemory>> create(const std::string& name, std::uint64_t size) = 0;
+  virtual Result<std::unique_ptr<SharedMemory>> create(const std::string& name,
+                                                       std::uint64_t size) = 0;
   virtual Result<void> remove(const std::string& name) = 0;
   /// Identifies this run of the machine's kernel (/proc/sys/kernel/random/boot_id).
   virtual std::string boot_id() const = 0;

@@ -1,9 +1,9 @@
 #include "async/offload_pool.h"
 
+#include <utility>
+
 #include <pthread.h>
 #include <signal.h>
-
-#include <utility>
 
 namespace berth {
 

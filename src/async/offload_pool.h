@@ -1,7 +1,9 @@
-// OffloadPool: a few threads that run OffloadRequests in the order of their arrival. Used by UringLoop.
+// OffloadPool: a few threads that run OffloadRequests in the order of their arrival. Used by
+// UringLoop.
 //
-// Requests live in waiting coroutines, so the queue is as long as there are coroutines that wait, and no
-// longer. Every request that was submitted is run, also when the pool is destroyed right afterwards.
+// Requests live in waiting coroutines, so the queue is as long as there are coroutines that wait,
+// and no longer. Every request that was submitted is run, also when the pool is destroyed right
+// afterwards.
 #pragma once
 
 #include <condition_variable>

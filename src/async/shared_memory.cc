@@ -1,13 +1,14 @@
 #include "async/shared_memory.h"
 
+#include <cerrno>
+#include <limits>
+
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <limits>
+#include <fmt/format.h>
 
 #include "async/boot_id.h"
 #include "async/directories.h"
@@ -36,7 +37,8 @@ Result<std::unique_ptr<SharedMemory>> map(int fd, const std::string& path, std::
 
 }  // namespace
 
-Result<std::unique_ptr<FileSharedMemoryStore>> FileSharedMemoryStore::create_at(const std::string& path) {
+Result<std::unique_ptr<FileSharedMemoryStore>> FileSharedMemoryStore::create_at(
+    const std::string& path) {
   TRY(make_directories(path));
   Fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!directory) return errno_failure(errno, fmt::format("cannot open the directory '{}'", path));
@@ -45,8 +47,10 @@ Result<std::unique_ptr<FileSharedMemoryStore>> FileSharedMemoryStore::create_at(
 }
 
 Result<std::string> FileSharedMemoryStore::path_of(const std::string& name) const {
-  if (name.empty() || name.starts_with('.') || name.find('/') != std::string::npos || name.contains('\0')) {
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not a name of shared memory", name));
+  if (name.empty() || name.starts_with('.') || name.find('/') != std::string::npos ||
+      name.contains('\0')) {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is not a name of shared memory", name));
   }
   return path_ + "/" + name;
 }
@@ -54,22 +58,27 @@ Result<std::string> FileSharedMemoryStore::path_of(const std::string& name) cons
 Result<std::unique_ptr<SharedMemory>> FileSharedMemoryStore::open(const std::string& name) {
   const std::string path = TRY(path_of(name));
   const Fd fd(::openat(directory_.get(), name.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
-  struct stat status {};
-  if (!fd || ::fstat(fd.get(), &status) != 0) return errno_failure(errno, fmt::format("cannot open '{}'", path));
+  struct stat status{};
+  if (!fd || ::fstat(fd.get(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot open '{}'", path));
   if (!S_ISREG(status.st_mode) || status.st_size == 0) {
     return failure(ErrorKind::corrupt, fmt::format("'{}' is not shared memory", path));
   }
   return map(fd.get(), path, static_cast<std::uint64_t>(status.st_size));
 }
 
-Result<std::unique_ptr<SharedMemory>> FileSharedMemoryStore::create(const std::string& name, std::uint64_t size) {
+Result<std::unique_ptr<SharedMemory>> FileSharedMemoryStore::create(const std::string& name,
+                                                                    std::uint64_t size) {
   const std::string path = TRY(path_of(name));
   if (size == 0 || size > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max())) {
-    return failure(ErrorKind::invalid_argument, fmt::format("shared memory '{}' cannot have {} bytes", path, size));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("shared memory '{}' cannot have {} bytes", path, size));
   }
-  // Under another name first: the old region is there until the new one is. No name begins with a dot.
+  // Under another name first: the old region is there until the new one is. No name begins with a
+  // dot.
   const std::string temporary = "." + name + ".new";
-  const Fd fd(::openat(directory_.get(), temporary.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+  const Fd fd(::openat(directory_.get(), temporary.c_str(),
+                       O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(size)) != 0) {
     return errno_failure(errno, fmt::format("cannot create '{}'", path));
   }

@@ -1,4 +1,5 @@
-// FileSharedMemoryStore: the real SharedMemoryStore. Sparse files in a directory (of a tmpfs), mapped.
+// FileSharedMemoryStore: the real SharedMemoryStore. Sparse files in a directory (of a tmpfs),
+// mapped.
 //
 // Files have mode 0600. Touching a page when the tmpfs is full ends the process (SIGBUS): keep the
 // regions far smaller than it. Core dumps leave the regions out.
@@ -19,7 +20,8 @@ class FileSharedMemoryStore final : public SharedMemoryStore {
 
   Result<std::unique_ptr<SharedMemory>> open(const std::string& name) override;
   /// A mapping of the region that it replaces goes on to show that one's bytes.
-  Result<std::unique_ptr<SharedMemory>> create(const std::string& name, std::uint64_t size) override;
+  Result<std::unique_ptr<SharedMemory>> create(const std::string& name,
+                                               std::uint64_t size) override;
   Result<void> remove(const std::string& name) override;
   std::string boot_id() const override { return boot_id_; }
 

@@ -1,15 +1,15 @@
 #include "async/shared_memory.h"
 
-#include <gtest/gtest.h>
+#include <csignal>
+#include <filesystem>
+#include <memory>
+#include <string>
 
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <csignal>
-#include <filesystem>
-#include <memory>
-#include <string>
+#include <gtest/gtest.h>
 
 #include "async/boot_id.h"
 #include "async/test_support.h"
@@ -21,7 +21,8 @@ namespace {
 class SharedMemoryTest : public testing::Test {
  protected:
   ScratchDirectory scratch_;
-  std::unique_ptr<FileSharedMemoryStore> store_ = FileSharedMemoryStore::create_at(scratch_ / "run/live").value();
+  std::unique_ptr<FileSharedMemoryStore> store_ =
+      FileSharedMemoryStore::create_at(scratch_ / "run/live").value();
 };
 
 TEST_F(SharedMemoryTest, IsZeroAndPageAligned) {
@@ -32,7 +33,9 @@ TEST_F(SharedMemoryTest, IsZeroAndPageAligned) {
 }
 
 TEST_F(SharedMemoryTest, OutlivesItsMappingAndItsStore) {
-  { MUST(store_->create("map", MiB))->bytes()[12345] = std::byte{7}; }
+  {
+    MUST(store_->create("map", MiB))->bytes()[12345] = std::byte{7};
+  }
   store_ = MUST(FileSharedMemoryStore::create_at(scratch_ / "run/live"));
   const auto memory = MUST(store_->open("map"));
   EXPECT_EQ(memory->bytes().size(), MiB);
@@ -53,7 +56,7 @@ TEST_F(SharedMemoryTest, OutlivesAProcessThatIsKilled) {
 TEST_F(SharedMemoryTest, IsSparse) {
   const auto memory = MUST(store_->create("map", 16 * GiB));
   memory->bytes()[8 * GiB] = std::byte{1};
-  struct stat status {};
+  struct stat status{};
   ASSERT_EQ(::stat((scratch_ / "run/live/map").c_str(), &status), 0);
   EXPECT_EQ(static_cast<std::uint64_t>(status.st_size), 16 * GiB);
   EXPECT_LT(status.st_blocks * 512, 1 << 20);
@@ -70,7 +73,9 @@ TEST_F(SharedMemoryTest, ANewRegionTakesTheOldOnesPlaceAndLeavesItsMappingsAlone
 }
 
 TEST_F(SharedMemoryTest, WhatACreateThatDiedLeftBehindIsOverwritten) {
-  { MUST(store_->create("x", 4096))->bytes()[0] = std::byte{5}; }
+  {
+    MUST(store_->create("x", 4096))->bytes()[0] = std::byte{5};
+  }
   std::filesystem::rename(scratch_ / "run/live/x", scratch_ / "run/live/.map.new");
   EXPECT_EQ(store_->open("map").error().kind(), ErrorKind::not_found);
   EXPECT_TRUE(is_zero(MUST(store_->create("map", 4096))->bytes()));
@@ -93,7 +98,8 @@ TEST_F(SharedMemoryTest, BadNamesAndSizesAreRefused) {
   }
   EXPECT_EQ(store_->create("map", 0).error().kind(), ErrorKind::invalid_argument);
   EXPECT_EQ(store_->create("map", UINT64_MAX).error().kind(), ErrorKind::invalid_argument);
-  EXPECT_EQ(FileSharedMemoryStore::create_at("relative").error().kind(), ErrorKind::invalid_argument);
+  EXPECT_EQ(FileSharedMemoryStore::create_at("relative").error().kind(),
+            ErrorKind::invalid_argument);
 }
 
 TEST_F(SharedMemoryTest, FollowsNoLinks) {

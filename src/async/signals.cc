@@ -1,10 +1,10 @@
 #include "async/signals.h"
 
+#include <cerrno>
+
 #include <liburing.h>
 #include <pthread.h>
 #include <sys/signalfd.h>
-
-#include <cerrno>
 
 #include "async/uring_call.h"
 
@@ -15,7 +15,8 @@ Result<std::unique_ptr<Signals>> Signals::create(UringLoop& loop, std::span<cons
   sigset_t before;
   ::sigemptyset(&wanted);
   for (const int number : numbers) {
-    if (::sigaddset(&wanted, number) != 0) return errno_failure(errno, "cannot wait for a signal of this number");
+    if (::sigaddset(&wanted, number) != 0)
+      return errno_failure(errno, "cannot wait for a signal of this number");
   }
   Fd fd(::signalfd(-1, &wanted, SFD_CLOEXEC));
   if (!fd) return errno_failure(errno, "cannot create a signalfd");

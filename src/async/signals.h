@@ -1,8 +1,8 @@
 // Signals as something to wait for: co_await signals.next() instead of a handler.
 //
-// The signals are blocked in the thread that creates this, and in the threads that it starts from then
-// on: create it in main, before any other thread, and children must unblock them before exec. Destroying
-// it gives this thread the mask that it had. One at a time.
+// The signals are blocked in the thread that creates this, and in the threads that it starts from
+// then on: create it in main, before any other thread, and children must unblock them before exec.
+// Destroying it gives this thread the mask that it had. One at a time.
 #pragma once
 
 #include <csignal>

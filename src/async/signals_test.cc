@@ -1,12 +1,12 @@
 #include "async/signals.h"
 
-#include <gtest/gtest.h>
+#include <array>
+#include <csignal>
 
 #include <pthread.h>
 #include <unistd.h>
 
-#include <array>
-#include <csignal>
+#include <gtest/gtest.h>
 
 #include "async/test_support.h"
 
@@ -68,7 +68,9 @@ TEST_F(SignalsTest, TheMaskComesBack) {
 }
 
 TEST_F(SignalsTest, PoolThreadsTakeNoSignals) {
-  const auto blocked_there = [](Loop& loop) -> Task<bool> { co_return co_await offload(loop, [] { return is_blocked(SIGTERM); }); };
+  const auto blocked_there = [](Loop& loop) -> Task<bool> {
+    co_return co_await offload(loop, [] { return is_blocked(SIGTERM); });
+  };
   EXPECT_TRUE(run(*loop_, blocked_there(*loop_)));
 }
 

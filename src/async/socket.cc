@@ -1,7 +1,12 @@
 #include "async/socket.h"
 
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <liburing.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -10,11 +15,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
-#include <cerrno>
-#include <cstring>
-#include <utility>
+#include <fmt/format.h>
 
 #include "async/deadline.h"
 #include "async/socket_address.h"
@@ -74,7 +75,8 @@ class Unsent {
     std::size_t count = 0;
     for (const Bytes part : parts_.first(std::min(parts_.size(), vectors_.size()))) {
       const std::size_t skip = count == 0 ? sent_of_first_ : 0;
-      vectors_[count++] = {.iov_base = const_cast<std::byte*>(part.data()) + skip, .iov_len = part.size() - skip};
+      vectors_[count++] = {.iov_base = const_cast<std::byte*>(part.data()) + skip,
+                           .iov_len = part.size() - skip};
     }
     message_.msg_iov = vectors_.data();
     message_.msg_iovlen = count;
@@ -117,7 +119,8 @@ Result<std::unique_ptr<SocketStream>> SocketStream::adopt(UringLoop& loop, Fd co
     return errno_failure(errno, "cannot change the flags of a socket");
   }
   tune(connected, address.family());
-  return std::unique_ptr<SocketStream>(new SocketStream(loop, std::move(connected), describe(address)));
+  return std::unique_ptr<SocketStream>(
+      new SocketStream(loop, std::move(connected), describe(address)));
 }
 
 SocketStream::~SocketStream() { CHECK(under_way_ == 0); }
@@ -133,10 +136,13 @@ Task<Result<void>> SocketStream::finish_writing() {
 }
 
 std::unexpected<Error> SocketStream::failed(const char* what, int errno_value) const {
-  if (shut_down_) return failure(ErrorKind::disconnected, fmt::format("the connection to {} was shut down", peer_));
+  if (shut_down_)
+    return failure(ErrorKind::disconnected,
+                   fmt::format("the connection to {} was shut down", peer_));
   const std::string context = fmt::format("cannot {} {}", what, peer_);
   if (!means_disconnected(errno_value)) return errno_failure(errno_value, context);
-  return failure(ErrorKind::disconnected, fmt::format("{}: {}", context, std::strerror(errno_value)));
+  return failure(ErrorKind::disconnected,
+                 fmt::format("{}: {}", context, std::strerror(errno_value)));
 }
 
 Task<Result<std::size_t>> SocketStream::read_some(MutableBytes into) {
@@ -192,8 +198,10 @@ Task<Result<void>> SocketStream::write_all(std::span<const Bytes> parts) {
 Result<std::unique_ptr<SocketListener>> SocketListener::adopt(UringLoop& loop, Fd listening) {
   int listens = 0;
   socklen_t length = sizeof listens;
-  if (::getsockopt(listening.get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0 || listens == 0) {
-    return failure(ErrorKind::invalid_argument, "cannot accept connections on what is not a listening socket");
+  if (::getsockopt(listening.get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0 ||
+      listens == 0) {
+    return failure(ErrorKind::invalid_argument,
+                   "cannot accept connections on what is not a listening socket");
   }
   return std::unique_ptr<SocketListener>(new SocketListener(loop, std::move(listening)));
 }
@@ -202,10 +210,11 @@ namespace {
 
 /// Whether what lies at the path is a socket left over from a process that is gone.
 bool is_abandoned(const std::string& path, const SocketAddress& address) {
-  struct stat status {};
+  struct stat status{};
   if (::lstat(path.c_str(), &status) != 0 || !S_ISSOCK(status.st_mode)) return false;
   const Fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  return probe && ::connect(probe.get(), address.get(), address.length) != 0 && errno == ECONNREFUSED;
+  return probe && ::connect(probe.get(), address.get(), address.length) != 0 &&
+         errno == ECONNREFUSED;
 }
 
 Result<Fd> listening_socket(const SocketAddress& address, const std::string& name) {
@@ -216,7 +225,8 @@ Result<Fd> listening_socket(const SocketAddress& address, const std::string& nam
   } else {
     set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1);
   }
-  if (::bind(fd.get(), address.get(), address.length) != 0 || ::listen(fd.get(), listen_backlog) != 0) {
+  if (::bind(fd.get(), address.get(), address.length) != 0 ||
+      ::listen(fd.get(), listen_backlog) != 0) {
     return errno_failure(errno, fmt::format("cannot listen on {}", name));
   }
   return fd;
@@ -224,17 +234,20 @@ Result<Fd> listening_socket(const SocketAddress& address, const std::string& nam
 
 }  // namespace
 
-Result<std::unique_ptr<SocketListener>> SocketListener::listen_unix(UringLoop& loop, const std::string& path) {
+Result<std::unique_ptr<SocketListener>> SocketListener::listen_unix(UringLoop& loop,
+                                                                    const std::string& path) {
   const SocketAddress address = TRY(unix_address(path));
   Result<Fd> fd = listening_socket(address, path);
   if (!fd && fd.error().errno_value() == EADDRINUSE && is_abandoned(path, address)) {
-    if (::unlink(path.c_str()) != 0) return errno_failure(errno, fmt::format("cannot replace the socket '{}'", path));
+    if (::unlink(path.c_str()) != 0)
+      return errno_failure(errno, fmt::format("cannot replace the socket '{}'", path));
     fd = listening_socket(address, path);
   }
   return adopt(loop, TRY(std::move(fd)));
 }
 
-Result<std::unique_ptr<SocketListener>> SocketListener::listen_tcp(UringLoop& loop, const TcpAddress& address) {
+Result<std::unique_ptr<SocketListener>> SocketListener::listen_tcp(UringLoop& loop,
+                                                                   const TcpAddress& address) {
   const auto addresses = TRY(tcp_addresses(address, ResolveFor::listening));
   return adopt(loop, TRY(listening_socket(addresses.front(), address.to_string())));
 }
@@ -243,7 +256,8 @@ SocketListener::~SocketListener() { CHECK(pending_ == nullptr); }
 
 std::uint16_t SocketListener::port() const {
   SocketAddress address;
-  return ::getsockname(fd_.get(), address.get(), &address.length) == 0 ? port_of(address) : std::uint16_t{0};
+  return ::getsockname(fd_.get(), address.get(), &address.length) == 0 ? port_of(address)
+                                                                       : std::uint16_t{0};
 }
 
 void SocketListener::close() {
@@ -261,8 +275,11 @@ Task<Result<std::unique_ptr<Stream>>> SocketListener::accept() {
     pending_ = &accept;
     int result = co_await accept;
     if (result == -EAGAIN && !closed_) {
-      // Somebody has set O_NONBLOCK on the socket, which may be theirs as well: then accept does not wait.
-      UringCall poll(loop_, [this](io_uring_sqe& entry) { ::io_uring_prep_poll_add(&entry, fd_.get(), POLLIN); });
+      // Somebody has set O_NONBLOCK on the socket, which may be theirs as well: then accept does
+      // not wait.
+      UringCall poll(loop_, [this](io_uring_sqe& entry) {
+        ::io_uring_prep_poll_add(&entry, fd_.get(), POLLIN);
+      });
       pending_ = &poll;
       co_await poll;
     }
@@ -283,8 +300,8 @@ Task<Result<std::unique_ptr<Stream>>> SocketListener::accept() {
 
 namespace {
 
-Task<Result<std::unique_ptr<Stream>>> connect_to(UringLoop& loop, const SocketAddress& address, std::string name,
-                                                 Duration timeout) {
+Task<Result<std::unique_ptr<Stream>>> connect_to(UringLoop& loop, const SocketAddress& address,
+                                                 std::string name, Duration timeout) {
   Fd fd(::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd) co_return errno_failure(errno, fmt::format("cannot create a socket for {}", name));
   UringCall connect(loop, [&](io_uring_sqe& entry) {
@@ -294,26 +311,31 @@ Task<Result<std::unique_ptr<Stream>>> connect_to(UringLoop& loop, const SocketAd
   const int result = co_await connect;
   co_await deadline.stop();
   if (result < 0 && deadline.expired()) {
-    co_return failure(ErrorKind::timed_out, fmt::format("no answer from {} within {} ms", name, timeout / std::chrono::milliseconds(1)));
+    co_return failure(ErrorKind::timed_out, fmt::format("no answer from {} within {} ms", name,
+                                                        timeout / std::chrono::milliseconds(1)));
   }
   if (result < 0) {
     const std::string context = fmt::format("cannot connect to {}", name);
     if (!means_disconnected(-result)) co_return errno_failure(-result, context);
-    co_return failure(ErrorKind::disconnected, fmt::format("{}: {}", context, std::strerror(-result)));
+    co_return failure(ErrorKind::disconnected,
+                      fmt::format("{}: {}", context, std::strerror(-result)));
   }
   co_return CO_TRY(SocketStream::adopt(loop, std::move(fd)));
 }
 
 }  // namespace
 
-Task<Result<std::unique_ptr<Stream>>> connect_unix(UringLoop& loop, std::string path, Duration timeout) {
+Task<Result<std::unique_ptr<Stream>>> connect_unix(UringLoop& loop, std::string path,
+                                                   Duration timeout) {
   const SocketAddress address = CO_TRY(unix_address(path));
   co_return co_await connect_to(loop, address, path, timeout);
 }
 
-Task<Result<std::unique_ptr<Stream>>> connect_tcp(UringLoop& loop, TcpAddress address, Duration timeout) {
+Task<Result<std::unique_ptr<Stream>>> connect_tcp(UringLoop& loop, TcpAddress address,
+                                                  Duration timeout) {
   const Instant deadline = loop.now() + timeout;
-  const auto addresses = CO_TRY(co_await offload(loop, [&] { return tcp_addresses(address, ResolveFor::connecting); }));
+  const auto addresses = CO_TRY(
+      co_await offload(loop, [&] { return tcp_addresses(address, ResolveFor::connecting); }));
   for (const SocketAddress& candidate : addresses) {
     const bool last = &candidate == &addresses.back();
     auto stream = co_await connect_to(loop, candidate, address.to_string(), deadline - loop.now());

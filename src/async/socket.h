@@ -1,8 +1,8 @@
 // The real Stream and Listener: unix and TCP sockets on a UringLoop.
 //
-// A write first tries the system call and waits in the ring only when that would block; a read does so
-// after one that filled its buffer, since more is there then. Bytes go to and from the caller's memory. A
-// stream or listener goes when nothing is under way on it.
+// A write first tries the system call and waits in the ring only when that would block; a read does
+// so after one that filled its buffer, since more is there then. Bytes go to and from the caller's
+// memory. A stream or listener goes when nothing is under way on it.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,8 @@ class SocketStream final : public Stream {
 
  private:
   friend class SocketListener;
-  SocketStream(UringLoop& loop, Fd fd, std::string peer) : loop_(loop), fd_(std::move(fd)), peer_(std::move(peer)) {}
+  SocketStream(UringLoop& loop, Fd fd, std::string peer)
+      : loop_(loop), fd_(std::move(fd)), peer_(std::move(peer)) {}
   std::unexpected<Error> failed(const char* what, int errno_value) const;
 
   UringLoop& loop_;
@@ -52,13 +53,17 @@ class SocketStream final : public Stream {
 
 class SocketListener final : public Listener {
  public:
-  /// A socket that listens already: inherited, or passed from another process, which may go on using it.
+  /// A socket that listens already: inherited, or passed from another process, which may go on
+  /// using it.
   static Result<std::unique_ptr<SocketListener>> adopt(UringLoop& loop, Fd listening);
-  /// At a path that is free, or held by a socket that nobody listens on any more (in_use otherwise); mode 0600.
-  /// The path stays when the listener goes: the socket may live on in another process.
-  static Result<std::unique_ptr<SocketListener>> listen_unix(UringLoop& loop, const std::string& path);
+  /// At a path that is free, or held by a socket that nobody listens on any more (in_use
+  /// otherwise); mode 0600. The path stays when the listener goes: the socket may live on in
+  /// another process.
+  static Result<std::unique_ptr<SocketListener>> listen_unix(UringLoop& loop,
+                                                             const std::string& path);
   /// Port 0 takes a free one. Blocking where `host` is a name.
-  static Result<std::unique_ptr<SocketListener>> listen_tcp(UringLoop& loop, const TcpAddress& address);
+  static Result<std::unique_ptr<SocketListener>> listen_tcp(UringLoop& loop,
+                                                            const TcpAddress& address);
   ~SocketListener() override;
 
   /// One at a time. Connections that vanish before they are taken are skipped.
@@ -79,9 +84,11 @@ class SocketListener final : public Listener {
   bool closed_ = false;
 };
 
-// Both: `timed_out` after `timeout`, `disconnected` where nobody listens. A name is resolved on the pool,
-// and its addresses are tried in order.
-Task<Result<std::unique_ptr<Stream>>> connect_unix(UringLoop& loop, std::string path, Duration timeout);
-Task<Result<std::unique_ptr<Stream>>> connect_tcp(UringLoop& loop, TcpAddress address, Duration timeout);
+// Both: `timed_out` after `timeout`, `disconnected` where nobody listens. A name is resolved on the
+// pool, and its addresses are tried in order.
+Task<Result<std::unique_ptr<Stream>>> connect_unix(UringLoop& loop, std::string path,
+                                                   Duration timeout);
+Task<Result<std::unique_ptr<Stream>>> connect_tcp(UringLoop& loop, TcpAddress address,
+                                                  Duration timeout);
 
 }  // namespace berth

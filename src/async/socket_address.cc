@@ -1,12 +1,5 @@
 #include "async/socket_address.h"
 
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <sys/un.h>
-
 #include <array>
 #include <cerrno>
 #include <charconv>
@@ -14,12 +7,21 @@
 #include <memory>
 #include <utility>
 
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/un.h>
+
+#include <fmt/format.h>
+
 namespace berth {
 
 Result<TcpAddress> TcpAddress::parse(const std::string& text) {
   const auto refuse = [&text] {
-    return failure(ErrorKind::invalid_argument,
-                   fmt::format("'{}' is not an address: write host:port, or [host]:port for IPv6", text));
+    return failure(
+        ErrorKind::invalid_argument,
+        fmt::format("'{}' is not an address: write host:port, or [host]:port for IPv6", text));
   };
   const auto colon = text.rfind(':');
   if (colon == std::string::npos) return refuse();
@@ -31,12 +33,15 @@ Result<TcpAddress> TcpAddress::parse(const std::string& text) {
   address.host = text.substr(0, colon);
   const bool bracketed = address.host.starts_with('[') && address.host.ends_with(']');
   if (bracketed) address.host = address.host.substr(1, address.host.size() - 2);
-  if (address.host.empty() || address.host.find_first_of(bracketed ? "[]" : "[]:") != std::string::npos) return refuse();
+  if (address.host.empty() ||
+      address.host.find_first_of(bracketed ? "[]" : "[]:") != std::string::npos)
+    return refuse();
   return address;
 }
 
 std::string TcpAddress::to_string() const {
-  return host.find(':') == std::string::npos ? fmt::format("{}:{}", host, port) : fmt::format("[{}]:{}", host, port);
+  return host.find(':') == std::string::npos ? fmt::format("{}:{}", host, port)
+                                             : fmt::format("[{}]:{}", host, port);
 }
 
 Result<SocketAddress> unix_address(const std::string& path) {
@@ -49,11 +54,13 @@ Result<SocketAddress> unix_address(const std::string& path) {
     const auto slash = path.rfind('/');
     const std::string parent = slash == std::string::npos ? "." : path.substr(0, slash + 1);
     address.directory = Fd(::open(parent.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (!address.directory) return errno_failure(errno, fmt::format("cannot reach the socket '{}'", path));
+    if (!address.directory)
+      return errno_failure(errno, fmt::format("cannot reach the socket '{}'", path));
     reachable = fmt::format("/proc/self/fd/{}/{}", address.directory.get(), path.substr(slash + 1));
   }
   if (path.empty() || path.contains('\0') || reachable.size() >= sizeof name.sun_path) {
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not a path that a socket can have", path));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is not a path that a socket can have", path));
   }
   std::memcpy(name.sun_path, reachable.c_str(), reachable.size() + 1);
   return address;
@@ -65,12 +72,16 @@ Result<std::vector<SocketAddress>> tcp_addresses(const TcpAddress& address, Reso
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_NUMERICSERV | (purpose == ResolveFor::listening ? AI_PASSIVE : AI_ADDRCONFIG);
   addrinfo* found = nullptr;
-  const int outcome = ::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found);
+  const int outcome =
+      ::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found);
   if (outcome != 0) {
-    return failure(ErrorKind::not_found, fmt::format("cannot resolve '{}': {}", address.host,
-                                                     outcome == EAI_SYSTEM ? std::strerror(errno) : ::gai_strerror(outcome)));
+    return failure(
+        ErrorKind::not_found,
+        fmt::format("cannot resolve '{}': {}", address.host,
+                    outcome == EAI_SYSTEM ? std::strerror(errno) : ::gai_strerror(outcome)));
   }
-  const std::unique_ptr<addrinfo, decltype([](addrinfo* list) { ::freeaddrinfo(list); })> owner(found);
+  const std::unique_ptr<addrinfo, decltype([](addrinfo* list) { ::freeaddrinfo(list); })> owner(
+      found);
   std::vector<SocketAddress> addresses;
   for (; found != nullptr; found = found->ai_next) {
     SocketAddress& entry = addresses.emplace_back();
@@ -96,8 +107,10 @@ std::string describe(const SocketAddress& address) {
 }
 
 std::uint16_t port_of(const SocketAddress& address) {
-  if (address.family() == AF_INET) return ntohs(reinterpret_cast<const sockaddr_in&>(address.storage).sin_port);
-  if (address.family() == AF_INET6) return ntohs(reinterpret_cast<const sockaddr_in6&>(address.storage).sin6_port);
+  if (address.family() == AF_INET)
+    return ntohs(reinterpret_cast<const sockaddr_in&>(address.storage).sin_port);
+  if (address.family() == AF_INET6)
+    return ntohs(reinterpret_cast<const sockaddr_in6&>(address.storage).sin6_port);
   return 0;
 }
 

@@ -1,11 +1,11 @@
 // Addresses of sockets, in the kernel's form. Used by socket.cc alone.
 #pragma once
 
-#include <sys/socket.h>
-
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include <sys/socket.h>
 
 #include "async/socket.h"
 #include "base/fd.h"

@@ -1,16 +1,6 @@
-// What is checked here: bytes arrive in order and whole, whatever the sizes; both ends learn of every kind of
-// end at once; listening sockets can be handed over; nothing waits for ever.
+// What is checked here: bytes arrive in order and whole, whatever the sizes; both ends learn of
+// every kind of end at once; listening sockets can be handed over; nothing waits for ever.
 #include "async/socket.h"
-
-#include <gtest/gtest.h>
-
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -21,6 +11,16 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
 
 #include "async/test_support.h"
 #include "base/units.h"
@@ -44,7 +44,8 @@ Pair make_pair(UringLoop& loop) {
 
 std::vector<std::byte> pattern(std::size_t size) {
   std::vector<std::byte> bytes(size);
-  for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>((i ^ (i >> 8) ^ (i >> 16)) & 0xff);
+  for (std::size_t i = 0; i < size; ++i)
+    bytes[i] = static_cast<std::byte>((i ^ (i >> 8) ^ (i >> 16)) & 0xff);
   return bytes;
 }
 
@@ -239,8 +240,10 @@ TEST_F(SocketTest, APeerThatSendsWithoutAPauseDoesNotStarveOthers) {
 }
 
 TEST_F(SocketTest, WhatIsNotAConnectedSocketIsRefused) {
-  EXPECT_FALSE(SocketStream::adopt(*loop_, Fd(::open("/dev/null", O_RDWR | O_CLOEXEC))).has_value());
-  EXPECT_FALSE(SocketStream::adopt(*loop_, Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0))).has_value());
+  EXPECT_FALSE(
+      SocketStream::adopt(*loop_, Fd(::open("/dev/null", O_RDWR | O_CLOEXEC))).has_value());
+  EXPECT_FALSE(SocketStream::adopt(*loop_, Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)))
+                   .has_value());
 }
 
 TEST_F(SocketTest, ASocketSetNotToBlockIsAdoptedAllTheSame) {
@@ -267,7 +270,8 @@ Task<Result<void>> exchange(std::unique_ptr<Stream> client, std::unique_ptr<Stre
   co_return Result<void>{};
 }
 
-Task<Result<void>> connect_unix_and_exchange(UringLoop& loop, SocketListener& listener, std::string path) {
+Task<Result<void>> connect_unix_and_exchange(UringLoop& loop, SocketListener& listener,
+                                             std::string path) {
   auto client = CO_TRY(co_await connect_unix(loop, path, 10s));
   auto server = CO_TRY(co_await listener.accept());
   EXPECT_EQ(client->peer(), "unix");
@@ -276,7 +280,7 @@ Task<Result<void>> connect_unix_and_exchange(UringLoop& loop, SocketListener& li
 
 TEST_F(ListenerTest, AcceptsOnAUnixPath) {
   const auto listener = MUST(SocketListener::listen_unix(*loop_, scratch_ / "nbd.sock"));
-  struct stat status {};
+  struct stat status{};
   ASSERT_EQ(::stat((scratch_ / "nbd.sock").c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0077U, 0U);
   EXPECT_EQ(listener->port(), 0U);
@@ -288,7 +292,8 @@ TEST_F(ListenerTest, UnixPathsMayBeLong) {
   std::filesystem::create_directory(deep);
   const auto listener = MUST(SocketListener::listen_unix(*loop_, deep + "/nbd.sock"));
   run_test(*loop_, connect_unix_and_exchange(*loop_, *listener, deep + "/nbd.sock"));
-  EXPECT_EQ(SocketListener::listen_unix(*loop_, deep + "/" + std::string(120, 'n')).error().kind(), ErrorKind::invalid_argument);
+  EXPECT_EQ(SocketListener::listen_unix(*loop_, deep + "/" + std::string(120, 'n')).error().kind(),
+            ErrorKind::invalid_argument);
   EXPECT_EQ(SocketListener::listen_unix(*loop_, "").error().kind(), ErrorKind::invalid_argument);
 }
 
@@ -301,30 +306,39 @@ TEST_F(ListenerTest, TakesOverAPathThatNobodyListensOnAndNoOther) {
 }
 
 TEST_F(ListenerTest, DoesNotReplaceAFile) {
-  { const Fd file(::open((scratch_ / "s").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600)); }
+  {
+    const Fd file(::open((scratch_ / "s").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+  }
   const auto listener = SocketListener::listen_unix(*loop_, scratch_ / "s");
   EXPECT_FALSE(listener.has_value());
   EXPECT_TRUE(std::filesystem::is_regular_file(scratch_ / "s"));
 }
 
-Task<Result<void>> connect_tcp_and_exchange(UringLoop& loop, SocketListener& listener, TcpAddress address) {
+Task<Result<void>> connect_tcp_and_exchange(UringLoop& loop, SocketListener& listener,
+                                            TcpAddress address) {
   auto client = CO_TRY(co_await connect_tcp(loop, address, 10s));
   auto server = CO_TRY(co_await listener.accept());
-  EXPECT_EQ(client->peer(), (TcpAddress{.host = address.host == "localhost" ? "127.0.0.1" : address.host, .port = address.port}.to_string()));
+  EXPECT_EQ(client->peer(),
+            (TcpAddress{.host = address.host == "localhost" ? "127.0.0.1" : address.host,
+                        .port = address.port}
+                 .to_string()));
   co_return co_await exchange(std::move(client), std::move(server));
 }
 
 TEST_F(ListenerTest, AcceptsOnTcp) {
   const auto listener = MUST(SocketListener::listen_tcp(*loop_, {.host = "127.0.0.1", .port = 0}));
   EXPECT_NE(listener->port(), 0U);
-  run_test(*loop_, connect_tcp_and_exchange(*loop_, *listener, {.host = "127.0.0.1", .port = listener->port()}));
-  run_test(*loop_, connect_tcp_and_exchange(*loop_, *listener, {.host = "localhost", .port = listener->port()}));
+  run_test(*loop_, connect_tcp_and_exchange(*loop_, *listener,
+                                            {.host = "127.0.0.1", .port = listener->port()}));
+  run_test(*loop_, connect_tcp_and_exchange(*loop_, *listener,
+                                            {.host = "localhost", .port = listener->port()}));
 }
 
 TEST_F(ListenerTest, AcceptsOnTcpVersion6) {
   const auto listener = SocketListener::listen_tcp(*loop_, {.host = "::1", .port = 0});
   if (!listener) GTEST_SKIP() << "no IPv6 here: " << listener.error().message();
-  run_test(*loop_, connect_tcp_and_exchange(*loop_, **listener, {.host = "::1", .port = (*listener)->port()}));
+  run_test(*loop_, connect_tcp_and_exchange(*loop_, **listener,
+                                            {.host = "::1", .port = (*listener)->port()}));
 }
 
 TEST_F(ListenerTest, APortInUseIsRefusedAndFreeAgainAtOnce) {
@@ -366,7 +380,9 @@ TEST_F(ListenerTest, AListenerSetNotToBlockStillWaits) {
   EXPECT_TRUE(run(*loop_, listener->accept()).has_value());
   run(*loop_, gate.drained());
 
-  const auto accept = [](Listener& on) -> Task<> { EXPECT_EQ((co_await on.accept()).error().kind(), ErrorKind::cancelled); };
+  const auto accept = [](Listener& on) -> Task<> {
+    EXPECT_EQ((co_await on.accept()).error().kind(), ErrorKind::cancelled);
+  };
   gate.spawn(accept(*listener));
   const auto settle = [](Loop& loop) -> Task<> { co_await loop.sleep(1ms); };
   run(*loop_, settle(*loop_));
@@ -375,19 +391,26 @@ TEST_F(ListenerTest, AListenerSetNotToBlockStillWaits) {
 }
 
 TEST_F(ListenerTest, WhatDoesNotListenIsRefused) {
-  EXPECT_EQ(SocketListener::adopt(*loop_, Fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0))).error().kind(),
+  EXPECT_EQ(SocketListener::adopt(*loop_, Fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)))
+                .error()
+                .kind(),
             ErrorKind::invalid_argument);
 }
 
 TEST_F(ListenerTest, ConnectingWhereNobodyListensFails) {
-  EXPECT_EQ(run(*loop_, connect_unix(*loop_, scratch_ / "s", 10s)).error().kind(), ErrorKind::not_found);
-  { MUST(SocketListener::listen_unix(*loop_, scratch_ / "s")); }
-  EXPECT_EQ(run(*loop_, connect_unix(*loop_, scratch_ / "s", 10s)).error().kind(), ErrorKind::disconnected);
+  EXPECT_EQ(run(*loop_, connect_unix(*loop_, scratch_ / "s", 10s)).error().kind(),
+            ErrorKind::not_found);
+  {
+    MUST(SocketListener::listen_unix(*loop_, scratch_ / "s"));
+  }
+  EXPECT_EQ(run(*loop_, connect_unix(*loop_, scratch_ / "s", 10s)).error().kind(),
+            ErrorKind::disconnected);
   TcpAddress address{.host = "127.0.0.1"};
   address.port = MUST(SocketListener::listen_tcp(*loop_, address))->port();
   const auto outcome = run(*loop_, connect_tcp(*loop_, address, 10s));
   EXPECT_EQ(outcome.error().kind(), ErrorKind::disconnected);
-  EXPECT_EQ(outcome.error().message(), "cannot connect to " + address.to_string() + ": Connection refused");
+  EXPECT_EQ(outcome.error().message(),
+            "cannot connect to " + address.to_string() + ": Connection refused");
 }
 
 TEST_F(ListenerTest, ConnectingIsBoundedInTime) {
@@ -412,7 +435,9 @@ TEST_F(ListenerTest, ConnectingIsBoundedInTime) {
 }
 
 TEST_F(ListenerTest, NamesThatDoNotExistAreNotFound) {
-  EXPECT_EQ(run(*loop_, connect_tcp(*loop_, {.host = "no such host", .port = 1}, 10s)).error().kind(), ErrorKind::not_found);
+  EXPECT_EQ(
+      run(*loop_, connect_tcp(*loop_, {.host = "no such host", .port = 1}, 10s)).error().kind(),
+      ErrorKind::not_found);
 }
 
 TEST(TcpAddressTest, IsReadAndWrittenInBothVersions) {
@@ -427,7 +452,8 @@ TEST(TcpAddressTest, IsReadAndWrittenInBothVersions) {
 }
 
 TEST(TcpAddressTest, WhatIsNotAnAddressIsRefused) {
-  for (const std::string text : {"", "host", ":1", "host:", "host:65536", "host:-1", "host:1x", "::1:80", "[]:1", "[::1]"}) {
+  for (const std::string text :
+       {"", "host", ":1", "host:", "host:65536", "host:-1", "host:1x", "::1:80", "[]:1", "[::1]"}) {
     const auto address = TcpAddress::parse(text);
     EXPECT_FALSE(address.has_value()) << text;
   }

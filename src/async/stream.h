@@ -22,9 +22,11 @@ class Stream {
   virtual Task<Result<std::size_t>> read_some(MutableBytes into) = 0;
   /// All bytes of all parts, in order. The memory stays the caller's until it ends.
   virtual Task<Result<void>> write_all(std::span<const Bytes> parts) = 0;
-  /// The peer reads the end of the stream after all that was written; reading goes on. Write nothing after it.
+  /// The peer reads the end of the stream after all that was written; reading goes on. Write
+  /// nothing after it.
   virtual Task<Result<void>> finish_writing();
-  /// Ends both directions: a pending read or write ends with `disconnected`. Any time, more than once.
+  /// Ends both directions: a pending read or write ends with `disconnected`. Any time, more than
+  /// once.
   virtual void shutdown() = 0;
   /// For messages and logs ("unix", "127.0.0.1:40112").
   virtual const std::string& peer() const = 0;

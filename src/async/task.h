@@ -1,9 +1,10 @@
-// Task<T>: a lazy coroutine, started by the one that awaits it, on the same loop (no threads involved).
+// Task<T>: a lazy coroutine, started by the one that awaits it, on the same loop (no threads
+// involved).
 //
-// A Task owns its coroutine. Awaiting it runs it to its end and gives its result; destroying it before
-// that destroys what it has not done yet (only simulations of process death do so: a live I/O points
-// into the coroutine). Every Task is awaited or handed to a Gate. Results travel as Result<T>; an
-// exception that leaves a coroutine ends the process.
+// A Task owns its coroutine. Awaiting it runs it to its end and gives its result; destroying it
+// before that destroys what it has not done yet (only simulations of process death do so: a live
+// I/O points into the coroutine). Every Task is awaited or handed to a Gate. Results travel as
+// Result<T>; an exception that leaves a coroutine ends the process.
 #pragma once
 
 #include <coroutine>

@@ -1,11 +1,11 @@
 #include "async/task.h"
 
-#include <gtest/gtest.h>
-
 #include <array>
 #include <memory>
 #include <string>
 #include <utility>
+
+#include <gtest/gtest.h>
 
 #include "async/test_support.h"
 
@@ -54,7 +54,9 @@ Task<Result<int>> quarter(int value) {
 
 TEST_F(TaskTest, GivesItsResultToWhoAwaitsIt) { EXPECT_EQ(run(*loop_, give(7)), 7); }
 
-TEST_F(TaskTest, AMillionAwaitsThatEndAtOnceDoNotGrowTheStack) { EXPECT_EQ(run(*loop_, count_up(1'000'000)), 1'000'000); }
+TEST_F(TaskTest, AMillionAwaitsThatEndAtOnceDoNotGrowTheStack) {
+  EXPECT_EQ(run(*loop_, count_up(1'000'000)), 1'000'000);
+}
 
 TEST_F(TaskTest, DeepChainsStartAndEndWithoutGrowingTheStack) {
   EXPECT_EQ(run(*loop_, nest(100'000)), 100'000);
@@ -63,7 +65,9 @@ TEST_F(TaskTest, DeepChainsStartAndEndWithoutGrowingTheStack) {
 
 TEST_F(TaskTest, DoesNothingUntilAwaited) {
   bool ran = false;
-  { const Task<> task = note(ran); }
+  {
+    const Task<> task = note(ran);
+  }
   EXPECT_FALSE(ran);
   run(*loop_, note(ran));
   EXPECT_TRUE(ran);

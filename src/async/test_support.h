@@ -1,8 +1,6 @@
 // For tests: a loop, a directory of their own that goes with them, and runs that end.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -10,6 +8,8 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+
+#include <gtest/gtest.h>
 
 #include "async/deadline.h"
 #include "async/uring_loop.h"

@@ -1,14 +1,15 @@
 #include "async/tls.h"
 
+#include <algorithm>
+#include <utility>
+
 #include <arpa/inet.h>
+
 #include <fmt/format.h>
 #include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
-
-#include <algorithm>
-#include <utility>
 
 #include "async/deadline.h"
 #include "base/units.h"
@@ -42,14 +43,16 @@ bool is_about_certificates(int reason) {
 
 bool is_ip_address(const std::string& host) {
   in6_addr any{};
-  return ::inet_pton(AF_INET, host.c_str(), &any) == 1 || ::inet_pton(AF_INET6, host.c_str(), &any) == 1;
+  return ::inet_pton(AF_INET, host.c_str(), &any) == 1 ||
+         ::inet_pton(AF_INET6, host.c_str(), &any) == 1;
 }
 
 }  // namespace
 
 void TlsStream::Free::operator()(ssl_st* connection) const { ::SSL_free(connection); }
 
-TlsStream::TlsStream(Loop& loop, std::shared_ptr<const TlsContext> context, std::unique_ptr<Stream> transport)
+TlsStream::TlsStream(Loop& loop, std::shared_ptr<const TlsContext> context,
+                     std::unique_ptr<Stream> transport)
     : loop_(loop), context_(std::move(context)), transport_(std::move(transport)), sending_(loop) {}
 
 Result<void> TlsStream::set_up() {
@@ -59,7 +62,8 @@ Result<void> TlsStream::set_up() {
   if (connection_ == nullptr || received_ == nullptr || pending_ == nullptr) {
     ::BIO_free(received_);
     ::BIO_free(pending_);
-    return failure(ErrorKind::internal, "cannot set up a TLS connection: " + detail::take_tls_error());
+    return failure(ErrorKind::internal,
+                   "cannot set up a TLS connection: " + detail::take_tls_error());
   }
   ::SSL_set_bio(connection_.get(), received_, pending_);
   incoming_ = AlignedBuffer(incoming_size);
@@ -70,27 +74,31 @@ Result<void> TlsStream::set_up() {
 Result<void> TlsStream::expect_host(const std::string& host) {
   bool accepted = false;
   if (is_ip_address(host)) {
-    accepted = ::X509_VERIFY_PARAM_set1_ip_asc(::SSL_get0_param(connection_.get()), host.c_str()) == 1;
+    accepted =
+        ::X509_VERIFY_PARAM_set1_ip_asc(::SSL_get0_param(connection_.get()), host.c_str()) == 1;
   } else if (!host.empty()) {  // an empty one would switch the check off
     accepted = ::SSL_set1_host(connection_.get(), host.c_str()) == 1 &&
                ::SSL_set_tlsext_host_name(connection_.get(), host.c_str()) == 1;
   }
   ::ERR_clear_error();
-  if (!accepted) return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not the name of a host", host));
+  if (!accepted)
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is not the name of a host", host));
   return {};
 }
 
-Task<Result<std::unique_ptr<TlsStream>>> TlsStream::accept(Loop& loop, std::shared_ptr<const TlsContext> context,
-                                                           std::unique_ptr<Stream> transport, Duration timeout) {
+Task<Result<std::unique_ptr<TlsStream>>> TlsStream::accept(
+    Loop& loop, std::shared_ptr<const TlsContext> context, std::unique_ptr<Stream> transport,
+    Duration timeout) {
   std::unique_ptr<TlsStream> stream(new TlsStream(loop, std::move(context), std::move(transport)));
   CO_TRY(stream->set_up());
   ::SSL_set_accept_state(stream->connection_.get());
   co_return co_await shake_hands_in_time(std::move(stream), timeout);
 }
 
-Task<Result<std::unique_ptr<TlsStream>>> TlsStream::connect(Loop& loop, std::shared_ptr<const TlsContext> context,
-                                                            std::unique_ptr<Stream> transport, std::string host,
-                                                            Duration timeout) {
+Task<Result<std::unique_ptr<TlsStream>>> TlsStream::connect(
+    Loop& loop, std::shared_ptr<const TlsContext> context, std::unique_ptr<Stream> transport,
+    std::string host, Duration timeout) {
   std::unique_ptr<TlsStream> stream(new TlsStream(loop, std::move(context), std::move(transport)));
   CO_TRY(stream->set_up());
   CO_TRY(stream->expect_host(host));
@@ -98,15 +106,16 @@ Task<Result<std::unique_ptr<TlsStream>>> TlsStream::connect(Loop& loop, std::sha
   co_return co_await shake_hands_in_time(std::move(stream), timeout);
 }
 
-Task<Result<std::unique_ptr<TlsStream>>> TlsStream::shake_hands_in_time(std::unique_ptr<TlsStream> stream,
-                                                                        Duration timeout) {
+Task<Result<std::unique_ptr<TlsStream>>> TlsStream::shake_hands_in_time(
+    std::unique_ptr<TlsStream> stream, Duration timeout) {
   Deadline deadline(stream->loop_, timeout, [&stream] { stream->shutdown(); });
   auto outcome = co_await stream->shake_hands();
   co_await deadline.stop();
   if (outcome) co_return std::move(stream);
   if (deadline.expired()) {
-    co_return failure(ErrorKind::timed_out, fmt::format("no TLS handshake with {} within {} ms", stream->peer(),
-                                                        timeout / std::chrono::milliseconds(1)));
+    co_return failure(ErrorKind::timed_out,
+                      fmt::format("no TLS handshake with {} within {} ms", stream->peer(),
+                                  timeout / std::chrono::milliseconds(1)));
   }
   co_return failure(std::move(outcome).error());
 }
@@ -126,11 +135,13 @@ Task<Result<void>> TlsStream::shake_hands() {
   co_return failure(std::move(error));
 }
 
-/// More records, as they come. Only called when there is no whole one left, so that little lies in the BIO.
+/// More records, as they come. Only called when there is no whole one left, so that little lies in
+/// the BIO.
 Task<Result<void>> TlsStream::receive() {
   const std::size_t got = CO_TRY(co_await transport_->read_some(incoming_.bytes()));
   if (got == 0) {
-    co_return failure(ErrorKind::disconnected, fmt::format("{} closed the connection without ending TLS", peer()));
+    co_return failure(ErrorKind::disconnected,
+                      fmt::format("{} closed the connection without ending TLS", peer()));
   }
   if (::BIO_write(received_, incoming_.data(), static_cast<int>(got)) != static_cast<int>(got)) {
     co_return failure(ErrorKind::internal, "out of memory for TLS: " + detail::take_tls_error());
@@ -155,8 +166,10 @@ Error TlsStream::failed(const char* what) {
   if (const long verdict = ::SSL_get_verify_result(connection_.get()); verdict != X509_V_OK) {
     reason += fmt::format(" ({})", ::X509_verify_cert_error_string(verdict));
   }
-  const bool refused = ERR_GET_LIB(code) == ERR_LIB_SSL && is_about_certificates(ERR_GET_REASON(code));
-  return {refused ? ErrorKind::permission : ErrorKind::protocol, fmt::format("cannot {} {}: {}", what, peer(), reason)};
+  const bool refused =
+      ERR_GET_LIB(code) == ERR_LIB_SSL && is_about_certificates(ERR_GET_REASON(code));
+  return {refused ? ErrorKind::permission : ErrorKind::protocol,
+          fmt::format("cannot {} {}: {}", what, peer(), reason)};
 }
 
 /// What has arrived, 0 at the end; nothing if there is no whole record yet.
@@ -165,7 +178,8 @@ Result<std::optional<std::size_t>> TlsStream::decrypt(MutableBytes into) {
   do {
     ::ERR_clear_error();
     std::size_t got = 0;
-    const int outcome = ::SSL_read_ex(connection_.get(), into.data() + total, into.size() - total, &got);
+    const int outcome =
+        ::SSL_read_ex(connection_.get(), into.data() + total, into.size() - total, &got);
     total += got;
     if (outcome == 1) continue;
     if (total > 0) break;  // an error comes again with the next read
@@ -184,7 +198,8 @@ Task<Result<std::size_t>> TlsStream::read_some(MutableBytes into) {
     if (const auto got = CO_TRY(decrypt(into))) co_return *got;
     // Answers to key updates go out with the next write.
     if (::BIO_ctrl_pending(pending_) > outgoing_size + unasked_output_max) {
-      co_return failure(ErrorKind::protocol, fmt::format("{} asks for too many key updates", peer()));
+      co_return failure(ErrorKind::protocol,
+                        fmt::format("{} asks for too many key updates", peer()));
     }
     CO_TRY(co_await receive());
   }
@@ -192,7 +207,9 @@ Task<Result<std::size_t>> TlsStream::read_some(MutableBytes into) {
 
 Task<Result<void>> TlsStream::write_all(std::span<const Bytes> parts) {
   auto guard = co_await sending_.lock();
-  if (finished_) co_return failure(ErrorKind::disconnected, fmt::format("the writes to {} have been finished", peer()));
+  if (finished_)
+    co_return failure(ErrorKind::disconnected,
+                      fmt::format("the writes to {} have been finished", peer()));
   for (Bytes part : parts) {
     while (!part.empty()) {
       const Bytes piece = part.first(std::min(part.size(), record_plaintext_max));
@@ -202,7 +219,8 @@ Task<Result<void>> TlsStream::write_all(std::span<const Bytes> parts) {
         co_return failure(failed("write to"));
       }
       part = part.subspan(written);
-      if (::BIO_ctrl_pending(pending_) > outgoing_size - record_size_max) CO_TRY(co_await send_pending());
+      if (::BIO_ctrl_pending(pending_) > outgoing_size - record_size_max)
+        CO_TRY(co_await send_pending());
     }
   }
   co_return co_await send_pending();
@@ -219,9 +237,10 @@ Task<Result<void>> TlsStream::finish_writing() {
 }
 
 std::string TlsStream::peer_subject() const {
-  const std::unique_ptr<X509, decltype([](X509* certificate) { ::X509_free(certificate); })> certificate(
-      ::SSL_get1_peer_certificate(connection_.get()));
-  const std::unique_ptr<BIO, decltype([](BIO* bio) { ::BIO_free(bio); })> text(::BIO_new(::BIO_s_mem()));
+  const std::unique_ptr<X509, decltype([](X509* certificate) { ::X509_free(certificate); })>
+      certificate(::SSL_get1_peer_certificate(connection_.get()));
+  const std::unique_ptr<BIO, decltype([](BIO* bio) { ::BIO_free(bio); })> text(
+      ::BIO_new(::BIO_s_mem()));
   if (certificate == nullptr || text == nullptr) return "";
   ::X509_NAME_print_ex(text.get(), ::X509_get_subject_name(certificate.get()), 0, XN_FLAG_RFC2253);
   char* data = nullptr;

@@ -1,8 +1,9 @@
-// TlsContext: certificates, keys and rules of one side of TLS connections. Immutable; shared by streams.
+// TlsContext: certificates, keys and rules of one side of TLS connections. Immutable; shared by
+// streams.
 //
-// Files are named as QEMU and libnbd name them, all PEM and in one directory: ca-cert.pem, ca-crl.pem
-// (optional), server-cert.pem, server-key.pem, client-cert.pem, client-key.pem. TLS 1.2 and later;
-// no renegotiation, no session resumption, no keys with a passphrase.
+// Files are named as QEMU and libnbd name them, all PEM and in one directory: ca-cert.pem,
+// ca-crl.pem (optional), server-cert.pem, server-key.pem, client-cert.pem, client-key.pem. TLS 1.2
+// and later; no renegotiation, no session resumption, no keys with a passphrase.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +24,10 @@ class TlsContext {
   };
 
   /// Blocking. not_found, permission or invalid_argument, naming the file that is to blame.
-  static Result<std::shared_ptr<const TlsContext>> server(const std::string& directory, ClientCertificates clients);
-  /// Servers must have a certificate signed by ca-cert.pem. The client's own is used if its files are there.
+  static Result<std::shared_ptr<const TlsContext>> server(const std::string& directory,
+                                                          ClientCertificates clients);
+  /// Servers must have a certificate signed by ca-cert.pem. The client's own is used if its files
+  /// are there.
   static Result<std::shared_ptr<const TlsContext>> client(const std::string& directory);
 
   ssl_ctx_st* get() const { return context_.get(); }

@@ -1,15 +1,7 @@
-// What is checked here: who is let in and who is not, on either side; that bytes arrive whole in both
-// directions at once; that an end without close_notify is never taken for the end of the data; and that
-// peers that say nothing, or nonsense, are got rid of.
+// What is checked here: who is let in and who is not, on either side; that bytes arrive whole in
+// both directions at once; that an end without close_notify is never taken for the end of the data;
+// and that peers that say nothing, or nonsense, are got rid of.
 #include "async/tls.h"
-
-#include <gtest/gtest.h>
-
-#include <openssl/evp.h>
-#include <openssl/pem.h>
-#include <openssl/ssl.h>
-#include <openssl/x509v3.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -23,6 +15,14 @@
 #include <utility>
 #include <vector>
 
+#include <sys/socket.h>
+
+#include <gtest/gtest.h>
+#include <openssl/evp.h>
+#include <openssl/pem.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+
 #include "async/socket.h"
 #include "async/test_support.h"
 #include "base/units.h"
@@ -34,15 +34,19 @@ using namespace std::chrono_literals;
 using Clients = TlsContext::ClientCertificates;
 
 using Key = std::unique_ptr<EVP_PKEY, decltype([](EVP_PKEY* key) { ::EVP_PKEY_free(key); })>;
-using Certificate = std::unique_ptr<X509, decltype([](X509* certificate) { ::X509_free(certificate); })>;
+using Certificate =
+    std::unique_ptr<X509, decltype([](X509* certificate) { ::X509_free(certificate); })>;
 using StdioFile = std::unique_ptr<std::FILE, decltype([](std::FILE* file) { std::fclose(file); })>;
 
 /// A certificate authority that lives for one test.
 class Authority {
  public:
-  explicit Authority(const std::string& name) : key_(::EVP_EC_gen("P-256")), certificate_(issue(name, key_.get(), "CA:TRUE", "", 0)) {}
+  explicit Authority(const std::string& name)
+      : key_(::EVP_EC_gen("P-256")), certificate_(issue(name, key_.get(), "CA:TRUE", "", 0)) {}
 
-  void write_certificate(const std::string& directory) const { write(directory + "/ca-cert.pem", certificate_.get()); }
+  void write_certificate(const std::string& directory) const {
+    write(directory + "/ca-cert.pem", certificate_.get());
+  }
 
   /// WHO-cert.pem and WHO-key.pem; valid from `age` ago, for a day.
   void write_pair(const std::string& directory, const std::string& who, const std::string& names,
@@ -51,12 +55,13 @@ class Authority {
     const Certificate certificate = issue(who, key.get(), "CA:FALSE", names, age.count());
     write(directory + "/" + who + "-cert.pem", certificate.get());
     const StdioFile file(std::fopen((directory + "/" + who + "-key.pem").c_str(), "w"));
-    CHECK(::PEM_write_PrivateKey(file.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr) == 1);
+    CHECK(::PEM_write_PrivateKey(file.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr) ==
+          1);
   }
 
  private:
-  Certificate issue(const std::string& name, EVP_PKEY* subject_key, const char* constraints, const std::string& names,
-                    long age_hours) const {
+  Certificate issue(const std::string& name, EVP_PKEY* subject_key, const char* constraints,
+                    const std::string& names, long age_hours) const {
     Certificate certificate(::X509_new());
     ::X509_set_version(certificate.get(), X509_VERSION_3);
     ::ASN1_INTEGER_set(::X509_get_serialNumber(certificate.get()), ++serial_);
@@ -64,11 +69,13 @@ class Authority {
     ::X509_gmtime_adj(::X509_getm_notAfter(certificate.get()), (24 - age_hours) * 3600);
     ::X509_set_pubkey(certificate.get(), subject_key);
     X509_NAME* subject = ::X509_get_subject_name(certificate.get());
-    ::X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>(name.c_str()), -1, -1, 0);
+    ::X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC,
+                                 reinterpret_cast<const unsigned char*>(name.c_str()), -1, -1, 0);
     X509* issuer = certificate_ ? certificate_.get() : certificate.get();
     ::X509_set_issuer_name(certificate.get(), ::X509_get_subject_name(issuer));
     add_extension(certificate.get(), issuer, NID_basic_constraints, constraints);
-    if (!names.empty()) add_extension(certificate.get(), issuer, NID_subject_alt_name, names.c_str());
+    if (!names.empty())
+      add_extension(certificate.get(), issuer, NID_subject_alt_name, names.c_str());
     CHECK(::X509_sign(certificate.get(), key_.get(), ::EVP_sha256()) > 0);
     return certificate;
   }
@@ -108,19 +115,22 @@ Task<Ends> shake_hands(UringLoop& loop, std::shared_ptr<const TlsContext> client
                        std::shared_ptr<const TlsContext> server_context, std::string host) {
   auto transports = make_transports(loop);
   std::optional<Result<std::unique_ptr<TlsStream>>> server;
-  const auto serve = [](Loop& on, std::shared_ptr<const TlsContext> context, std::unique_ptr<Stream> transport, auto& outcome) -> Task<> {
+  const auto serve = [](Loop& on, std::shared_ptr<const TlsContext> context,
+                        std::unique_ptr<Stream> transport, auto& outcome) -> Task<> {
     outcome.emplace(co_await TlsStream::accept(on, std::move(context), std::move(transport), 10s));
   };
   Gate gate(loop);
   gate.spawn(serve(loop, std::move(server_context), std::move(transports.second), server));
-  auto client = co_await TlsStream::connect(loop, std::move(client_context), std::move(transports.first), std::move(host), 10s);
+  auto client = co_await TlsStream::connect(loop, std::move(client_context),
+                                            std::move(transports.first), std::move(host), 10s);
   co_await gate.drained();
   co_return Ends{.client = std::move(client), .server = std::move(*server)};
 }
 
 std::vector<std::byte> pattern(std::size_t size, int seed) {
   std::vector<std::byte> bytes(size);
-  for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>((i * 7 + (i >> 8) + seed) & 0xff);
+  for (std::size_t i = 0; i < size; ++i)
+    bytes[i] = static_cast<std::byte>((i * 7 + (i >> 8) + seed) & 0xff);
   return bytes;
 }
 
@@ -129,7 +139,9 @@ Task<> write_bytes(Stream& stream, Bytes bytes) {
   EXPECT_TRUE((co_await stream.write_all(parts)).has_value());
 }
 
-Task<> read_bytes(Stream& stream, MutableBytes into) { EXPECT_TRUE((co_await stream.read_exactly(into)).has_value()); }
+Task<> read_bytes(Stream& stream, MutableBytes into) {
+  EXPECT_TRUE((co_await stream.read_exactly(into)).has_value());
+}
 
 class TlsTest : public LoopTest {
  protected:
@@ -142,7 +154,8 @@ class TlsTest : public LoopTest {
     return MUST(TlsContext::server(files_.path(), clients));
   }
   std::shared_ptr<const TlsContext> client() { return MUST(TlsContext::client(files_.path())); }
-  Ends connect(std::shared_ptr<const TlsContext> with, std::shared_ptr<const TlsContext> to, std::string host = "host-1.example") {
+  Ends connect(std::shared_ptr<const TlsContext> with, std::shared_ptr<const TlsContext> to,
+               std::string host = "host-1.example") {
     return run(*loop_, shake_hands(*loop_, std::move(with), std::move(to), std::move(host)));
   }
   Ends connected() {
@@ -197,7 +210,9 @@ TEST_F(TlsTest, SmallMessagesGoBackAndForth) {
   run_test(*loop_, talk(**ends.client, **ends.server));
 }
 
-TEST_F(TlsTest, AnAddressInTheCertificateIsAHostToo) { EXPECT_TRUE(connect(client(), server(), "192.0.2.1").client.has_value()); }
+TEST_F(TlsTest, AnAddressInTheCertificateIsAHostToo) {
+  EXPECT_TRUE(connect(client(), server(), "192.0.2.1").client.has_value());
+}
 
 TEST_F(TlsTest, TheClientRefusesAServerOfAnotherName) {
   for (const char* host : {"host-2.example", "192.0.2.2"}) {
@@ -211,7 +226,8 @@ TEST_F(TlsTest, TheClientRefusesAServerOfAnotherName) {
 
 TEST_F(TlsTest, TheClientNeedsAHostToCheck) {
   auto transports = make_transports(*loop_);
-  const auto outcome = run(*loop_, TlsStream::connect(*loop_, client(), std::move(transports.first), "", 10s));
+  const auto outcome =
+      run(*loop_, TlsStream::connect(*loop_, client(), std::move(transports.first), "", 10s));
   EXPECT_EQ(outcome.error().kind(), ErrorKind::invalid_argument);
 }
 
@@ -223,7 +239,8 @@ TEST_F(TlsTest, TheClientRefusesAServerOfAnotherAuthority) {
   const Ends ends = connect(client(), MUST(TlsContext::server(other.path(), Clients::ignored)));
   ASSERT_FALSE(ends.client.has_value());
   EXPECT_EQ(ends.client.error().kind(), ErrorKind::permission);
-  EXPECT_NE(ends.client.error().message().find("unable to get local issuer certificate"), std::string::npos)
+  EXPECT_NE(ends.client.error().message().find("unable to get local issuer certificate"),
+            std::string::npos)
       << ends.client.error().message();
 }
 
@@ -232,7 +249,8 @@ TEST_F(TlsTest, TheClientRefusesAnExpiredServer) {
   const Ends ends = connect(client(), server());
   ASSERT_FALSE(ends.client.has_value());
   EXPECT_EQ(ends.client.error().kind(), ErrorKind::permission);
-  EXPECT_NE(ends.client.error().message().find("expired"), std::string::npos) << ends.client.error().message();
+  EXPECT_NE(ends.client.error().message().find("expired"), std::string::npos)
+      << ends.client.error().message();
 }
 
 TEST_F(TlsTest, TheServerRefusesAClientWithoutACertificate) {
@@ -323,8 +341,12 @@ TEST_F(TlsTest, ShutdownEndsAPendingRead) {
 class DripStream final : public Stream {
  public:
   explicit DripStream(std::unique_ptr<Stream> inner) : inner_(std::move(inner)) {}
-  Task<Result<std::size_t>> read_some(MutableBytes into) override { co_return co_await inner_->read_some(into.first(1)); }
-  Task<Result<void>> write_all(std::span<const Bytes> parts) override { co_return co_await inner_->write_all(parts); }
+  Task<Result<std::size_t>> read_some(MutableBytes into) override {
+    co_return co_await inner_->read_some(into.first(1));
+  }
+  Task<Result<void>> write_all(std::span<const Bytes> parts) override {
+    co_return co_await inner_->write_all(parts);
+  }
   void shutdown() override { inner_->shutdown(); }
   const std::string& peer() const override { return inner_->peer(); }
 
@@ -334,15 +356,18 @@ class DripStream final : public Stream {
 
 TEST_F(TlsTest, RecordsMayArriveByteByByte) {
   auto transports = make_transports(*loop_);
-  const auto talk = [](Loop& loop, auto client_context, auto server_context, auto pair) -> Task<Result<void>> {
+  const auto talk = [](Loop& loop, auto client_context, auto server_context,
+                       auto pair) -> Task<Result<void>> {
     std::unique_ptr<TlsStream> server;
     const auto serve = [](Loop& on, auto context, auto transport, auto& into) -> Task<> {
       into = MUST(co_await TlsStream::accept(on, context, std::move(transport), 10s));
     };
     Gate gate(loop);
-    gate.spawn(serve(loop, server_context, std::make_unique<DripStream>(std::move(pair.second)), server));
-    auto client = CO_TRY(co_await TlsStream::connect(loop, client_context, std::make_unique<DripStream>(std::move(pair.first)),
-                                                     "host-1.example", 10s));
+    gate.spawn(
+        serve(loop, server_context, std::make_unique<DripStream>(std::move(pair.second)), server));
+    auto client = CO_TRY(co_await TlsStream::connect(
+        loop, client_context, std::make_unique<DripStream>(std::move(pair.first)), "host-1.example",
+        10s));
     co_await gate.drained();
     const auto sent = pattern(40'000, 5);
     std::vector<std::byte> received(sent.size());
@@ -357,7 +382,8 @@ TEST_F(TlsTest, RecordsMayArriveByteByByte) {
 
 TEST_F(TlsTest, ASilentPeerIsGivenUp) {
   auto transports = make_transports(*loop_);
-  const auto outcome = run(*loop_, TlsStream::accept(*loop_, server(), std::move(transports.first), 20ms));
+  const auto outcome =
+      run(*loop_, TlsStream::accept(*loop_, server(), std::move(transports.first), 20ms));
   ASSERT_FALSE(outcome.has_value());
   EXPECT_EQ(outcome.error().kind(), ErrorKind::timed_out);
 }
@@ -369,7 +395,8 @@ TEST_F(TlsTest, APeerThatDoesNotSpeakTlsIsRefused) {
     CO_TRY(co_await pair.first->write_all({&nonsense, 1}));
     const auto outcome = co_await TlsStream::accept(loop, context, std::move(pair.second), 10s);
     EXPECT_FALSE(outcome.has_value());
-    if (!outcome) EXPECT_EQ(outcome.error().kind(), ErrorKind::protocol) << outcome.error().message();
+    if (!outcome)
+      EXPECT_EQ(outcome.error().kind(), ErrorKind::protocol) << outcome.error().message();
     co_return Result<void>{};
   };
   run_test(*loop_, talk(*loop_, server(), std::move(transports)));
@@ -378,20 +405,24 @@ TEST_F(TlsTest, APeerThatDoesNotSpeakTlsIsRefused) {
 TEST_F(TlsTest, APeerThatHangsUpDuringTheHandshakeIsDisconnected) {
   auto transports = make_transports(*loop_);
   transports.second.reset();
-  const auto outcome = run(*loop_, TlsStream::accept(*loop_, server(), std::move(transports.first), 10s));
+  const auto outcome =
+      run(*loop_, TlsStream::accept(*loop_, server(), std::move(transports.first), 10s));
   EXPECT_EQ(outcome.error().kind(), ErrorKind::disconnected);
 }
 
 /// A transport whose received bytes can be spoilt.
 class SpoiltStream final : public Stream {
  public:
-  SpoiltStream(std::unique_ptr<Stream> inner, const bool& spoil) : inner_(std::move(inner)), spoil_(spoil) {}
+  SpoiltStream(std::unique_ptr<Stream> inner, const bool& spoil)
+      : inner_(std::move(inner)), spoil_(spoil) {}
   Task<Result<std::size_t>> read_some(MutableBytes into) override {
     const std::size_t got = CO_TRY(co_await inner_->read_some(into));
     if (spoil_ && got > 0) into[got - 1] ^= std::byte{1};
     co_return got;
   }
-  Task<Result<void>> write_all(std::span<const Bytes> parts) override { co_return co_await inner_->write_all(parts); }
+  Task<Result<void>> write_all(std::span<const Bytes> parts) override {
+    co_return co_await inner_->write_all(parts);
+  }
   void shutdown() override { inner_->shutdown(); }
   const std::string& peer() const override { return inner_->peer(); }
 
@@ -403,14 +434,17 @@ class SpoiltStream final : public Stream {
 TEST_F(TlsTest, AChangedByteIsNoticed) {
   bool spoil = false;
   auto transports = make_transports(*loop_);
-  const auto talk = [](Loop& loop, auto client_context, auto server_context, auto pair, bool& spoiling) -> Task<Result<void>> {
+  const auto talk = [](Loop& loop, auto client_context, auto server_context, auto pair,
+                       bool& spoiling) -> Task<Result<void>> {
     std::unique_ptr<TlsStream> server;
     const auto serve = [](Loop& on, auto context, auto transport, auto& into) -> Task<> {
       into = MUST(co_await TlsStream::accept(on, context, std::move(transport), 10s));
     };
     Gate gate(loop);
-    gate.spawn(serve(loop, server_context, std::make_unique<SpoiltStream>(std::move(pair.second), spoiling), server));
-    auto client = CO_TRY(co_await TlsStream::connect(loop, client_context, std::move(pair.first), "host-1.example", 10s));
+    gate.spawn(serve(loop, server_context,
+                     std::make_unique<SpoiltStream>(std::move(pair.second), spoiling), server));
+    auto client = CO_TRY(co_await TlsStream::connect(loop, client_context, std::move(pair.first),
+                                                     "host-1.example", 10s));
     co_await gate.drained();
     spoiling = true;
     const Bytes message = as_bytes("a message");
@@ -418,7 +452,8 @@ TEST_F(TlsTest, AChangedByteIsNoticed) {
     std::array<std::byte, 64> buffer{};
     const auto outcome = co_await server->read_some(buffer);
     EXPECT_FALSE(outcome.has_value());
-    if (!outcome) EXPECT_EQ(outcome.error().kind(), ErrorKind::protocol) << outcome.error().message();
+    if (!outcome)
+      EXPECT_EQ(outcome.error().kind(), ErrorKind::protocol) << outcome.error().message();
     EXPECT_FALSE((co_await server->read_some(buffer)).has_value()) << "the error must not go away";
     co_return Result<void>{};
   };
@@ -428,14 +463,16 @@ TEST_F(TlsTest, AChangedByteIsNoticed) {
 TEST_F(TlsTest, KeyUpdatesAreAnsweredWithinBounds) {
   // A TlsStream never asks for one; OpenSSL itself is the client here.
   auto transports = make_transports(*loop_);
-  const auto talk = [](UringLoop& loop, auto client_context, auto server_context, auto pair) -> Task<Result<void>> {
+  const auto talk = [](UringLoop& loop, auto client_context, auto server_context,
+                       auto pair) -> Task<Result<void>> {
     std::unique_ptr<TlsStream> server;
     const auto serve = [](Loop& on, auto context, auto transport, auto& into) -> Task<> {
       into = MUST(co_await TlsStream::accept(on, context, std::move(transport), 10s));
     };
     Gate gate(loop);
     gate.spawn(serve(loop, server_context, std::move(pair.second), server));
-    const std::unique_ptr<SSL, decltype([](SSL* ssl) { ::SSL_free(ssl); })> client(::SSL_new(client_context->get()));
+    const std::unique_ptr<SSL, decltype([](SSL* ssl) { ::SSL_free(ssl); })> client(
+        ::SSL_new(client_context->get()));
     BIO* in = ::BIO_new(::BIO_s_mem());
     BIO* out = ::BIO_new(::BIO_s_mem());
     ::SSL_set_bio(client.get(), in, out);
@@ -482,7 +519,8 @@ TEST_F(TlsTest, FilesThatAreMissingOrBrokenAreNamed) {
   const auto complain = [&](const ContextResult& context, ErrorKind kind, const std::string& name) {
     ASSERT_FALSE(context.has_value());
     EXPECT_EQ(context.error().kind(), kind) << context.error().message();
-    EXPECT_NE(context.error().message().find(files_ / name), std::string::npos) << context.error().message();
+    EXPECT_NE(context.error().message().find(files_ / name), std::string::npos)
+        << context.error().message();
   };
   std::ofstream(files_ / "ca-crl.pem") << "nonsense";
   complain(TlsContext::client(files_.path()), ErrorKind::invalid_argument, "ca-crl.pem");
@@ -491,13 +529,17 @@ TEST_F(TlsTest, FilesThatAreMissingOrBrokenAreNamed) {
   complain(TlsContext::client(files_.path()), ErrorKind::invalid_argument, "client-cert.pem");
   std::filesystem::remove(files_ / "ca-cert.pem");
   complain(TlsContext::client(files_.path()), ErrorKind::not_found, "ca-cert.pem");
-  complain(TlsContext::server(files_.path(), Clients::required), ErrorKind::not_found, "ca-cert.pem");
+  complain(TlsContext::server(files_.path(), Clients::required), ErrorKind::not_found,
+           "ca-cert.pem");
   EXPECT_TRUE(TlsContext::server(files_.path(), Clients::ignored).has_value());
   // A key that belongs to another certificate.
-  std::filesystem::copy_file(files_ / "client-key.pem", files_ / "server-key.pem", std::filesystem::copy_options::overwrite_existing);
-  complain(TlsContext::server(files_.path(), Clients::ignored), ErrorKind::invalid_argument, "server-key.pem");
+  std::filesystem::copy_file(files_ / "client-key.pem", files_ / "server-key.pem",
+                             std::filesystem::copy_options::overwrite_existing);
+  complain(TlsContext::server(files_.path(), Clients::ignored), ErrorKind::invalid_argument,
+           "server-key.pem");
   std::filesystem::remove(files_ / "server-key.pem");
-  complain(TlsContext::server(files_.path(), Clients::ignored), ErrorKind::not_found, "server-key.pem");
+  complain(TlsContext::server(files_.path(), Clients::ignored), ErrorKind::not_found,
+           "server-key.pem");
 }
 
 }  // namespace

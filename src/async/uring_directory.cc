@@ -1,13 +1,14 @@
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
 #include <dirent.h>
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cerrno>
-#include <utility>
+#include <fmt/format.h>
 
 #include "async/directories.h"
 #include "async/uring_file.h"
@@ -32,17 +33,19 @@ Result<Fd> open_at(int directory, const std::string& name, const std::string& pa
 }
 
 /// The flags of open(2), for what lies at the name now.
-Result<int> open_flags(int directory, const std::string& name, const std::string& path, OpenOptions options) {
+Result<int> open_flags(int directory, const std::string& name, const std::string& path,
+                       OpenOptions options) {
   int flags = options.read_only ? O_RDONLY : O_RDWR;
   if (options.create) flags |= options.exclusive ? O_CREAT | O_EXCL : O_CREAT;
-  struct stat status {};
+  struct stat status{};
   const bool there = ::fstatat(directory, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0;
   if (!there || (flags & O_EXCL) != 0) return flags;
   flags &= ~O_CREAT;  // a dangling link must not make what it points to
   if (::fstatat(directory, name.c_str(), &status, 0) != 0) return flags;
   if (S_ISBLK(status.st_mode)) return options.lock ? flags | O_EXCL : flags;
   if (!S_ISREG(status.st_mode)) {  // opening a FIFO would wait
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is neither a file nor a block device", path));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is neither a file nor a block device", path));
   }
   return flags;
 }
@@ -74,7 +77,8 @@ struct CloseDirectory {
 };
 
 std::string without_needless_slashes(std::string path) {
-  const auto repeated = std::ranges::unique(path, [](char a, char b) { return a == '/' && b == '/'; });
+  const auto repeated =
+      std::ranges::unique(path, [](char a, char b) { return a == '/' && b == '/'; });
   path.erase(repeated.begin(), repeated.end());
   if (path.size() > 1 && path.ends_with('/')) path.pop_back();
   return path;
@@ -82,7 +86,8 @@ std::string without_needless_slashes(std::string path) {
 
 }  // namespace
 
-Result<std::unique_ptr<Directory>> open_directory(UringLoop& loop, const std::string& path, bool create) {
+Result<std::unique_ptr<Directory>> open_directory(UringLoop& loop, const std::string& path,
+                                                  bool create) {
   if (!path.starts_with('/')) {
     return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not an absolute path", path));
   }
@@ -93,8 +98,10 @@ Result<std::unique_ptr<Directory>> open_directory(UringLoop& loop, const std::st
 }
 
 Result<std::string> UringDirectory::path_of(const std::string& name) const {
-  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos || name.contains('\0')) {
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not a name of a file in '{}'", name, path_));
+  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
+      name.contains('\0')) {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is not a name of a file in '{}'", name, path_));
   }
   return path_ == "/" ? "/" + name : path_ + "/" + name;
 }
@@ -102,12 +109,14 @@ Result<std::string> UringDirectory::path_of(const std::string& name) const {
 Result<std::unique_ptr<File>> UringDirectory::open(const std::string& name, OpenOptions options) {
   const std::string path = TRY(path_of(name));
   const int flags = TRY(open_flags(fd_.get(), name, path, options));
-  Fd fd = TRY(options.direct ? open_direct(fd_.get(), name, path, flags) : open_at(fd_.get(), name, path, flags));
+  Fd fd = TRY(options.direct ? open_direct(fd_.get(), name, path, flags)
+                             : open_at(fd_.get(), name, path, flags));
   if (options.lock) TRY(lock_file(fd.get(), path));
   return TRY(UringFile::adopt(loop_, std::move(fd), path));
 }
 
-Result<std::unique_ptr<Directory>> UringDirectory::open_directory(const std::string& name, bool create) {
+Result<std::unique_ptr<Directory>> UringDirectory::open_directory(const std::string& name,
+                                                                  bool create) {
   std::string path = TRY(path_of(name));
   if (create && ::mkdirat(fd_.get(), name.c_str(), 0700) != 0 && errno != EEXIST) {
     return errno_failure(errno, fmt::format("cannot make the directory '{}'", path));
@@ -118,7 +127,7 @@ Result<std::unique_ptr<Directory>> UringDirectory::open_directory(const std::str
 
 Result<bool> UringDirectory::exists(const std::string& name) {
   const std::string path = TRY(path_of(name));
-  struct stat status {};
+  struct stat status{};
   if (::fstatat(fd_.get(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0) return true;
   if (errno == ENOENT) return false;
   return errno_failure(errno, fmt::format("cannot stat '{}'", path));
@@ -139,7 +148,8 @@ Result<void> UringDirectory::rename(const std::string& from, const std::string& 
 }
 
 Result<std::vector<std::string>> UringDirectory::list() {
-  Fd fd = TRY(open_at(fd_.get(), ".", path_, O_RDONLY | O_DIRECTORY));  // with a position of its own
+  Fd fd =
+      TRY(open_at(fd_.get(), ".", path_, O_RDONLY | O_DIRECTORY));  // with a position of its own
   const std::unique_ptr<DIR, CloseDirectory> stream(::fdopendir(fd.get()));
   if (stream == nullptr) return errno_failure(errno, fmt::format("cannot list '{}'", path_));
   fd.release();  // the stream's now

@@ -1,17 +1,18 @@
 #include "async/uring_file.h"
 
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <limits>
+
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <liburing.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
-#include <cerrno>
-#include <limits>
+#include <fmt/format.h>
 
 #include "async/block_device.h"
 #include "base/aligned_buffer.h"
@@ -21,18 +22,20 @@ namespace berth {
 namespace {
 
 constexpr std::uint64_t offset_max = std::numeric_limits<std::int64_t>::max();
-constexpr std::uint64_t transfer_max = GiB;  // of one operation; the kernel moves at most 2 GiB less a page
+constexpr std::uint64_t transfer_max =
+    GiB;  // of one operation; the kernel moves at most 2 GiB less a page
 constexpr std::uint64_t direct_alignment = AlignedBuffer::alignment;
 constexpr std::uint64_t zeros_size = 256 * KiB;
 
-/// Written where a file system can neither zero nor punch. Never touched, it costs no memory but the zero page.
+/// Written where a file system can neither zero nor punch. Never touched, it costs no memory but
+/// the zero page.
 alignas(AlignedBuffer::alignment) constinit std::array<std::byte, zeros_size> zeros{};
 
 /// Ways to make bytes zero; each is tried when the one before it is not supported.
 enum class Clearing : std::uint8_t { zero_range, punch_hole, write_zeros };
 
 Result<std::uint64_t> size_of(int fd, const std::string& name) {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd, &status) != 0) return errno_failure(errno, fmt::format("cannot stat '{}'", name));
   if (!S_ISBLK(status.st_mode)) return static_cast<std::uint64_t>(status.st_size);
   std::uint64_t size = 0;
@@ -55,7 +58,9 @@ class UringFile::Operation final : public UringOperation {
   Operation* next_free = nullptr;
 
  private:
-  bool clears() const { return request_->kind == FileRequest::Kind::punch || request_->kind == FileRequest::Kind::zero; }
+  bool clears() const {
+    return request_->kind == FileRequest::Kind::punch || request_->kind == FileRequest::Kind::zero;
+  }
   void prepare_clearing(io_uring_sqe& entry);
   bool begin_clearing(Clearing clearing);
   void complete_transfer(std::uint64_t moved);
@@ -64,13 +69,15 @@ class UringFile::Operation final : public UringOperation {
 
   State& state_;
   FileRequest* request_ = nullptr;
-  std::uint64_t length_ = 0;  // of the request; less where a punch reaches beyond the end of the file
+  std::uint64_t length_ =
+      0;  // of the request; less where a punch reaches beyond the end of the file
   Clearing clearing_ = Clearing::zero_range;
   bool retry_in_worker_ = false;
 };
 
 struct UringFile::State {
-  State(UringLoop& on, Fd opened, std::string named) : loop(on), fd(std::move(opened)), name(std::move(named)) {}
+  State(UringLoop& on, Fd opened, std::string named)
+      : loop(on), fd(std::move(opened)), name(std::move(named)) {}
 
   void submit(FileRequest& request);
   void finished(Operation& operation);
@@ -125,7 +132,8 @@ bool UringFile::Operation::begin(FileRequest& request) {
     const bool possible = request.offset <= offset_max && length_ <= offset_max - request.offset;
     if (length_ == 0 || !possible) return answer(possible ? 0 : -EINVAL);
     if (state_.read_only && request.kind != FileRequest::Kind::read) return answer(-EROFS);
-    if (clears()) return begin_clearing(request.kind == FileRequest::Kind::punch ? state_.punch : state_.zero);
+    if (clears())
+      return begin_clearing(request.kind == FileRequest::Kind::punch ? state_.punch : state_.zero);
   }
   state_.loop.start(*this);
   return true;
@@ -166,8 +174,12 @@ void UringFile::Operation::prepare(io_uring_sqe& entry) {
   const std::uint64_t offset = request_->offset + request_->done;
   const auto length = static_cast<unsigned>(std::min(length_ - request_->done, transfer_max));
   switch (request_->kind) {
-    case FileRequest::Kind::read: ::io_uring_prep_read(&entry, fd, request_->data + request_->done, length, offset); break;
-    case FileRequest::Kind::write: ::io_uring_prep_write(&entry, fd, request_->data + request_->done, length, offset); break;
+    case FileRequest::Kind::read:
+      ::io_uring_prep_read(&entry, fd, request_->data + request_->done, length, offset);
+      break;
+    case FileRequest::Kind::write:
+      ::io_uring_prep_write(&entry, fd, request_->data + request_->done, length, offset);
+      break;
     case FileRequest::Kind::sync: ::io_uring_prep_fsync(&entry, fd, IORING_FSYNC_DATASYNC); break;
     case FileRequest::Kind::sync_all: ::io_uring_prep_fsync(&entry, fd, 0); break;
     case FileRequest::Kind::punch:
@@ -186,11 +198,12 @@ void UringFile::Operation::prepare_clearing(io_uring_sqe& entry) {
                                 static_cast<off_t>(length));
       break;
     case Clearing::punch_hole:
-      ::io_uring_prep_fallocate(&entry, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-                                static_cast<off_t>(length));
+      ::io_uring_prep_fallocate(&entry, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                static_cast<off_t>(offset), static_cast<off_t>(length));
       break;
     case Clearing::write_zeros:
-      ::io_uring_prep_write(&entry, fd, zeros.data(), static_cast<unsigned>(std::min(length, zeros_size)), offset);
+      ::io_uring_prep_write(&entry, fd, zeros.data(),
+                            static_cast<unsigned>(std::min(length, zeros_size)), offset);
       break;
   }
 }
@@ -205,21 +218,25 @@ void UringFile::Operation::complete(int result) {
     return result < 0 ? finish(result) : complete_transfer(static_cast<std::uint64_t>(result));
   }
   // A block device says EINVAL to what is not in its sectors; a write can do it.
-  if (result != -EOPNOTSUPP && result != -ENOSYS && !(state_.block_device && result == -EINVAL)) return finish(result);
-  const Clearing next = clearing_ == Clearing::zero_range ? Clearing::punch_hole : Clearing::write_zeros;
-  if (result != -EINVAL) (request_->kind == FileRequest::Kind::punch ? state_.punch : state_.zero) = next;
+  if (result != -EOPNOTSUPP && result != -ENOSYS && !(state_.block_device && result == -EINVAL))
+    return finish(result);
+  const Clearing next =
+      clearing_ == Clearing::zero_range ? Clearing::punch_hole : Clearing::write_zeros;
+  if (result != -EINVAL)
+    (request_->kind == FileRequest::Kind::punch ? state_.punch : state_.zero) = next;
   if (!begin_clearing(next)) state_.finished(*this);
 }
 
-/// Goes on after a short transfer. With O_DIRECT it goes on from a whole page, moving some bytes again;
-/// one that does not get past its page has met the end of the file.
+/// Goes on after a short transfer. With O_DIRECT it goes on from a whole page, moving some bytes
+/// again; one that does not get past its page has met the end of the file.
 void UringFile::Operation::complete_transfer(std::uint64_t moved) {
   const std::uint64_t before = request_->done;
   const std::uint64_t after = before + moved;
   if (after == length_) return finish(static_cast<std::int64_t>(after));
   const std::uint64_t from = state_.direct ? round_down(after, direct_alignment) : after;
   if (from <= before) {
-    return finish(request_->kind == FileRequest::Kind::read ? static_cast<std::int64_t>(after) : -EIO);
+    return finish(request_->kind == FileRequest::Kind::read ? static_cast<std::int64_t>(after)
+                                                            : -EIO);
   }
   request_->done = from;
   state_.loop.start(*this);
@@ -229,11 +246,13 @@ UringFile::UringFile(UringLoop& loop, Fd fd, std::string name)
     : state_(std::make_unique<State>(loop, std::move(fd), std::move(name))) {}
 
 Result<std::unique_ptr<UringFile>> UringFile::adopt(UringLoop& loop, Fd fd, std::string name) {
-  struct stat status {};
+  struct stat status{};
   const int flags = ::fcntl(fd.get(), F_GETFL);
-  if (flags < 0 || ::fstat(fd.get(), &status) != 0) return errno_failure(errno, fmt::format("cannot stat '{}'", name));
+  if (flags < 0 || ::fstat(fd.get(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot stat '{}'", name));
   if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode)) {
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is neither a file nor a block device", name));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is neither a file nor a block device", name));
   }
   std::unique_ptr<UringFile> file(new UringFile(loop, std::move(fd), std::move(name)));
   file->state_->block_device = S_ISBLK(status.st_mode);
@@ -259,23 +278,27 @@ Result<std::uint64_t> UringFile::size() { return size_of(state_->fd.get(), state
 Result<void> UringFile::truncate(std::uint64_t size) {
   if (state_->block_device) {
     if (TRY(this->size()) == size) return {};
-    return failure(ErrorKind::unsupported,
-                   fmt::format("'{}' is a block device; change its size with the tools that made it", name()));
+    return failure(
+        ErrorKind::unsupported,
+        fmt::format("'{}' is a block device; change its size with the tools that made it", name()));
   }
   if (size > offset_max) {
-    return failure(ErrorKind::invalid_argument, fmt::format("{} bytes are too many for '{}'", size, name()));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("{} bytes are too many for '{}'", size, name()));
   }
   int outcome = 0;
   do {
     outcome = ::ftruncate(state_->fd.get(), static_cast<off_t>(size));
   } while (outcome != 0 && errno == EINTR);
-  if (outcome != 0) return errno_failure(errno, fmt::format("cannot set the size of '{}' to {}", name(), size));
+  if (outcome != 0)
+    return errno_failure(errno, fmt::format("cannot set the size of '{}' to {}", name(), size));
   return {};
 }
 
 Result<FileIdentity> UringFile::identity() {
-  struct stat status {};
-  if (::fstat(state_->fd.get(), &status) != 0) return errno_failure(errno, fmt::format("cannot stat '{}'", name()));
+  struct stat status{};
+  if (::fstat(state_->fd.get(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot stat '{}'", name()));
   FileIdentity identity;
   identity.size = TRY(size());
   if (state_->block_device) {

@@ -1,8 +1,9 @@
-// The real File and Directory: Linux files and block devices, their reads and writes through io_uring.
+// The real File and Directory: Linux files and block devices, their reads and writes through
+// io_uring.
 //
-// New files have mode 0600, new directories 0700: disks are secrets. Names are single path components.
-// A name may be a symbolic link to a file or block device elsewhere (an adopted disk); open() follows it,
-// and does not create what a dangling one points to.
+// New files have mode 0600, new directories 0700: disks are secrets. Names are single path
+// components. A name may be a symbolic link to a file or block device elsewhere (an adopted disk);
+// open() follows it, and does not create what a dangling one points to.
 #pragma once
 
 #include <memory>
@@ -20,7 +21,8 @@ class UringFile final : public File {
   /// Operations of one file in the kernel at one time; more wait in order (FileRequest::next).
   static constexpr std::size_t operations_max = 1024;
 
-  /// What somebody else has opened; `name` is for messages. invalid_argument unless a file or block device.
+  /// What somebody else has opened; `name` is for messages. invalid_argument unless a file or block
+  /// device.
   static Result<std::unique_ptr<UringFile>> adopt(UringLoop& loop, Fd fd, std::string name);
   ~UringFile() override;
 
@@ -48,8 +50,8 @@ class UringFile final : public File {
 
 class UringDirectory final : public Directory {
  public:
-  /// Also: invalid_argument for what is neither a file nor a block device. `lock` on a block device is
-  /// also refused (in_use) while it is mounted or otherwise claimed (O_EXCL).
+  /// Also: invalid_argument for what is neither a file nor a block device. `lock` on a block device
+  /// is also refused (in_use) while it is mounted or otherwise claimed (O_EXCL).
   Result<std::unique_ptr<File>> open(const std::string& name, OpenOptions options) override;
   Result<std::unique_ptr<Directory>> open_directory(const std::string& name, bool create) override;
   /// A dangling symbolic link exists.
@@ -64,7 +66,8 @@ class UringDirectory final : public Directory {
   const std::string& path() const override { return path_; }
 
  private:
-  friend Result<std::unique_ptr<Directory>> open_directory(UringLoop& loop, const std::string& path, bool create);
+  friend Result<std::unique_ptr<Directory>> open_directory(UringLoop& loop, const std::string& path,
+                                                           bool create);
   UringDirectory(UringLoop& loop, Fd fd, std::string path)
       : loop_(loop), fd_(std::move(fd)), path_(std::move(path)) {}
   Result<std::string> path_of(const std::string& name) const;
@@ -74,8 +77,9 @@ class UringDirectory final : public Directory {
   std::string path_;
 };
 
-/// The directory at an absolute path. `create` makes it and its parents, durably, where they are missing.
-/// Blocking.
-Result<std::unique_ptr<Directory>> open_directory(UringLoop& loop, const std::string& path, bool create);
+/// The directory at an absolute path. `create` makes it and its parents, durably, where they are
+/// missing. Blocking.
+Result<std::unique_ptr<Directory>> open_directory(UringLoop& loop, const std::string& path,
+                                                  bool create);
 
 }  // namespace berth

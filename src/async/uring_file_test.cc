@@ -2,15 +2,6 @@
 // calls that make it easy, and those on names that keep the engine away from what is not its own.
 #include "async/uring_file.h"
 
-#include <gtest/gtest.h>
-
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -19,6 +10,15 @@
 #include <memory>
 #include <string>
 #include <vector>
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
 
 #include "async/test_support.h"
 #include "base/aligned_buffer.h"
@@ -29,7 +29,8 @@ namespace {
 
 AlignedBuffer pattern(std::size_t size, int seed) {
   AlignedBuffer buffer(size);
-  for (std::size_t i = 0; i < size; ++i) buffer.data()[i] = static_cast<std::byte>((i * 31 + i / 4096 + seed) & 0xff);
+  for (std::size_t i = 0; i < size; ++i)
+    buffer.data()[i] = static_cast<std::byte>((i * 31 + i / 4096 + seed) & 0xff);
   return buffer;
 }
 
@@ -38,7 +39,9 @@ bool same(Bytes a, Bytes b) { return std::ranges::equal(a, b); }
 class UringFileTest : public LoopTest {
  protected:
   UringFileTest() : directory_(MUST(open_directory(*loop_, scratch_.path(), false))) {}
-  std::unique_ptr<File> open(const std::string& name, OpenOptions options) { return MUST(directory_->open(name, options)); }
+  std::unique_ptr<File> open(const std::string& name, OpenOptions options) {
+    return MUST(directory_->open(name, options));
+  }
 
   ScratchDirectory scratch_;
   std::unique_ptr<Directory> directory_;
@@ -84,10 +87,14 @@ TEST_F(UringFileTest, RangesThatNoFileHasAreRefused) {
   const auto file = open("data", {.create = true});
   const auto attempt = [](File& on) -> Task<Result<void>> {
     const AlignedBuffer buffer = AlignedBuffer::zeroed(4096);
-    EXPECT_EQ((co_await on.read(UINT64_MAX, buffer.bytes())).error().kind(), ErrorKind::invalid_argument);
-    EXPECT_EQ((co_await on.write(UINT64_MAX - 4095, buffer.bytes())).error().kind(), ErrorKind::invalid_argument);
-    EXPECT_EQ((co_await on.write(INT64_MAX, buffer.bytes())).error().kind(), ErrorKind::invalid_argument);
-    EXPECT_EQ((co_await on.punch(4096, UINT64_MAX - 100)).error().kind(), ErrorKind::invalid_argument);
+    EXPECT_EQ((co_await on.read(UINT64_MAX, buffer.bytes())).error().kind(),
+              ErrorKind::invalid_argument);
+    EXPECT_EQ((co_await on.write(UINT64_MAX - 4095, buffer.bytes())).error().kind(),
+              ErrorKind::invalid_argument);
+    EXPECT_EQ((co_await on.write(INT64_MAX, buffer.bytes())).error().kind(),
+              ErrorKind::invalid_argument);
+    EXPECT_EQ((co_await on.punch(4096, UINT64_MAX - 100)).error().kind(),
+              ErrorKind::invalid_argument);
     EXPECT_EQ((co_await on.zero(UINT64_MAX, 1)).error().kind(), ErrorKind::invalid_argument);
     co_return Result<void>{};
   };
@@ -97,7 +104,9 @@ TEST_F(UringFileTest, RangesThatNoFileHasAreRefused) {
 }
 
 TEST_F(UringFileTest, ErrorsSayWhatFailedAndWhere) {
-  { open("data", {.create = true}); }
+  {
+    open("data", {.create = true});
+  }
   const auto file = open("data", {.read_only = true});
   const auto attempt = [](File& on, const std::string& path) -> Task<Result<void>> {
     const AlignedBuffer buffer = AlignedBuffer::zeroed(4096);
@@ -113,10 +122,12 @@ TEST_F(UringFileTest, ErrorsSayWhatFailedAndWhere) {
 
 TEST_F(UringFileTest, DirectReadsAndWritesNeedAlignedRanges) {
   const auto file = open("data", {.create = true, .direct = true});
-  if (!static_cast<UringFile&>(*file).direct()) GTEST_SKIP() << "no O_DIRECT in " << scratch_.path();
+  if (!static_cast<UringFile&>(*file).direct())
+    GTEST_SKIP() << "no O_DIRECT in " << scratch_.path();
   const auto attempt = [](File& on) -> Task<Result<void>> {
     const AlignedBuffer buffer = AlignedBuffer::zeroed(8192);
-    EXPECT_EQ((co_await on.write(1, buffer.first(4096))).error().kind(), ErrorKind::invalid_argument);
+    EXPECT_EQ((co_await on.write(1, buffer.first(4096))).error().kind(),
+              ErrorKind::invalid_argument);
     co_return Result<void>{};
   };
   run_test(*loop_, attempt(*file));
@@ -144,7 +155,8 @@ Task<Result<void>> clear_and_check(File& file) {
   EXPECT_EQ(CO_TRY(co_await file.read(0, read.bytes())), MiB);
   EXPECT_TRUE(same(data.first(64 * KiB), read.first(64 * KiB)));
   EXPECT_TRUE(is_zero(read.bytes().subspan(64 * KiB, 64 * KiB)));
-  EXPECT_TRUE(same(data.bytes().subspan(128 * KiB, 128 * KiB), read.bytes().subspan(128 * KiB, 128 * KiB)));
+  EXPECT_TRUE(
+      same(data.bytes().subspan(128 * KiB, 128 * KiB), read.bytes().subspan(128 * KiB, 128 * KiB)));
   EXPECT_TRUE(is_zero(read.bytes().subspan(256 * KiB, 128 * KiB)));
   EXPECT_TRUE(same(data.bytes().subspan(384 * KiB), read.bytes().subspan(384 * KiB)));
   EXPECT_EQ(CO_TRY(file.next_hole(0)), 64 * KiB);
@@ -204,7 +216,8 @@ TEST_F(UringFileTest, AFullDiskIsNoSpace) {
     const AlignedBuffer buffer = pattern(4 * MiB, 1);
     const auto outcome = co_await to.write(0, buffer.bytes());
     EXPECT_FALSE(outcome.has_value());
-    if (!outcome) EXPECT_EQ(outcome.error().kind(), ErrorKind::no_space) << outcome.error().message();
+    if (!outcome)
+      EXPECT_EQ(outcome.error().kind(), ErrorKind::no_space) << outcome.error().message();
     CO_TRY(co_await to.punch(0, 4 * MiB));
     CO_TRY(co_await to.write(0, buffer.first(4096)));
     co_return Result<void>{};
@@ -265,13 +278,16 @@ TEST_F(UringFileTest, ASecondLockIsRefusedUntilTheFirstGoes) {
   const auto second = directory_->open("data", {.lock = true});
   ASSERT_FALSE(second.has_value());
   EXPECT_EQ(second.error().kind(), ErrorKind::in_use);
-  EXPECT_TRUE(directory_->open("data", {.read_only = true}).has_value()) << "the lock is among those who ask for it";
+  EXPECT_TRUE(directory_->open("data", {.read_only = true}).has_value())
+      << "the lock is among those who ask for it";
   first.reset();
   EXPECT_TRUE(directory_->open("data", {.lock = true}).has_value());
 }
 
 TEST_F(UringFileTest, TheLockOfAKilledProcessIsFree) {
-  { open("data", {.create = true}); }
+  {
+    open("data", {.create = true});
+  }
   std::array<int, 2> ready{};
   ASSERT_EQ(::pipe2(ready.data(), O_CLOEXEC), 0);
   const std::string path = scratch_ / "data";
@@ -319,21 +335,25 @@ class UringDirectoryTest : public UringFileTest {};
 TEST_F(UringDirectoryTest, OpensOnlyWhatIsThereUnlessAskedToMakeIt) {
   EXPECT_EQ(directory_->open("data", {}).error().kind(), ErrorKind::not_found);
   EXPECT_TRUE(directory_->open("data", {.create = true, .exclusive = true}).has_value());
-  EXPECT_EQ(directory_->open("data", {.create = true, .exclusive = true}).error().kind(), ErrorKind::already_exists);
+  EXPECT_EQ(directory_->open("data", {.create = true, .exclusive = true}).error().kind(),
+            ErrorKind::already_exists);
   EXPECT_TRUE(directory_->open("data", {.create = true}).has_value());
-  struct stat status {};
+  struct stat status{};
   ASSERT_EQ(::stat((scratch_ / "data").c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0077U, 0U) << "disks are secrets";
 }
 
 TEST_F(UringDirectoryTest, NamesAreSinglePathComponents) {
-  for (const std::string& name : {std::string(""), std::string("."), std::string(".."), std::string("a/b"),
-                                 std::string("/etc/passwd"), std::string("a\0b", 3)}) {
-    EXPECT_EQ(directory_->open(name, {.create = true}).error().kind(), ErrorKind::invalid_argument) << name;
+  for (const std::string& name :
+       {std::string(""), std::string("."), std::string(".."), std::string("a/b"),
+        std::string("/etc/passwd"), std::string("a\0b", 3)}) {
+    EXPECT_EQ(directory_->open(name, {.create = true}).error().kind(), ErrorKind::invalid_argument)
+        << name;
     EXPECT_EQ(directory_->remove(name).error().kind(), ErrorKind::invalid_argument) << name;
     EXPECT_EQ(directory_->rename("a", name).error().kind(), ErrorKind::invalid_argument) << name;
     EXPECT_EQ(directory_->exists(name).error().kind(), ErrorKind::invalid_argument) << name;
-    EXPECT_EQ(directory_->open_directory(name, true).error().kind(), ErrorKind::invalid_argument) << name;
+    EXPECT_EQ(directory_->open_directory(name, true).error().kind(), ErrorKind::invalid_argument)
+        << name;
   }
 }
 
@@ -361,18 +381,22 @@ TEST_F(UringDirectoryTest, DoesNotMakeWhatADanglingLinkPointsTo) {
 TEST_F(UringDirectoryTest, RefusesWhatIsNeitherFileNorDiskWithoutWaiting) {
   ASSERT_EQ(::mkfifo((scratch_ / "fifo").c_str(), 0600), 0);
   ASSERT_EQ(::symlink("/dev/zero", (scratch_ / "zero").c_str()), 0);
-  EXPECT_EQ(directory_->open("fifo", {.read_only = true}).error().kind(), ErrorKind::invalid_argument);
+  EXPECT_EQ(directory_->open("fifo", {.read_only = true}).error().kind(),
+            ErrorKind::invalid_argument);
   EXPECT_EQ(directory_->open("zero", {}).error().kind(), ErrorKind::invalid_argument);
   EXPECT_TRUE(directory_->open_directory("sub", true).has_value());
-  EXPECT_EQ(directory_->open("sub", {.read_only = true}).error().kind(), ErrorKind::invalid_argument);
+  EXPECT_EQ(directory_->open("sub", {.read_only = true}).error().kind(),
+            ErrorKind::invalid_argument);
 }
 
 TEST_F(UringDirectoryTest, ListsNamesInOrder) {
   EXPECT_TRUE(directory_->list().value().empty());
   for (const char* name : {"b", "a", "c.d", ".hidden"}) open(name, {.create = true});
   MUST(directory_->open_directory("e", true));
-  EXPECT_EQ(directory_->list().value(), (std::vector<std::string>{".hidden", "a", "b", "c.d", "e"}));
-  EXPECT_EQ(directory_->list().value().size(), 5U) << "the second listing starts at the beginning again";
+  EXPECT_EQ(directory_->list().value(),
+            (std::vector<std::string>{".hidden", "a", "b", "c.d", "e"}));
+  EXPECT_EQ(directory_->list().value().size(), 5U)
+      << "the second listing starts at the beginning again";
 }
 
 TEST_F(UringDirectoryTest, RenameReplaces) {

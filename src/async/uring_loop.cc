@@ -1,15 +1,16 @@
 #include "async/uring_loop.h"
 
-#include <fmt/format.h>
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
 #include <liburing.h>
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
-#include <cerrno>
+#include <fmt/format.h>
 
 #include "async/offload_pool.h"
 
@@ -19,16 +20,17 @@ namespace {
 constexpr unsigned submission_entries = 256;
 // Room for the answers to cancellations too: the completion queue cannot overflow.
 constexpr unsigned completion_entries = 2 * UringLoop::operations_max;
-// What one coroutine after the other starts goes to the kernel together, but no more than this at a time.
+// What one coroutine after the other starts goes to the kernel together, but no more than this at a
+// time.
 constexpr unsigned submission_batch_max = 32;
 // So that completions do not starve timers.
 constexpr unsigned completions_per_turn_max = 256;
 
-// What the kernel may be asked for, best first. Work of completions is done when the loop waits, not in
-// interrupts of what it does (6.1); failing that, at the next system call (5.19).
+// What the kernel may be asked for, best first. Work of completions is done when the loop waits,
+// not in interrupts of what it does (6.1); failing that, at the next system call (5.19).
 constexpr std::array ring_flags{
-    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED | IORING_SETUP_COOP_TASKRUN |
-        IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL,
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED |
+        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL,
     IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL,
     0U,
 };
@@ -81,8 +83,9 @@ Result<std::unique_ptr<UringLoop>> UringLoop::create() { return create(Options{}
 
 Result<std::unique_ptr<UringLoop>> UringLoop::create(Options options) {
   if (options.offload_threads == 0 || options.offload_threads > offload_threads_max) {
-    return failure(ErrorKind::invalid_argument, fmt::format("a loop has 1 to {} offload threads, not {}",
-                                                            offload_threads_max, options.offload_threads));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("a loop has 1 to {} offload threads, not {}", offload_threads_max,
+                               options.offload_threads));
   }
   std::unique_ptr<UringLoop> loop(new UringLoop(options));
   TRY(loop->set_up());
@@ -90,15 +93,18 @@ Result<std::unique_ptr<UringLoop>> UringLoop::create(Options options) {
 }
 
 UringLoop::UringLoop(Options options)
-    : options_(options), ring_(std::make_unique<io_uring>()), wakeup_(std::make_unique<Wakeup>(*this)) {}
+    : options_(options),
+      ring_(std::make_unique<io_uring>()),
+      wakeup_(std::make_unique<Wakeup>(*this)) {}
 
 Result<void> UringLoop::set_up() {
   wakeup_fd_ = Fd(::eventfd(0, EFD_CLOEXEC));
   if (!wakeup_fd_) return errno_failure(errno, "cannot create an eventfd");
   if (const int outcome = initialize_ring(*ring_); outcome < 0) {
-    return errno_failure(-outcome,
-                         "cannot set up io_uring (it needs Linux 5.19; the sysctl kernel.io_uring_disabled "
-                         "and the seccomp filters of containers can forbid it)");
+    return errno_failure(
+        -outcome,
+        "cannot set up io_uring (it needs Linux 5.19; the sysctl kernel.io_uring_disabled "
+        "and the seccomp filters of containers can forbid it)");
   }
   ring_is_set_up_ = true;
   return {};
@@ -122,7 +128,8 @@ void UringLoop::bind_to_this_thread() {
   thread_ = std::this_thread::get_id();
   if ((ring_->flags & IORING_SETUP_R_DISABLED) != 0) {
     // liburing 2.3 declares io_uring_enable_rings and does not export it.
-    CHECK(::syscall(SYS_io_uring_register, ring_->ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) == 0);
+    CHECK(::syscall(SYS_io_uring_register, ring_->ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr,
+                    0) == 0);
   }
   // Saves a reference count in every system call; one that is refused does not matter.
   static_cast<void>(::io_uring_register_ring_fd(ring_.get()));
@@ -156,7 +163,8 @@ void UringLoop::run_until(const bool& done) {
   submit();
 }
 
-/// What is ready now; what that makes ready has its turn after completions and timers have had theirs.
+/// What is ready now; what that makes ready has its turn after completions and timers have had
+/// theirs.
 void UringLoop::run_ready() {
   for (std::size_t count = ready_.size(); count > 0; --count) {
     const std::coroutine_handle<> waiter = ready_.front();
@@ -177,29 +185,35 @@ void UringLoop::fire_timers() {
 }
 
 void UringLoop::reap_completions() {
-  io_uring_cqe* completion = nullptr;
-  for (unsigned i = 0; i < completions_per_turn_max; ++i) {
-    if (::io_uring_peek_cqe(ring_.get(), &completion) != 0) return;
-    auto* operation = static_cast<UringOperation*>(::io_uring_cqe_get_data(completion));
-    const int result = completion->res;
-    ::io_uring_cqe_seen(ring_.get(), completion);
-    if (operation == nullptr) continue;  // a cancellation that came too late
-    --in_flight_;
-    operation->stage_ = UringOperation::Stage::idle;
-    operation->complete(result);
+  for (unsigned i = 0; i < completions_per_turn_max && reap_one(); ++i) {
     if (queue_first_ != nullptr) start_queued();
     run_ready();
     if (::io_uring_cq_ready(ring_.get()) != 0) submit();  // else the wait does it, in one call
   }
 }
 
+/// Tells the next operation that has ended; false if there is none.
+bool UringLoop::reap_one() {
+  io_uring_cqe* completion = nullptr;
+  if (::io_uring_peek_cqe(ring_.get(), &completion) != 0) return false;
+  auto* operation = static_cast<UringOperation*>(::io_uring_cqe_get_data(completion));
+  const int result = completion->res;
+  ::io_uring_cqe_seen(ring_.get(), completion);
+  if (operation == nullptr) return true;  // a cancellation that came too late
+  --in_flight_;
+  operation->stage_ = UringOperation::Stage::idle;
+  operation->complete(result);
+  return true;
+}
+
 void UringLoop::wait_for_completion() {
   io_uring_cqe* completion = nullptr;
   __kernel_timespec timeout{};
   if (!timers_.empty()) timeout = to_timespec(timers_.begin()->first - now());
-  const int outcome = ::io_uring_submit_and_wait_timeout(ring_.get(), &completion, 1,
-                                                         timers_.empty() ? nullptr : &timeout, nullptr);
-  CHECK(outcome >= 0 || outcome == -ETIME || outcome == -EINTR || outcome == -EAGAIN || outcome == -EBUSY);
+  const int outcome = ::io_uring_submit_and_wait_timeout(
+      ring_.get(), &completion, 1, timers_.empty() ? nullptr : &timeout, nullptr);
+  CHECK(outcome >= 0 || outcome == -ETIME || outcome == -EINTR || outcome == -EAGAIN ||
+        outcome == -EBUSY);
 }
 
 void UringLoop::start(UringOperation& operation) {
@@ -274,16 +288,8 @@ void UringLoop::drain_operations() {
     ::io_uring_sqe_set_data(entry, nullptr);
   }
   while (in_flight_ != 0) {
-    io_uring_cqe* completion = nullptr;
-    if (::io_uring_submit_and_wait(ring_.get(), 1) < 0) continue;
-    while (::io_uring_peek_cqe(ring_.get(), &completion) == 0) {
-      auto* operation = static_cast<UringOperation*>(::io_uring_cqe_get_data(completion));
-      const int result = completion->res;
-      ::io_uring_cqe_seen(ring_.get(), completion);
-      if (operation == nullptr) continue;
-      --in_flight_;
-      operation->stage_ = UringOperation::Stage::idle;
-      operation->complete(result);
+    static_cast<void>(::io_uring_submit_and_wait(ring_.get(), 1));  // EINTR: again
+    while (reap_one()) {
     }
   }
 }
@@ -296,7 +302,8 @@ void UringLoop::add_timer(TimerRequest& timer) {
 void UringLoop::remove_timer(TimerRequest& timer) {
   if (!timer.armed) return;
   auto [first, last] = timers_.equal_range(timer.deadline);
-  const auto found = std::find_if(first, last, [&timer](const auto& entry) { return entry.second == &timer; });
+  const auto found =
+      std::find_if(first, last, [&timer](const auto& entry) { return entry.second == &timer; });
   CHECK(found != last);
   timers_.erase(found);
   timer.armed = false;
@@ -304,11 +311,12 @@ void UringLoop::remove_timer(TimerRequest& timer) {
 
 void UringLoop::submit_offload(OffloadRequest& request) {
   if (pool_ == nullptr) {
-    pool_ = std::make_unique<OffloadPool>(options_.offload_threads, [this](OffloadRequest& finished) {
-      const std::scoped_lock lock(inbox_mutex_);
-      inbox_waiters_.push_back(finished.waiter);
-      wake();
-    });
+    pool_ =
+        std::make_unique<OffloadPool>(options_.offload_threads, [this](OffloadRequest& finished) {
+          const std::scoped_lock lock(inbox_mutex_);
+          inbox_waiters_.push_back(finished.waiter);
+          wake();
+        });
   }
   pool_->submit(request);
 }
@@ -316,7 +324,8 @@ void UringLoop::submit_offload(OffloadRequest& request) {
 Result<void> UringLoop::post_from_thread(std::move_only_function<void()> call) {
   const std::scoped_lock lock(inbox_mutex_);
   if (inbox_calls_.size() >= posted_calls_max) {
-    return failure(ErrorKind::limit, fmt::format("{} calls wait for the loop already", posted_calls_max));
+    return failure(ErrorKind::limit,
+                   fmt::format("{} calls wait for the loop already", posted_calls_max));
   }
   inbox_calls_.push_back(std::move(call));
   wake();

@@ -3,9 +3,9 @@
 // The thread that first runs the loop or starts an operation on it is its thread from then on;
 // everything but stop() and post_from_thread() is called there. It is destroyed there too, or once
 // that thread has gone and nothing is under way. Files, streams and gates go before their loop.
-// Operations go to the kernel as soon as the coroutines that are ready have run, in the same system call
-// as the wait where nothing else is to do; whoever waits for one runs as soon as its completion is seen,
-// before the next one is looked at.
+// Operations go to the kernel as soon as the coroutines that are ready have run, in the same system
+// call as the wait where nothing else is to do; whoever waits for one runs as soon as its
+// completion is seen, before the next one is looked at.
 #pragma once
 
 #include <coroutine>
@@ -24,37 +24,15 @@
 #include "async/gate.h"
 #include "async/loop.h"
 #include "async/task.h"
+#include "async/uring_operation.h"
 #include "base/fd.h"
 #include "base/result.h"
 
 struct io_uring;
-struct io_uring_sqe;
 
 namespace berth {
 
 class OffloadPool;
-
-/// One operation of the kernel's; stays where it is from start() until complete() is called.
-class UringOperation {
- public:
-  UringOperation() = default;
-  UringOperation(const UringOperation&) = delete;
-  UringOperation& operator=(const UringOperation&) = delete;
-
-  /// Fills in `entry` with an io_uring_prep_ function, but for its user_data.
-  virtual void prepare(io_uring_sqe& entry) = 0;
-  /// The kernel is done: `result` is what it said, -errno on failure. May start the operation again.
-  virtual void complete(int result) = 0;
-
- protected:
-  ~UringOperation() = default;
-
- private:
-  friend class UringLoop;
-  enum class Stage : std::uint8_t { idle, queued, in_flight };
-  UringOperation* next_ = nullptr;
-  Stage stage_ = Stage::idle;
-};
 
 class UringLoop final : public Loop {
  public:
@@ -79,12 +57,13 @@ class UringLoop final : public Loop {
   void run();
   /// Any thread. Ends run() once the coroutine that is running suspends.
   void stop();
-  /// Runs the loop until `task` has ended, and gives its result. Other tasks run too, as far as they get.
+  /// Runs the loop until `task` has ended, and gives its result. Other tasks run too, as far as
+  /// they get.
   template <typename T>
   T run_until_complete(Task<T> task);
 
-  /// Any thread. Runs `call` on the loop soon, in the order of the calls; `limit` when posted_calls_max wait.
-  /// What has not run when the loop goes is dropped.
+  /// Any thread. Runs `call` on the loop soon, in the order of the calls; `limit` when
+  /// posted_calls_max wait. What has not run when the loop goes is dropped.
   Result<void> post_from_thread(std::move_only_function<void()> call);
 
   /// Gives the operation to the kernel, or queues it when operations_max are under way.
@@ -98,7 +77,9 @@ class UringLoop final : public Loop {
   void remove_timer(TimerRequest& timer) override;
   void submit_offload(OffloadRequest& request) override;
   Instant now() const override { return std::chrono::steady_clock::now(); }
-  std::chrono::system_clock::time_point wall_time() const override { return std::chrono::system_clock::now(); }
+  std::chrono::system_clock::time_point wall_time() const override {
+    return std::chrono::system_clock::now();
+  }
 
  private:
   class Wakeup;
@@ -109,6 +90,7 @@ class UringLoop final : public Loop {
   void run_ready();
   void fire_timers();
   void reap_completions();
+  bool reap_one();
   void wait_for_completion();
   bool give_to_kernel(UringOperation& operation);
   void start_queued();

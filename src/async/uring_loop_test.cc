@@ -1,12 +1,7 @@
-// What is checked here: order and completeness of everything that wakes a coroutine (posts, timers, the pool,
-// other threads), that no source starves another, and that the limits on what is under way queue, not fail.
+// What is checked here: order and completeness of everything that wakes a coroutine (posts, timers,
+// the pool, other threads), that no source starves another, and that the limits on what is under
+// way queue, not fail.
 #include "async/uring_loop.h"
-
-#include <gtest/gtest.h>
-
-#include <liburing.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,6 +10,12 @@
 #include <semaphore>
 #include <thread>
 #include <vector>
+
+#include <liburing.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
 
 #include "async/event.h"
 #include "async/test_support.h"
@@ -132,7 +133,8 @@ TEST_F(UringLoopTest, OffloadedWorkRunsInParallel) {
   std::binary_semaphore first(0);
   std::binary_semaphore second(0);
   Gate gate(*loop_);
-  const auto meet = [](Loop& loop, std::binary_semaphore& mine, std::binary_semaphore& other) -> Task<> {
+  const auto meet = [](Loop& loop, std::binary_semaphore& mine,
+                       std::binary_semaphore& other) -> Task<> {
     co_await offload(loop, [&] {
       mine.release();
       other.acquire();
@@ -170,7 +172,8 @@ TEST_F(UringLoopTest, CallsPostedFromThreadsAllRunOnTheLoopInOrder) {
 
 TEST_F(UringLoopTest, TooManyPostedCallsAreRefused) {
   int ran = 0;
-  for (std::size_t i = 0; i < UringLoop::posted_calls_max; ++i) ASSERT_TRUE(loop_->post_from_thread([&ran] { ++ran; }));
+  for (std::size_t i = 0; i < UringLoop::posted_calls_max; ++i)
+    ASSERT_TRUE(loop_->post_from_thread([&ran] { ++ran; }));
   const auto refused = loop_->post_from_thread([] {});
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().kind(), ErrorKind::limit);
@@ -203,7 +206,9 @@ TEST_F(UringLoopTest, MoreOperationsThanTheKernelTakesWaitInOrder) {
   Gate gate(*loop_);
   const auto read_one = [](UringLoop& loop, int fd, int name, std::vector<int>& done) -> Task<> {
     std::uint64_t value = 0;
-    UringCall read(loop, [&](io_uring_sqe& entry) { ::io_uring_prep_read(&entry, fd, &value, sizeof value, 0); });
+    UringCall read(loop, [&](io_uring_sqe& entry) {
+      ::io_uring_prep_read(&entry, fd, &value, sizeof value, 0);
+    });
     EXPECT_EQ(co_await read, 8);
     done.push_back(name);
   };
@@ -219,9 +224,12 @@ TEST_F(UringLoopTest, CancelEndsAnOperationInTheKernelAndOneThatWaits) {
   std::vector<UringOperation*> operations;
   int cancelled = 0;
   Gate gate(*loop_);
-  const auto read_one = [](UringLoop& loop, int fd, std::vector<UringOperation*>& all, int& count) -> Task<> {
+  const auto read_one = [](UringLoop& loop, int fd, std::vector<UringOperation*>& all,
+                           int& count) -> Task<> {
     std::uint64_t value = 0;
-    UringCall read(loop, [&](io_uring_sqe& entry) { ::io_uring_prep_read(&entry, fd, &value, sizeof value, 0); });
+    UringCall read(loop, [&](io_uring_sqe& entry) {
+      ::io_uring_prep_read(&entry, fd, &value, sizeof value, 0);
+    });
     all.push_back(&read);
     if (co_await read == -ECANCELED) ++count;
   };
@@ -279,7 +287,9 @@ TEST_F(UringLoopTest, WaitsUnderWayEndWithTheLoop) {
   const Fd signal(::eventfd(0, EFD_CLOEXEC));
   const auto read_one = [](UringLoop& loop, int fd) -> Task<> {
     std::uint64_t value = 0;
-    UringCall read(loop, [&](io_uring_sqe& entry) { ::io_uring_prep_read(&entry, fd, &value, sizeof value, 0); });
+    UringCall read(loop, [&](io_uring_sqe& entry) {
+      ::io_uring_prep_read(&entry, fd, &value, sizeof value, 0);
+    });
     co_await read;
   };
   gate.spawn(read_one(*loop_, signal.get()));

@@ -8,7 +8,8 @@ namespace berth {
 
 AlignedBuffer::AlignedBuffer(std::size_t size) : size_(size) {
   const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
-  memory_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded)));
+  memory_.reset(
+      static_cast<std::byte*>(std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded)));
   CHECK(memory_ != nullptr);
 }
 

@@ -1,5 +1,5 @@
-// Fixed-width integers in and out of byte buffers, little endian (our formats) and big endian (NBD).
-// The caller guarantees the bounds; Reader and Writer check them.
+// Fixed-width integers in and out of byte buffers, little endian (our formats) and big endian
+// (NBD). The caller guarantees the bounds; Reader and Writer check them.
 #pragma once
 
 #include <bit>
@@ -82,8 +82,8 @@ class Reader {
   bool ok_ = true;
 };
 
-/// Writes little-endian fields one after the other; `ok()` turns false, for good, at the first field
-/// that does not fit, and nothing is written from there on.
+/// Writes little-endian fields one after the other; `ok()` turns false, for good, at the first
+/// field that does not fit, and nothing is written from there on.
 class Writer {
  public:
   explicit Writer(MutableBytes bytes) : bytes_(bytes) {}

@@ -1,10 +1,10 @@
 #include "base/bytes.h"
 
-#include <gtest/gtest.h>
-
 #include <array>
 #include <cstdint>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "base/aligned_buffer.h"
 #include "base/checksum.h"
@@ -48,7 +48,8 @@ TEST(BytesTest, IsZeroFindsASingleBitAnywhere) {
 }
 
 TEST(BytesTest, AReaderStopsForGoodAtTheFirstFieldThatIsNotThere) {
-  const std::array<std::byte, 7> buffer{std::byte{1}, std::byte{0}, std::byte{2}, std::byte{0}, std::byte{3}};
+  const std::array<std::byte, 7> buffer{std::byte{1}, std::byte{0}, std::byte{2}, std::byte{0},
+                                        std::byte{3}};
   Reader reader(buffer);
   EXPECT_EQ(reader.le<std::uint16_t>(), 1U);
   EXPECT_EQ(reader.remaining(), 5U);

@@ -31,37 +31,25 @@ constexpr std::array<std::pair<ErrorKind, std::string_view>, 18> kind_names{{
 
 ErrorKind kind_of_errno(int errno_value) {
   switch (errno_value) {
-    case ENOENT:
-      return ErrorKind::not_found;
-    case EEXIST:
-      return ErrorKind::already_exists;
+    case ENOENT: return ErrorKind::not_found;
+    case EEXIST: return ErrorKind::already_exists;
     case ENOSPC:
-    case EDQUOT:
-      return ErrorKind::no_space;
-    case EROFS:
-      return ErrorKind::read_only;
+    case EDQUOT: return ErrorKind::no_space;
+    case EROFS: return ErrorKind::read_only;
     case EACCES:
-    case EPERM:
-      return ErrorKind::permission;
-    case EINVAL:
-      return ErrorKind::invalid_argument;
+    case EPERM: return ErrorKind::permission;
+    case EINVAL: return ErrorKind::invalid_argument;
     case EOPNOTSUPP:
-    case ENOSYS:
-      return ErrorKind::unsupported;
+    case ENOSYS: return ErrorKind::unsupported;
     case EBUSY:
     case EWOULDBLOCK:
-    case EADDRINUSE:
-      return ErrorKind::in_use;
-    case ECANCELED:
-      return ErrorKind::cancelled;
-    case ETIMEDOUT:
-      return ErrorKind::timed_out;
+    case EADDRINUSE: return ErrorKind::in_use;
+    case ECANCELED: return ErrorKind::cancelled;
+    case ETIMEDOUT: return ErrorKind::timed_out;
     case EPIPE:
     case ECONNRESET:
-    case ECONNREFUSED:
-      return ErrorKind::disconnected;
-    default:
-      return ErrorKind::io_error;
+    case ECONNREFUSED: return ErrorKind::disconnected;
+    default: return ErrorKind::io_error;
   }
 }
 

@@ -1,7 +1,7 @@
 // Errors: a small kind to match, a context for a person, and the cause beneath it.
 //
-// Callers branch on `kind()` alone. `message()` says what failed, on what, why, and what a person can
-// do about it. An Error is one pointer wide, so that a Result on the data path stays small.
+// Callers branch on `kind()` alone. `message()` says what failed, on what, why, and what a person
+// can do about it. An Error is one pointer wide, so that a Result on the data path stays small.
 #pragma once
 
 #include <memory>
@@ -11,24 +11,24 @@
 namespace berth {
 
 enum class ErrorKind {
-  invalid_argument,       // the request itself is wrong; repeating it cannot help
-  not_found,              // the named thing does not exist
-  already_exists,         // the name is taken
-  precondition,           // the thing is not in a state that allows this
-  full_backup_required,   // a reference point cannot be vouched for; the reason is in the message
-  in_use,                 // somebody else holds it (a lock, a reader, a dependent)
-  io_error,               // the device or the kernel refused
-  no_space,               // the device is full
-  read_only,              // the device or the file system does not take writes
-  corrupt,                // a checksum or an invariant of a format does not hold
-  unsupported,            // valid, but not something that this build or this peer does
-  protocol,               // a peer broke the rules of a wire protocol
-  permission,             // not allowed
-  limit,                  // a named limit would be exceeded
-  cancelled,              // somebody asked for it to end
-  timed_out,              // it did not end within its bound
-  disconnected,           // the peer went away
-  internal,               // a mistake of ours that was caught
+  invalid_argument,      // the request itself is wrong; repeating it cannot help
+  not_found,             // the named thing does not exist
+  already_exists,        // the name is taken
+  precondition,          // the thing is not in a state that allows this
+  full_backup_required,  // a reference point cannot be vouched for; the reason is in the message
+  in_use,                // somebody else holds it (a lock, a reader, a dependent)
+  io_error,              // the device or the kernel refused
+  no_space,              // the device is full
+  read_only,             // the device or the file system does not take writes
+  corrupt,               // a checksum or an invariant of a format does not hold
+  unsupported,           // valid, but not something that this build or this peer does
+  protocol,              // a peer broke the rules of a wire protocol
+  permission,            // not allowed
+  limit,                 // a named limit would be exceeded
+  cancelled,             // somebody asked for it to end
+  timed_out,             // it did not end within its bound
+  disconnected,          // the peer went away
+  internal,              // a mistake of ours that was caught
 };
 
 /// The stable name of a kind, as it appears in JSON ("full_backup_required").

@@ -1,10 +1,10 @@
 #include "base/error.h"
 
-#include <gtest/gtest.h>
-
 #include <cerrno>
 #include <string>
 #include <utility>
+
+#include <gtest/gtest.h>
 
 namespace berth {
 namespace {
@@ -51,7 +51,8 @@ TEST(ErrorTest, ContextIsPutInFrontAndKeepsTheKindAndTheErrno) {
 }
 
 TEST(ErrorTest, ACauseMayHaveAnotherKind) {
-  const Error error(ErrorKind::full_backup_required, "the map is gone", Error(ErrorKind::corrupt, "bad checksum"));
+  const Error error(ErrorKind::full_backup_required, "the map is gone",
+                    Error(ErrorKind::corrupt, "bad checksum"));
   EXPECT_EQ(error.kind(), ErrorKind::full_backup_required);
   EXPECT_EQ(error.message(), "the map is gone: bad checksum");
 }

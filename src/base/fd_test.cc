@@ -1,11 +1,11 @@
 #include "base/fd.h"
 
-#include <gtest/gtest.h>
+#include <utility>
 
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <utility>
+#include <gtest/gtest.h>
 
 namespace berth {
 namespace {
@@ -37,7 +37,9 @@ TEST(FdTest, AssignmentClosesWhatWasThere) {
 
 TEST(FdTest, ReleaseGivesItAway) {
   const int number = open_null();
-  { EXPECT_EQ(Fd(number).release(), number); }
+  {
+    EXPECT_EQ(Fd(number).release(), number);
+  }
   EXPECT_TRUE(is_open(number));
   ::close(number);
 }

@@ -1,9 +1,10 @@
 #include "base/ids.h"
 
-#include <fmt/format.h>
+#include <cerrno>
+
 #include <sys/random.h>
 
-#include <cerrno>
+#include <fmt/format.h>
 
 namespace berth {
 namespace {
@@ -41,7 +42,8 @@ Result<Id128> Id128::parse(std::string_view text) {
     ++nibble;
   }
   if (nibble != 32) {
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not an id of 32 hexadecimal digits", text));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is not an id of 32 hexadecimal digits", text));
   }
   return id;
 }

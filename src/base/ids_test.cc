@@ -1,12 +1,12 @@
 #include "base/ids.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <set>
 #include <string>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 namespace berth {
 namespace {
@@ -25,12 +25,14 @@ TEST(IdsTest, TextAndBack) {
 }
 
 TEST(IdsTest, UpperCaseAndMissingDashesAreRead) {
-  EXPECT_EQ(Id128::parse("00112233445566778899AABBCCDDEEFF").value().to_string(), "00112233-4455-6677-8899-aabbccddeeff");
+  EXPECT_EQ(Id128::parse("00112233445566778899AABBCCDDEEFF").value().to_string(),
+            "00112233-4455-6677-8899-aabbccddeeff");
 }
 
 TEST(IdsTest, WhatIsNotAnIdIsRefused) {
-  for (const char* text : {"", "0011", "00112233-4455-6677-8899-aabbccddeef", "00112233-4455-6677-8899-aabbccddeeff0",
-                           "g0112233-4455-6677-8899-aabbccddeeff", "00112233-4455-6677-8899-aabbccddeeff\n"}) {
+  for (const char* text :
+       {"", "0011", "00112233-4455-6677-8899-aabbccddeef", "00112233-4455-6677-8899-aabbccddeeff0",
+        "g0112233-4455-6677-8899-aabbccddeeff", "00112233-4455-6677-8899-aabbccddeeff\n"}) {
     const auto id = Id128::parse(text);
     ASSERT_FALSE(id.has_value()) << text;
     EXPECT_EQ(id.error().kind(), ErrorKind::invalid_argument);
@@ -42,7 +44,9 @@ TEST(IdsTest, NilIsAllZeros) {
   EXPECT_FALSE(FixedRandom().id().is_nil());
 }
 
-TEST(IdsTest, RandomIdsAreVersion4Uuids) { EXPECT_EQ(FixedRandom().id().to_string(), "ffffffff-ffff-4fff-bfff-ffffffffffff"); }
+TEST(IdsTest, RandomIdsAreVersion4Uuids) {
+  EXPECT_EQ(FixedRandom().id().to_string(), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+}
 
 TEST(IdsTest, TheSystemsIdsDiffer) {
   SystemRandom random;

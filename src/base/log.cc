@@ -1,11 +1,11 @@
 #include "base/log.h"
 
-#include <spdlog/sinks/stdout_sinks.h>
-#include <spdlog/spdlog.h>
-
 #include <array>
 #include <cstdlib>
 #include <memory>
+
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 
 namespace berth {
 namespace {
@@ -52,10 +52,14 @@ LogLevel log_level_from_string(std::string_view name) {
   return LogLevel::info;
 }
 
-bool log_enabled(LogLevel level) { return level != LogLevel::off && logger().should_log(to_spdlog(level)); }
+bool log_enabled(LogLevel level) {
+  return level != LogLevel::off && logger().should_log(to_spdlog(level));
+}
 
 void set_log_level(LogLevel level) { logger().set_level(to_spdlog(level)); }
 
-void log_write(LogLevel level, std::string_view message) { logger().log(to_spdlog(level), message); }
+void log_write(LogLevel level, std::string_view message) {
+  logger().log(to_spdlog(level), message);
+}
 
 }  // namespace berth

@@ -2,15 +2,15 @@
 //
 //   log_info("volume '{}': {} regions recovered", name, count);
 //
-// The environment's BERTH_LOG sets the level: trace, debug, info (the default), warning, error or off.
-// Arguments of a level that is off are not formatted.
+// The environment's BERTH_LOG sets the level: trace, debug, info (the default), warning, error or
+// off. Arguments of a level that is off are not formatted.
 #pragma once
-
-#include <fmt/format.h>
 
 #include <cstdint>
 #include <string_view>
 #include <utility>
+
+#include <fmt/format.h>
 
 namespace berth {
 

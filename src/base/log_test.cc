@@ -1,10 +1,10 @@
 #include "base/log.h"
 
-#include <gtest/gtest.h>
-
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 namespace berth {
 namespace {
@@ -67,7 +67,9 @@ TEST_F(LogTest, ThreadsDoNotMixTheirLines) {
   }
   const std::string text = testing::internal::GetCapturedStderr();
   std::size_t lines = 0;
-  for (std::size_t at = 0; (at = text.find(" error " + std::string(100, 'x') + "\n", at)) != std::string::npos; ++at) ++lines;
+  for (std::size_t at = 0;
+       (at = text.find(" error " + std::string(100, 'x') + "\n", at)) != std::string::npos; ++at)
+    ++lines;
   EXPECT_EQ(lines, 200U);
 }
 

@@ -11,7 +11,8 @@ void check_failed(const char* condition, const char* file, int line) {
 }
 
 void must_failed(const char* expression, const Error& error, const char* file, int line) {
-  std::fprintf(stderr, "%s:%d: MUST failed: %s: %s\n", file, line, expression, error.message().c_str());
+  std::fprintf(stderr, "%s:%d: MUST failed: %s: %s\n", file, line, expression,
+               error.message().c_str());
   std::abort();
 }
 

@@ -1,29 +1,35 @@
 #include "base/units.h"
 
-#include <fmt/chrono.h>
-#include <fmt/format.h>
-
 #include <charconv>
 #include <cmath>
 #include <limits>
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
 
 namespace berth {
 
 Result<std::uint64_t> parse_size(std::string_view text) {
   const std::string_view whole = text;
   const auto refuse = [whole] {
-    return failure(ErrorKind::invalid_argument,
-                   fmt::format("'{}' is not a size: write a number of bytes, or one with K, M, G or T", whole));
+    return failure(
+        ErrorKind::invalid_argument,
+        fmt::format("'{}' is not a size: write a number of bytes, or one with K, M, G or T",
+                    whole));
   };
   if (text.ends_with("iB")) text.remove_suffix(2);
   if (text.empty()) return refuse();
 
   std::uint64_t unit = 1;
   switch (text.back()) {
-    case 'K': case 'k': unit = KiB; break;
-    case 'M': case 'm': unit = MiB; break;
-    case 'G': case 'g': unit = GiB; break;
-    case 'T': case 't': unit = TiB; break;
+    case 'K':
+    case 'k': unit = KiB; break;
+    case 'M':
+    case 'm': unit = MiB; break;
+    case 'G':
+    case 'g': unit = GiB; break;
+    case 'T':
+    case 't': unit = TiB; break;
     default: break;
   }
   if (unit != 1) text.remove_suffix(1);
@@ -31,7 +37,8 @@ Result<std::uint64_t> parse_size(std::string_view text) {
 
   std::uint64_t count = 0;
   const auto* end = text.data() + text.size();
-  if (auto [stop, code] = std::from_chars(text.data(), end, count); code == std::errc{} && stop == end) {
+  if (auto [stop, code] = std::from_chars(text.data(), end, count);
+      code == std::errc{} && stop == end) {
     if (count > std::numeric_limits<std::uint64_t>::max() / unit) return refuse();
     return count * unit;
   }
@@ -44,10 +51,14 @@ Result<std::uint64_t> parse_size(std::string_view text) {
 }
 
 std::string format_size(std::uint64_t bytes) {
-  if (bytes >= TiB) return fmt::format("{:.1f} TiB", static_cast<double>(bytes) / static_cast<double>(TiB));
-  if (bytes >= GiB) return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / static_cast<double>(GiB));
-  if (bytes >= MiB) return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / static_cast<double>(MiB));
-  if (bytes >= KiB) return fmt::format("{:.1f} KiB", static_cast<double>(bytes) / static_cast<double>(KiB));
+  if (bytes >= TiB)
+    return fmt::format("{:.1f} TiB", static_cast<double>(bytes) / static_cast<double>(TiB));
+  if (bytes >= GiB)
+    return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / static_cast<double>(GiB));
+  if (bytes >= MiB)
+    return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / static_cast<double>(MiB));
+  if (bytes >= KiB)
+    return fmt::format("{:.1f} KiB", static_cast<double>(bytes) / static_cast<double>(KiB));
   return fmt::format("{} B", bytes);
 }
 

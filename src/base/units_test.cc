@@ -1,9 +1,9 @@
 #include "base/units.h"
 
-#include <gtest/gtest.h>
-
 #include <chrono>
 #include <string>
+
+#include <gtest/gtest.h>
 
 namespace berth {
 namespace {
@@ -21,12 +21,15 @@ TEST(UnitsTest, SizesTakeBinarySuffixes) {
 }
 
 TEST(UnitsTest, WhatIsNotASizeIsRefused) {
-  for (const std::string text : {"", "K", "iB", "-1", "-1K", "1X", "1 G", " 1", "1e3", "0x10", "1.5", "1.0000001K", "nanG",
-                                 "infG", "18446744073709551616", "16777216T", "1KK", "1iBK", "1.K.", "99999999999999T"}) {
+  for (const std::string text : {"",          "K",          "iB",   "-1",   "-1K",
+                                 "1X",        "1 G",        " 1",   "1e3",  "0x10",
+                                 "1.5",       "1.0000001K", "nanG", "infG", "18446744073709551616",
+                                 "16777216T", "1KK",        "1iBK", "1.K.", "99999999999999T"}) {
     const auto size = parse_size(text);
     ASSERT_FALSE(size.has_value()) << text << " gave " << *size;
     EXPECT_EQ(size.error().kind(), ErrorKind::invalid_argument);
-    EXPECT_NE(size.error().message().find("'" + text + "'"), std::string::npos) << size.error().message();
+    EXPECT_NE(size.error().message().find("'" + text + "'"), std::string::npos)
+        << size.error().message();
   }
 }
 
@@ -40,7 +43,8 @@ TEST(UnitsTest, SizesAreShownInTheLargestUnitThatFits) {
 
 TEST(UnitsTest, TimesAreRfc3339InUtc) {
   EXPECT_EQ(format_time(std::chrono::system_clock::time_point{}), "1970-01-01T00:00:00Z");
-  EXPECT_EQ(format_time(std::chrono::system_clock::from_time_t(1'795'415'880)), "2026-11-23T06:38:00Z");
+  EXPECT_EQ(format_time(std::chrono::system_clock::from_time_t(1'795'415'880)),
+            "2026-11-23T06:38:00Z");
 }
 
 TEST(UnitsTest, Rounding) {

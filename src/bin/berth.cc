@@ -1,4 +1,5 @@
-// berth: one program that is a command line, the daemon of a host, or the keeper of a volume. Wiring only.
+// berth: one program that is a command line, the daemon of a host, or the keeper of a volume.
+// Wiring only.
 
 #include "control/command_line.h"
 #include "control/daemon.h"
@@ -18,9 +19,10 @@ int run_keeper(const berth::control::KeeperArguments& arguments) {
 
 int main(int argc, char** argv) {
   // What the process is to be is on its command line.
-  return berth::control::run_command_line(argc, argv,
-                                          {
-                                              .daemon = berth::control::run_daemon,  // the catalogue and the API
-                                              .keeper = run_keeper,                  // one volume, open and served
-                                          });
+  return berth::control::run_command_line(
+      argc, argv,
+      {
+          .daemon = berth::control::run_daemon,  // the catalogue and the API
+          .keeper = run_keeper,                  // one volume, open and served
+      });
 }

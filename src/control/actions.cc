@@ -23,7 +23,7 @@ Parameter volume_filter() {
 }
 
 // What opening a volume in its keeper may end in.
-#define KEEPER_ERRORS                                                                          \
+#define KEEPER_ERRORS                                                                     \
   ErrorKind::not_found, ErrorKind::in_use, ErrorKind::disconnected, ErrorKind::timed_out, \
       ErrorKind::no_space, ErrorKind::precondition
 
@@ -38,9 +38,15 @@ std::vector<Action> host_actions() {
        .method = Method::post,
        .path = "/v1/host/shutdown",
        .summary = "End the daemon; keepers go on serving unless they are asked to end too",
-       .precondition = "With `keepers`, jobs that are running are cancelled and clients of the volumes lose them",
+       .precondition = "With `keepers`, jobs that are running are cancelled and clients of the "
+                       "volumes lose them",
        .result = "Shutdown",
-       .parameters = {{"keepers", Place::body, Type::flag, false, "Close every volume and end its keeper", {}}},
+       .parameters = {{"keepers",
+                       Place::body,
+                       Type::flag,
+                       false,
+                       "Close every volume and end its keeper",
+                       {}}},
        .errors = {ErrorKind::timed_out}},
       {.name = "events.watch",
        .method = Method::get,
@@ -48,8 +54,13 @@ std::vector<Action> host_actions() {
        .summary = "Follow what happens, a line each, until the client goes",
        .answer = Answer::stream,
        .result = "Event",
-       .parameters = {{"since", Place::query, Type::count, false,
-                       "Begin after the event with this number, as far back as is remembered; left out: now", {}}},
+       .parameters =
+           {{"since",
+             Place::query,
+             Type::count,
+             false,
+             "Begin after the event with this number, as far back as is remembered; left out: now",
+             {}}},
        .errors = {ErrorKind::limit}},
   };
 }
@@ -59,23 +70,39 @@ std::vector<Action> volume_actions() {
       {.name = "volume.create",
        .method = Method::post,
        .path = "/v1/volumes",
-       .summary = "Make a volume: empty, over a backing, from a copy of a file, or of a raw disk as it is",
-       .precondition = "The name is free (already_exists); at most one of backing, import and adopt is given, and a size "
+       .summary =
+           "Make a volume: empty, over a backing, from a copy of a file, or of a raw disk as it is",
+       .precondition = "The name is free (already_exists); at most one of backing, import and "
+                       "adopt is given, and a size "
                        "unless one of them has it",
        .answer = Answer::job,
        .result = "VolumeSummary",
        .parameters =
            {{"name", Place::body, Type::volume_name, true, "Name of the new volume", {}},
             {"size", Place::body, Type::size, false, "Size of the disk", {}},
-            {"block_size", Place::body, Type::size, false,
-             "What changes are tracked in: a power of two from 4 KiB to 2 MiB, 64 KiB when left out", {}},
-            {"backing", Place::body, Type::text, false,
-             "Where absent blocks are read from: a path of a raw or qcow2, vmdk, vhdx, vdi image, volume:NAME@CHECKPOINT, or an NBD URI", {}},
+            {"block_size",
+             Place::body,
+             Type::size,
+             false,
+             "What changes are tracked in: a power of two from 4 KiB to 2 MiB, 64 KiB when left "
+             "out",
+             {}},
+            {"backing",
+             Place::body,
+             Type::text,
+             false,
+             "Where absent blocks are read from: a path of a raw or qcow2, vmdk, vhdx, vdi image, "
+             "volume:NAME@CHECKPOINT, or an NBD URI",
+             {}},
             {"import", Place::body, Type::path, false, "Copy this disk image into the volume", {}},
-            {"adopt", Place::body, Type::path, false,
-             "Take this raw file or block device as the volume's data, in place", {}}},
-       .errors = {ErrorKind::already_exists, ErrorKind::not_found, ErrorKind::in_use, ErrorKind::no_space,
-                  ErrorKind::limit, ErrorKind::unsupported}},
+            {"adopt",
+             Place::body,
+             Type::path,
+             false,
+             "Take this raw file or block device as the volume's data, in place",
+             {}}},
+       .errors = {ErrorKind::already_exists, ErrorKind::not_found, ErrorKind::in_use,
+                  ErrorKind::no_space, ErrorKind::limit, ErrorKind::unsupported}},
       {.name = "volume.list",
        .method = Method::get,
        .path = "/v1/volumes",
@@ -95,13 +122,15 @@ std::vector<Action> volume_actions() {
        .summary = "Change a volume's size",
        .precondition = "To shrink it: it has no checkpoints (precondition)",
        .result = "VolumeSize",
-       .parameters = {volume_in_path(), {"size", Place::body, Type::size, true, "The new size", {}}},
+       .parameters = {volume_in_path(),
+                      {"size", Place::body, Type::size, true, "The new size", {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::limit}},
       {.name = "volume.delete",
        .method = Method::remove,
        .path = "/v1/volumes/{volume}",
        .summary = "Delete a volume with everything in it; an adopted block device keeps its bytes",
-       .precondition = "It is not served, nothing works on it, and no volume has a checkpoint of it as backing (in_use)",
+       .precondition = "It is not served, nothing works on it, and no volume has a checkpoint of "
+                       "it as backing (in_use)",
        .result = "Nothing",
        .parameters = {volume_in_path()},
        .errors = {KEEPER_ERRORS}},
@@ -114,18 +143,38 @@ std::vector<Action> volume_actions() {
        .result = "Listener",
        .parameters =
            {volume_in_path(),
-            {"unix", Place::body, Type::path, false,
-             "Path of a UNIX socket; with neither this nor tcp, a socket in the run directory", {}},
-            {"tcp", Place::body, Type::address, false, "Address and port; port 0 takes a free one", {}},
-            {"tls_dir", Place::body, Type::path, false,
-             "Directory with server-cert.pem, server-key.pem and ca-cert.pem; clients need a certificate of that CA", {}},
-            {"insecure", Place::body, Type::flag, false, "Serve TCP without TLS to other machines", {}},
+            {"unix",
+             Place::body,
+             Type::path,
+             false,
+             "Path of a UNIX socket; with neither this nor tcp, a socket in the run directory",
+             {}},
+            {"tcp",
+             Place::body,
+             Type::address,
+             false,
+             "Address and port; port 0 takes a free one",
+             {}},
+            {"tls_dir",
+             Place::body,
+             Type::path,
+             false,
+             "Directory with server-cert.pem, server-key.pem and ca-cert.pem; clients need a "
+             "certificate of that CA",
+             {}},
+            {"insecure",
+             Place::body,
+             Type::flag,
+             false,
+             "Serve TCP without TLS to other machines",
+             {}},
             {"read_only", Place::body, Type::flag, false, "Refuse writes to the live disk", {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::permission}},
       {.name = "volume.unserve",
        .method = Method::remove,
        .path = "/v1/volumes/{volume}/listeners",
-       .summary = "Stop serving a volume: on one socket, or on all of them; clients are disconnected",
+       .summary =
+           "Stop serving a volume: on one socket, or on all of them; clients are disconnected",
        .precondition = "A socket that is named is one of the volume's listeners (not_found)",
        .result = "ListenerList",
        .parameters = {volume_in_path(),
@@ -139,7 +188,12 @@ std::vector<Action> volume_actions() {
        .answer = Answer::job,
        .result = "Populated",
        .parameters = {volume_in_path(),
-                      {"rate", Place::body, Type::size, false, "At most so many bytes a second; 0: no limit", {}}},
+                      {"rate",
+                       Place::body,
+                       Type::size,
+                       false,
+                       "At most so many bytes a second; 0: no limit",
+                       {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::limit}},
       {.name = "volume.check",
        .method = Method::post,
@@ -160,16 +214,25 @@ std::vector<Action> checkpoint_actions() {
        .method = Method::post,
        .path = "/v1/checkpoints",
        .summary = "Make a checkpoint of one volume, or of several at the same instant",
-       .precondition = "The name is free in every volume (already_exists); of several volumes, all get it or none",
+       .precondition = "The name is free in every volume (already_exists); of several volumes, all "
+                       "get it or none",
        .answer = Answer::created,
        .result = "Cut",
-       .parameters = {{"volumes", Place::body, Type::volume_names, true, "The volumes", {}},
-                      {"name", Place::body, Type::point_name, true, "Name of the checkpoint", {}},
-                      {"durability", Place::body, Type::choice, false,
-                       "volatile: faster, but lost at a power loss and given up first when space runs out",
-                       {"durable", "volatile"}},
-                      {"refpoint", Place::body, Type::point_name, false,
-                       "Make a reference point of this name too, at the same cut", {}}},
+       .parameters =
+           {{"volumes", Place::body, Type::volume_names, true, "The volumes", {}},
+            {"name", Place::body, Type::point_name, true, "Name of the checkpoint", {}},
+            {"durability",
+             Place::body,
+             Type::choice,
+             false,
+             "volatile: faster, but lost at a power loss and given up first when space runs out",
+             {"durable", "volatile"}},
+            {"refpoint",
+             Place::body,
+             Type::point_name,
+             false,
+             "Make a reference point of this name too, at the same cut",
+             {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::already_exists, ErrorKind::limit}},
       {.name = "checkpoint.list",
        .method = Method::get,
@@ -198,16 +261,30 @@ std::vector<Action> checkpoint_actions() {
       {.name = "checkpoint.export",
        .method = Method::post,
        .path = "/v1/volumes/{volume}/checkpoints/{checkpoint}/export",
-       .summary = "Write a checkpoint to a raw file: whole, or only what changed since a reference point",
-       .precondition = "Whole: the file does not exist (already_exists). With `since`: a file that exists is taken for the disk "
-                       "as it was at the reference point and patched in place; the reference point can be vouched for "
+       .summary =
+           "Write a checkpoint to a raw file: whole, or only what changed since a reference point",
+       .precondition = "Whole: the file does not exist (already_exists). With `since`: a file that "
+                       "exists is taken for the disk "
+                       "as it was at the reference point and patched in place; the reference point "
+                       "can be vouched for "
                        "(full_backup_required)",
        .answer = Answer::job,
        .result = "Export",
-       .parameters = {volume_in_path(), checkpoint_in_path(),
+       .parameters = {volume_in_path(),
+                      checkpoint_in_path(),
                       {"to", Place::body, Type::path, true, "The file to write", {}},
-                      {"since", Place::body, Type::point_name, false, "Only what changed since this reference point", {}},
-                      {"nonce", Place::body, Type::id, false, "Must be the nonce of that reference point", {}}},
+                      {"since",
+                       Place::body,
+                       Type::point_name,
+                       false,
+                       "Only what changed since this reference point",
+                       {}},
+                      {"nonce",
+                       Place::body,
+                       Type::id,
+                       false,
+                       "Must be the nonce of that reference point",
+                       {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::limit}},
       {.name = "checkpoint.delete",
        .method = Method::remove,
@@ -226,21 +303,29 @@ std::vector<Action> refpoint_actions() {
        .method = Method::post,
        .path = "/v1/refpoints",
        .summary = "Make a reference point in one volume, or in several at the same instant",
-       .precondition = "The name is free in every volume (already_exists); of several volumes, all get it or none",
+       .precondition = "The name is free in every volume (already_exists); of several volumes, all "
+                       "get it or none",
        .answer = Answer::created,
        .result = "Cut",
-       .parameters = {{"volumes", Place::body, Type::volume_names, true, "The volumes", {}},
-                      {"name", Place::body, Type::point_name, true, "Name of the reference point", {}}},
+       .parameters =
+           {{"volumes", Place::body, Type::volume_names, true, "The volumes", {}},
+            {"name", Place::body, Type::point_name, true, "Name of the reference point", {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::already_exists, ErrorKind::limit}},
       {.name = "refpoint.convert",
        .method = Method::post,
        .path = "/v1/volumes/{volume}/checkpoints/{checkpoint}/convert",
-       .summary = "Make a checkpoint a reference point: its space comes back, its place in time stays",
+       .summary =
+           "Make a checkpoint a reference point: its space comes back, its place in time stays",
        .precondition = "Nobody reads the checkpoint, and no volume has it as backing (in_use)",
        .result = "Refpoint",
-       .parameters = {volume_in_path(), checkpoint_in_path(),
-                      {"refpoint", Place::body, Type::point_name, false,
-                       "Name of the reference point; the checkpoint's when left out", {}}},
+       .parameters = {volume_in_path(),
+                      checkpoint_in_path(),
+                      {"refpoint",
+                       Place::body,
+                       Type::point_name,
+                       false,
+                       "Name of the reference point; the checkpoint's when left out",
+                       {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::already_exists}},
       {.name = "refpoint.list",
        .method = Method::get,
@@ -260,18 +345,21 @@ std::vector<Action> refpoint_actions() {
       {.name = "refpoint.import",
        .method = Method::post,
        .path = "/v1/volumes/{volume}/refpoints",
-       .summary = "Bring an exported reference point back: find the volume's own record of that cut",
-       .precondition = "The volume is the one it was made in and still has the record (full_backup_required)",
+       .summary =
+           "Bring an exported reference point back: find the volume's own record of that cut",
+       .precondition =
+           "The volume is the one it was made in and still has the record (full_backup_required)",
        .result = "Refpoint",
-       .parameters = {volume_in_path(),
-                      {"format", Place::body, Type::choice, true, "As exported", {"berth-refpoint"}},
-                      {"version", Place::body, Type::count, true, "As exported: 1", {}},
-                      {"volume_name", Place::body, Type::text, false, "As exported", {}},
-                      {"volume_id", Place::body, Type::id, true, "As exported", {}},
-                      {"name", Place::body, Type::point_name, true, "As exported", {}},
-                      {"epoch", Place::body, Type::count, true, "As exported", {}},
-                      {"nonce", Place::body, Type::id, true, "As exported", {}},
-                      {"created_at", Place::body, Type::text, false, "As exported", {}}},
+       .parameters =
+           {volume_in_path(),
+            {"format", Place::body, Type::choice, true, "As exported", {"berth-refpoint"}},
+            {"version", Place::body, Type::count, true, "As exported: 1", {}},
+            {"volume_name", Place::body, Type::text, false, "As exported", {}},
+            {"volume_id", Place::body, Type::id, true, "As exported", {}},
+            {"name", Place::body, Type::point_name, true, "As exported", {}},
+            {"epoch", Place::body, Type::count, true, "As exported", {}},
+            {"nonce", Place::body, Type::id, true, "As exported", {}},
+            {"created_at", Place::body, Type::text, false, "As exported", {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::full_backup_required, ErrorKind::unsupported}},
       {.name = "refpoint.delete",
        .method = Method::remove,
@@ -284,16 +372,41 @@ std::vector<Action> refpoint_actions() {
        .method = Method::get,
        .path = "/v1/volumes/{volume}/changes",
        .summary = "List what changed since a reference point, until a checkpoint or now",
-       .precondition = "The reference point can be vouched for (full_backup_required, with the reason)",
+       .precondition =
+           "The reference point can be vouched for (full_backup_required, with the reason)",
        .result = "Changes",
        .parameters = {volume_in_path(),
-                      {"since", Place::query, Type::point_name, true, "A reference point or a checkpoint", {}},
-                      {"nonce", Place::query, Type::id, false, "Must be the nonce of that reference point", {}},
-                      {"until", Place::query, Type::point_name, false, "A checkpoint; left out: the live disk, now", {}},
+                      {"since",
+                       Place::query,
+                       Type::point_name,
+                       true,
+                       "A reference point or a checkpoint",
+                       {}},
+                      {"nonce",
+                       Place::query,
+                       Type::id,
+                       false,
+                       "Must be the nonce of that reference point",
+                       {}},
+                      {"until",
+                       Place::query,
+                       Type::point_name,
+                       false,
+                       "A checkpoint; left out: the live disk, now",
+                       {}},
                       {"offset", Place::query, Type::size, false, "Begin here", {}},
-                      {"length", Place::query, Type::size, false, "Look at so much; left out: to the end", {}},
-                      {"extents_max", Place::query, Type::count, false,
-                       "At most so many extents in the page, and never more than 16384", {}}},
+                      {"length",
+                       Place::query,
+                       Type::size,
+                       false,
+                       "Look at so much; left out: to the end",
+                       {}},
+                      {"extents_max",
+                       Place::query,
+                       Type::count,
+                       false,
+                       "At most so many extents in the page, and never more than 16384",
+                       {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::full_backup_required}},
   };
 }
@@ -305,9 +418,14 @@ std::vector<Action> job_actions() {
        .path = "/v1/jobs",
        .summary = "List jobs: those that are running, and those that ended",
        .result = "JobList",
-       .parameters = {{"state", Place::query, Type::choice, false, "Only those in this state",
-                       {"all", "running", "done", "failed", "cancelled"}},
-                      {"count", Place::query, Type::count, false, "At most so many; 100 when left out", {}}}},
+       .parameters =
+           {{"state",
+             Place::query,
+             Type::choice,
+             false,
+             "Only those in this state",
+             {"all", "running", "done", "failed", "cancelled"}},
+            {"count", Place::query, Type::count, false, "At most so many; 100 when left out", {}}}},
       {.name = "job.info",
        .method = Method::get,
        .path = "/v1/jobs/{job}",
@@ -338,7 +456,8 @@ std::vector<Action> job_actions() {
 
 std::vector<Action> make_actions() {
   std::vector<Action> all;
-  for (auto part : {host_actions(), volume_actions(), checkpoint_actions(), refpoint_actions(), job_actions()}) {
+  for (auto part : {host_actions(), volume_actions(), checkpoint_actions(), refpoint_actions(),
+                    job_actions()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;
@@ -348,12 +467,9 @@ std::vector<Action> make_actions() {
 
 std::string_view to_string(Method method) {
   switch (method) {
-    case Method::get:
-      return "GET";
-    case Method::post:
-      return "POST";
-    case Method::remove:
-      return "DELETE";
+    case Method::get: return "GET";
+    case Method::post: return "POST";
+    case Method::remove: return "DELETE";
   }
   return "GET";
 }
@@ -379,48 +495,34 @@ std::vector<ErrorKind> errors_of(const Action& action) {
 
 unsigned success_status(const Action& action) {
   switch (action.answer) {
-    case Answer::created:
-      return 201;
-    case Answer::job:
-      return 202;
+    case Answer::created: return 201;
+    case Answer::job: return 202;
     case Answer::result:
-    case Answer::stream:
-      return 200;
+    case Answer::stream: return 200;
   }
   return 200;
 }
 
 unsigned http_status(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::invalid_argument:
-      return 400;
-    case ErrorKind::permission:
-      return 403;
-    case ErrorKind::not_found:
-      return 404;
+    case ErrorKind::invalid_argument: return 400;
+    case ErrorKind::permission: return 403;
+    case ErrorKind::not_found: return 404;
     case ErrorKind::already_exists:
     case ErrorKind::in_use:
     case ErrorKind::read_only:
-    case ErrorKind::cancelled:
-      return 409;
+    case ErrorKind::cancelled: return 409;
     case ErrorKind::precondition:
-    case ErrorKind::full_backup_required:
-      return 412;
-    case ErrorKind::limit:
-      return 422;
-    case ErrorKind::unsupported:
-      return 501;
+    case ErrorKind::full_backup_required: return 412;
+    case ErrorKind::limit: return 422;
+    case ErrorKind::unsupported: return 501;
     case ErrorKind::disconnected:
-    case ErrorKind::protocol:
-      return 503;
-    case ErrorKind::timed_out:
-      return 504;
-    case ErrorKind::no_space:
-      return 507;
+    case ErrorKind::protocol: return 503;
+    case ErrorKind::timed_out: return 504;
+    case ErrorKind::no_space: return 507;
     case ErrorKind::io_error:
     case ErrorKind::corrupt:
-    case ErrorKind::internal:
-      return 500;
+    case ErrorKind::internal: return 500;
   }
   return 500;
 }

@@ -1,6 +1,6 @@
-// Every operation that the daemon offers, listed once: its name, its place in HTTP, what must hold before it,
-// what it takes and what it answers. HTTP routing, the command line, the man page and docs/openapi.yaml
-// derive from this list; it knows nothing of them.
+// Every operation that the daemon offers, listed once: its name, its place in HTTP, what must hold
+// before it, what it takes and what it answers. HTTP routing, the command line, the man page and
+// docs/openapi.yaml derive from this list; it knows nothing of them.
 //
 // Plain data, made once, never changed.
 #pragma once
@@ -20,9 +20,9 @@ struct Parameter {
   /// Where it travels in HTTP. Those of a path are always required.
   enum class Place : std::uint8_t { path, query, body };
   enum class Type : std::uint8_t {
-    volume_name,  // as machine::check_name
-    point_name,   // of a checkpoint or a reference point, as machine::check_point_name
-    volume_names, // a list, at least one, none twice
+    volume_name,   // as machine::check_name
+    point_name,    // of a checkpoint or a reference point, as machine::check_point_name
+    volume_names,  // a list, at least one, none twice
     text,
     path,     // an absolute path on the daemon's host
     address,  // host:port
@@ -53,7 +53,8 @@ struct Action {
   Method method = Method::get;
   std::string_view path;  // "/v1/volumes/{volume}"
   std::string_view summary;
-  std::string_view precondition;  // what must hold, and what is answered where it does not; may be empty
+  std::string_view
+      precondition;  // what must hold, and what is answered where it does not; may be empty
   Answer answer = Answer::result;
   std::string_view result;  // name of a schema
   std::vector<Parameter> parameters;
@@ -65,7 +66,8 @@ const std::vector<Action>& actions();
 /// Null if there is none of that name.
 const Action* find_action(std::string_view name);
 
-/// All kinds of error that the action may answer: its own, those of asking for it wrongly, and ours.
+/// All kinds of error that the action may answer: its own, those of asking for it wrongly, and
+/// ours.
 std::vector<ErrorKind> errors_of(const Action& action);
 
 /// The status of an action's success.

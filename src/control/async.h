@@ -1,16 +1,17 @@
 // The control plane's coroutines: Asio awaitables on one io_context that one thread runs.
 //
-// Everything here belongs to that thread. Between two co_awaits nothing else runs, so state needs no locks;
-// what has to stay as it is over a co_await takes an AsyncMutex.
+// Everything here belongs to that thread. Between two co_awaits nothing else runs, so state needs
+// no locks; what has to stay as it is over a co_await takes an AsyncMutex.
 #pragma once
 
-#include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/awaitable.hpp>
 #include <chrono>
 #include <list>
 #include <memory>
 #include <optional>
 #include <utility>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
 
 namespace berth::control {
 

@@ -1,10 +1,11 @@
 #include "control/catalogue.h"
 
-#include <SQLiteCpp/SQLiteCpp.h>
-#include <fmt/format.h>
+#include <mutex>
+
 #include <sqlite3.h>
 
-#include <mutex>
+#include <SQLiteCpp/SQLiteCpp.h>
+#include <fmt/format.h>
 
 namespace berth::control {
 namespace {
@@ -36,12 +37,9 @@ constexpr const char* schema_sql = R"(
 
 const char* to_text(GroupState state) {
   switch (state) {
-    case GroupState::prepared:
-      return "prepared";
-    case GroupState::committed:
-      return "committed";
-    case GroupState::aborted:
-      return "aborted";
+    case GroupState::prepared: return "prepared";
+    case GroupState::committed: return "committed";
+    case GroupState::aborted: return "aborted";
   }
   return "prepared";
 }
@@ -53,21 +51,15 @@ GroupState group_state_of(const std::string& text) {
 
 ErrorKind kind_of(const SQLite::Exception& exception) {
   switch (exception.getErrorCode()) {
-    case SQLITE_FULL:
-      return ErrorKind::no_space;
+    case SQLITE_FULL: return ErrorKind::no_space;
     case SQLITE_CORRUPT:
-    case SQLITE_NOTADB:
-      return ErrorKind::corrupt;
+    case SQLITE_NOTADB: return ErrorKind::corrupt;
     case SQLITE_BUSY:
-    case SQLITE_LOCKED:
-      return ErrorKind::in_use;
-    case SQLITE_READONLY:
-      return ErrorKind::read_only;
+    case SQLITE_LOCKED: return ErrorKind::in_use;
+    case SQLITE_READONLY: return ErrorKind::read_only;
     case SQLITE_CANTOPEN:
-    case SQLITE_PERM:
-      return ErrorKind::permission;
-    default:
-      return ErrorKind::io_error;
+    case SQLITE_PERM: return ErrorKind::permission;
+    default: return ErrorKind::io_error;
   }
 }
 
@@ -77,7 +69,8 @@ auto guarded(const char* what, Work work) -> decltype(work()) {
   try {
     return work();
   } catch (const SQLite::Exception& exception) {
-    return failure(kind_of(exception), fmt::format("the catalogue cannot {}: {}", what, exception.what()));
+    return failure(kind_of(exception),
+                   fmt::format("the catalogue cannot {}: {}", what, exception.what()));
   }
 }
 
@@ -89,7 +82,8 @@ struct Catalogue::Impl {
 
   void execute(const char* sql, const std::vector<std::string>& values) {
     SQLite::Statement statement(database, sql);
-    for (std::size_t i = 0; i < values.size(); ++i) statement.bind(static_cast<int>(i + 1), values[i]);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      statement.bind(static_cast<int>(i + 1), values[i]);
     statement.exec();
   }
 
@@ -104,13 +98,15 @@ Result<std::unique_ptr<Catalogue>> Catalogue::open(const std::string& path) {
   return guarded("be opened", [&path]() -> Result<std::unique_ptr<Catalogue>> {
     auto impl = std::make_unique<Impl>(path);
     SQLite::Database& database = impl->database;
-    database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;");
+    database.exec(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;");
     SQLite::Transaction transaction(database, SQLite::TransactionBehavior::IMMEDIATE);
     const int version = database.execAndGet("PRAGMA user_version").getInt();
     if (version > schema_version) {
-      return failure(ErrorKind::unsupported,
-                     fmt::format("the catalogue '{}' has version {}, and this berth knows {}: use a newer one",
-                                 path, version, schema_version));
+      return failure(
+          ErrorKind::unsupported,
+          fmt::format("the catalogue '{}' has version {}, and this berth knows {}: use a newer one",
+                      path, version, schema_version));
     }
     if (version == 0) {
       database.exec(schema_sql);
@@ -142,19 +138,22 @@ Result<void> Catalogue::add_group(const std::string& id, const std::vector<std::
 Result<void> Catalogue::decide_group(const std::string& id, GroupState decision) {
   const std::scoped_lock lock(impl_->mutex);
   return guarded("record a cut's decision", [&]() -> Result<void> {
-    SQLite::Statement statement(impl_->database, "UPDATE groups SET state = ? WHERE id = ? AND state IN ('prepared', ?)");
+    SQLite::Statement statement(
+        impl_->database, "UPDATE groups SET state = ? WHERE id = ? AND state IN ('prepared', ?)");
     statement.bind(1, to_text(decision));
     statement.bind(2, id);
     statement.bind(3, to_text(decision));
     if (statement.exec() == 1) return {};
-    return failure(ErrorKind::precondition, fmt::format("the cut {} is not open, or decided otherwise", id));
+    return failure(ErrorKind::precondition,
+                   fmt::format("the cut {} is not open, or decided otherwise", id));
   });
 }
 
 Result<void> Catalogue::mark_settled(const std::string& id, const std::string& volume) {
   const std::scoped_lock lock(impl_->mutex);
   return guarded("record a settled cut", [&]() -> Result<void> {
-    impl_->execute("UPDATE group_members SET settled = 1 WHERE group_id = ? AND volume = ?", {id, volume});
+    impl_->execute("UPDATE group_members SET settled = 1 WHERE group_id = ? AND volume = ?",
+                   {id, volume});
     return {};
   });
 }
@@ -173,13 +172,16 @@ Result<std::vector<GroupRecord>> Catalogue::unsettled_groups() {
   const std::scoped_lock lock(impl_->mutex);
   return guarded("list open cuts", [&]() -> Result<std::vector<GroupRecord>> {
     std::vector<GroupRecord> groups;
-    SQLite::Statement statement(impl_->database,
-                                "SELECT id, state, volume FROM groups JOIN group_members ON group_id = id "
-                                "WHERE settled = 0 ORDER BY number, volume");
+    SQLite::Statement statement(
+        impl_->database,
+        "SELECT id, state, volume FROM groups JOIN group_members ON group_id = id "
+        "WHERE settled = 0 ORDER BY number, volume");
     while (statement.executeStep()) {
       const std::string id = statement.getColumn(0).getString();
       if (groups.empty() || groups.back().id != id) {
-        groups.push_back({.id = id, .state = group_state_of(statement.getColumn(1).getString()), .unsettled = {}});
+        groups.push_back({.id = id,
+                          .state = group_state_of(statement.getColumn(1).getString()),
+                          .unsettled = {}});
       }
       groups.back().unsettled.push_back(statement.getColumn(2).getString());
     }
@@ -191,11 +193,14 @@ Result<void> Catalogue::save_job(const JobRecord& job) {
   const std::scoped_lock lock(impl_->mutex);
   return guarded("record a job", [&]() -> Result<void> {
     SQLite::Transaction transaction(impl_->database);
-    impl_->execute("INSERT INTO jobs (id, state, document) VALUES (?, ?, ?) "
-                   "ON CONFLICT (id) DO UPDATE SET state = excluded.state, document = excluded.document",
-                   {job.id, job.state, job.document});
-    impl_->database.exec(fmt::format(
-        "DELETE FROM jobs WHERE number <= (SELECT MAX(number) FROM jobs) - {} AND state != 'running'", jobs_kept_max));
+    impl_->execute(
+        "INSERT INTO jobs (id, state, document) VALUES (?, ?, ?) "
+        "ON CONFLICT (id) DO UPDATE SET state = excluded.state, document = excluded.document",
+        {job.id, job.state, job.document});
+    impl_->database.exec(
+        fmt::format("DELETE FROM jobs WHERE number <= (SELECT MAX(number) FROM jobs) - {} AND "
+                    "state != 'running'",
+                    jobs_kept_max));
     transaction.commit();
     return {};
   });
@@ -205,7 +210,8 @@ Result<std::vector<JobRecord>> Catalogue::jobs(std::size_t count_max) {
   const std::scoped_lock lock(impl_->mutex);
   return guarded("list jobs", [&]() -> Result<std::vector<JobRecord>> {
     std::vector<JobRecord> found;
-    SQLite::Statement statement(impl_->database, "SELECT id, state, document FROM jobs ORDER BY number DESC LIMIT ?");
+    SQLite::Statement statement(
+        impl_->database, "SELECT id, state, document FROM jobs ORDER BY number DESC LIMIT ?");
     statement.bind(1, static_cast<std::int64_t>(count_max));
     while (statement.executeStep()) {
       found.push_back({.id = statement.getColumn(0).getString(),

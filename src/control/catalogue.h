@@ -1,10 +1,12 @@
-// The daemon's memory: jobs that ended, and what was decided about cuts over several volumes. A SQLite database in
-// the state directory; every change is durable when its call returns (synchronous=FULL).
+// The daemon's memory: jobs that ended, and what was decided about cuts over several volumes. A
+// SQLite database in the state directory; every change is durable when its call returns
+// (synchronous=FULL).
 //
-// Not what exists: volumes are found in their directories, checkpoints and reference points in their maps.
+// Not what exists: volumes are found in their directories, checkpoints and reference points in
+// their maps.
 //
-// Calls block and may come from any thread. A file that is no catalogue, or a newer one, is `corrupt` or
-// `unsupported` when it is opened.
+// Calls block and may come from any thread. A file that is no catalogue, or a newer one, is
+// `corrupt` or `unsupported` when it is opened.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +19,8 @@
 
 namespace berth::control {
 
-/// How far a cut over several volumes has come (DESIGN §5, rule 6). A group without a record was never committed.
+/// How far a cut over several volumes has come (DESIGN §5, rule 6). A group without a record was
+/// never committed.
 enum class GroupState : std::uint8_t {
   prepared,   // gates may be closed, epochs advanced; nothing is decided: after a crash, aborted
   committed,  // it exists, in every volume

@@ -1,7 +1,6 @@
 // checkpoint.*
 
 #include <fmt/format.h>
-
 #include <nlohmann/json.hpp>
 
 #include "control/keeper_job.h"
@@ -33,16 +32,17 @@ Async<Result<Json>> checkpoint_list(Services& services, Json params) {
 }
 
 Async<Result<Json>> checkpoint_info(Services& services, Json params) {
-  co_return co_await find_point(services, text(params, "volume"), text(params, "checkpoint"), PointKind::checkpoint);
+  co_return co_await find_point(services, text(params, "volume"), text(params, "checkpoint"),
+                                PointKind::checkpoint);
 }
 
 Async<Result<Json>> checkpoint_revert(Services& services, Json params) {
   const std::string volume = text(params, "volume");
   CO_TRY(co_await checkpoint_info(services, params));
-  co_return co_await start_keeper_job(services,
-                                      {.kind = "checkpoint.revert", .target = target_of(params), .volume = volume},
-                                      "checkpoint.revert", {{"name", params["checkpoint"]}},
-                                      [](const Json& /*answer*/) -> Result<Json> { return Json::object(); });
+  co_return co_await start_keeper_job(
+      services, {.kind = "checkpoint.revert", .target = target_of(params), .volume = volume},
+      "checkpoint.revert", {{"name", params["checkpoint"]}},
+      [](const Json& /*answer*/) -> Result<Json> { return Json::object(); });
 }
 
 Async<Result<Json>> checkpoint_export(Services& services, Json params) {
@@ -52,15 +52,16 @@ Async<Result<Json>> checkpoint_export(Services& services, Json params) {
   for (const char* name : {"since", "nonce"}) {
     if (params.contains(name)) request[name] = params[name];
   }
-  const auto make_result = [to = params["to"], since = params.value("since", Json())](const Json& answer) {
+  const auto make_result = [to = params["to"],
+                            since = params.value("since", Json())](const Json& answer) {
     Json shown = answer;
     shown["path"] = to;
     shown["since"] = since;
     return pick("Export", shown);
   };
-  co_return co_await start_keeper_job(services,
-                                      {.kind = "checkpoint.export", .target = target_of(params), .volume = volume},
-                                      "checkpoint.export", std::move(request), make_result);
+  co_return co_await start_keeper_job(
+      services, {.kind = "checkpoint.export", .target = target_of(params), .volume = volume},
+      "checkpoint.export", std::move(request), make_result);
 }
 
 Async<Result<Json>> checkpoint_delete(Services& services, Json params) {

@@ -1,11 +1,11 @@
 #include "control/command_line.h"
 
-#include <fmt/format.h>
-
 #include <charconv>
 #include <cstdlib>
-#include <nlohmann/json.hpp>
 #include <optional>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "control/cli/client.h"
 #include "control/cli/man_page.h"
@@ -27,8 +27,10 @@ int usage_error(const std::string& message) {
 /// A number of seconds, with a fraction or without.
 std::optional<double> parse_seconds(const std::string& text) {
   double seconds = 0;
-  const auto [stop, code] = std::from_chars(text.data(), text.data() + text.size(), seconds, std::chars_format::fixed);
-  if (code != std::errc{} || stop != text.data() + text.size() || !(seconds >= 0) || seconds > 1e9) return std::nullopt;
+  const auto [stop, code] =
+      std::from_chars(text.data(), text.data() + text.size(), seconds, std::chars_format::fixed);
+  if (code != std::errc{} || stop != text.data() + text.size() || !(seconds >= 0) || seconds > 1e9)
+    return std::nullopt;
   return seconds;
 }
 
@@ -37,10 +39,14 @@ int start_daemon(const ParsedLine& line, const Programs& programs) {
   DaemonOptions options{.state_dir = line.globals.state_dir,
                         .run_dir = line.globals.run_dir,
                         .listen = line.text("--listen"),
-                        .tls_dir = line.has("--tls-dir") ? cli::absolute_path(line.text("--tls-dir")) : std::string()};
+                        .tls_dir = line.has("--tls-dir")
+                                       ? cli::absolute_path(line.text("--tls-dir"))
+                                       : std::string()};
   if (line.has("--keeper-idle")) {
     const auto seconds = parse_seconds(line.text("--keeper-idle"));
-    if (!seconds) return usage_error(fmt::format("'{}' is not a number of seconds", line.text("--keeper-idle")));
+    if (!seconds)
+      return usage_error(
+          fmt::format("'{}' is not a number of seconds", line.text("--keeper-idle")));
     options.keeper_idle = std::chrono::milliseconds(static_cast<std::int64_t>(*seconds * 1000));
   }
   return programs.daemon(options);
@@ -97,16 +103,11 @@ int run_command_line(int argc, const char* const* argv, const Programs& programs
   const auto parsed = cli::parse_line(argc, argv);
   if (!parsed.line) return parsed.exit_code;
   switch (parsed.line->command->flow) {
-    case Flow::daemon:
-      return start_daemon(*parsed.line, programs);
-    case Flow::keeper:
-      return start_keeper(*parsed.line, programs);
-    case Flow::completion:
-      return print_completion(*parsed.line);
-    case Flow::internal:
-      return print_internal(*parsed.line);
-    default:
-      return cli::run_client(*parsed.line);
+    case Flow::daemon: return start_daemon(*parsed.line, programs);
+    case Flow::keeper: return start_keeper(*parsed.line, programs);
+    case Flow::completion: return print_completion(*parsed.line);
+    case Flow::internal: return print_internal(*parsed.line);
+    default: return cli::run_client(*parsed.line);
   }
 }
 

@@ -1,10 +1,12 @@
 #include "control/daemon.h"
 
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <signal.h>
-#include <spdlog/sinks/stdout_sinks.h>
-#include <spdlog/spdlog.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -12,11 +14,10 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
-#include <chrono>
-#include <cstring>
-#include <filesystem>
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <optional>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 
 #include "base/fd.h"
 #include "base/units.h"
@@ -39,8 +40,10 @@ constexpr Milliseconds requests_patience{3000};
 Result<void> make_private_directory(const std::string& path, int mode) {
   std::error_code error;
   const bool made = std::filesystem::create_directories(path, error);
-  if (!error && made) std::filesystem::permissions(path, static_cast<std::filesystem::perms>(mode), error);
-  if (error) return errno_failure(error.value(), fmt::format("cannot make the directory '{}'", path));
+  if (!error && made)
+    std::filesystem::permissions(path, static_cast<std::filesystem::perms>(mode), error);
+  if (error)
+    return errno_failure(error.value(), fmt::format("cannot make the directory '{}'", path));
   return {};
 }
 
@@ -51,7 +54,8 @@ Result<Fd> lock_state(const std::string& state_dir) {
   if (!lock) return errno_failure(errno, fmt::format("cannot open '{}'", path));
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) == 0) return lock;
   if (errno != EWOULDBLOCK) return errno_failure(errno, fmt::format("cannot lock '{}'", path));
-  return failure(ErrorKind::in_use, fmt::format("another daemon has the state directory '{}'", state_dir));
+  return failure(ErrorKind::in_use,
+                 fmt::format("another daemon has the state directory '{}'", state_dir));
 }
 
 /// sd_notify's protocol: one datagram. No error: whoever waits has a limit of its own.
@@ -67,7 +71,8 @@ void notify_ready() {
   }
   const Fd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   constexpr std::string_view ready = "READY=1";
-  (void)::sendto(socket.get(), ready.data(), ready.size(), MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&address), length);
+  (void)::sendto(socket.get(), ready.data(), ready.size(), MSG_NOSIGNAL,
+                 reinterpret_cast<sockaddr*>(&address), length);
   ::unsetenv("NOTIFY_SOCKET");  // not for keepers
 }
 
@@ -104,9 +109,14 @@ class Daemon {
                   .cuts = cuts_,
                   .jobs = jobs_,
                   .events = events_,
-                  .request_end = [this] { end_requested_.notify(); end_wanted_ = true; }},
-        server_(io.get_executor(),
-                [this](HttpRequest request) { return answer_request(services_, std::move(request)); }),
+                  .request_end =
+                      [this] {
+                        end_requested_.notify();
+                        end_wanted_ = true;
+                      }},
+        server_(
+            io.get_executor(),
+            [this](HttpRequest request) { return answer_request(services_, std::move(request)); }),
         taken_over_(io.get_executor()),
         end_requested_(io.get_executor()),
         signals_(io, SIGTERM, SIGINT) {}
@@ -128,8 +138,9 @@ class Daemon {
   Async<Result<void>> begin() {
     CO_TRY(co_await jobs_.load());
     const std::vector<std::string> unsettled = CO_TRY(co_await cuts_.resolve());
-    keepers_.set_opened_hook(
-        [this](KeeperChannel& channel, std::string volume) { return cuts_.settle_volume(channel, std::move(volume)); });
+    keepers_.set_opened_hook([this](KeeperChannel& channel, std::string volume) {
+      return cuts_.settle_volume(channel, std::move(volume));
+    });
     start(services_.executor, take_over(unsettled));
     if (!is_taken_over_) co_await taken_over_.wait_for(take_over_patience);
     CO_TRY(server_.listen_unix(options_.run_dir + "/api.sock"));
@@ -153,7 +164,8 @@ class Daemon {
           continue;
         }
       }
-      if (const auto marked = co_await cuts_.mark_resolved(volume); !marked) spdlog::warn("{}", marked.error().message());
+      if (const auto marked = co_await cuts_.mark_resolved(volume); !marked)
+        spdlog::warn("{}", marked.error().message());
     }
     is_taken_over_ = true;
     taken_over_.notify();
@@ -188,7 +200,8 @@ class Daemon {
 
 Result<void> run(const DaemonOptions& options) {
   if (!options.listen.empty() && options.tls_dir.empty()) {
-    return failure(ErrorKind::precondition, "--listen needs --tls-dir: TCP is served with TLS and client certificates only");
+    return failure(ErrorKind::precondition,
+                   "--listen needs --tls-dir: TCP is served with TLS and client certificates only");
   }
   TRY(make_private_directory(options.state_dir, 0750));
   TRY(make_private_directory(options.state_dir + "/volumes", 0750));
@@ -201,11 +214,12 @@ Result<void> run(const DaemonOptions& options) {
   Result<void> result;
   {
     Daemon daemon(io, options, std::move(catalogue));
-    asio::co_spawn(io, daemon.live(), [&](const std::exception_ptr& exception, Result<void> outcome) {
-      if (exception) std::terminate();
-      result = std::move(outcome);
-      io.stop();  // what still waits, for keepers that go on, is dropped
-    });
+    asio::co_spawn(io, daemon.live(),
+                   [&](const std::exception_ptr& exception, Result<void> outcome) {
+                     if (exception) std::terminate();
+                     result = std::move(outcome);
+                     io.stop();  // what still waits, for keepers that go on, is dropped
+                   });
     io.run();
   }
   return result;
@@ -220,7 +234,8 @@ int run_daemon(const DaemonOptions& options) {
   try {
     result = run(options);
   } catch (const std::exception& exception) {
-    result = failure(ErrorKind::internal, fmt::format("an unexpected exception: {}", exception.what()));
+    result =
+        failure(ErrorKind::internal, fmt::format("an unexpected exception: {}", exception.what()));
   }
   if (result) return 0;
   fmt::print(stderr, "berth daemon: {}\n", result.error().message());

@@ -15,8 +15,9 @@ struct DaemonOptions {
   std::string keeper_program = "/proc/self/exe";  // executed as `PROGRAM keeper …`
 };
 
-/// Runs until SIGTERM, SIGINT or the action host.shutdown; keepers go on without it. Logs to standard error. Says READY=1
-/// on the socket $NOTIFY_SOCKET (sd_notify's protocol) once requests are taken. The process's exit code.
+/// Runs until SIGTERM, SIGINT or the action host.shutdown; keepers go on without it. Logs to
+/// standard error. Says READY=1 on the socket $NOTIFY_SOCKET (sd_notify's protocol) once requests
+/// are taken. The process's exit code.
 int run_daemon(const DaemonOptions& options);
 
 }  // namespace berth::control

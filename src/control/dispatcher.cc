@@ -1,10 +1,10 @@
 #include "control/dispatcher.h"
 
-#include <fmt/format.h>
-#include <spdlog/spdlog.h>
-
-#include <nlohmann/json.hpp>
 #include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
 
 #include "control/operations.h"
 #include "control/router.h"
@@ -35,7 +35,8 @@ Async<HttpReply> answer_route(Services& services, Route route, std::string body)
   auto reply = co_await carry_out(services, route, std::move(*params));
   if (!reply) {
     const Error& error = reply.error();
-    if (http_status(error.kind()) >= 500) spdlog::warn("{}: {}: {}", route.action->name, to_string(error.kind()), error.message());
+    if (http_status(error.kind()) >= 500)
+      spdlog::warn("{}: {}: {}", route.action->name, to_string(error.kind()), error.message());
     co_return error_reply(error);
   }
   co_return std::move(*reply);
@@ -66,7 +67,8 @@ Async<HttpReply> answer_request(Services& services, HttpRequest request) {
     failed = exception.what();
   }
   spdlog::error("{} {}: unexpected exception: {}", request.method, request.target, failed);
-  co_return error_reply(Error(ErrorKind::internal, fmt::format("an unexpected exception: {}", failed)));
+  co_return error_reply(
+      Error(ErrorKind::internal, fmt::format("an unexpected exception: {}", failed)));
 }
 
 }  // namespace berth::control

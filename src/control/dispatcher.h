@@ -1,4 +1,5 @@
-// From an HTTP request to its answer, without HTTP's sockets: routing, parameters, the handler, the error's status.
+// From an HTTP request to its answer, without HTTP's sockets: routing, parameters, the handler, the
+// error's status.
 //
 // On the control plane's thread.
 #pragma once

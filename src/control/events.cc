@@ -1,10 +1,10 @@
 #include "control/events.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <chrono>
+
 #include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
 
 #include "base/units.h"
 #include "machine/control_protocol.h"
@@ -22,7 +22,7 @@ nlohmann::json text_or_null(const std::string& text) {
 
 struct EventLog::State {
   explicit State(Executor executor) : changed(std::move(executor)) {}
-  std::deque<std::string> lines;    // the last of them has the number `last`
+  std::deque<std::string> lines;  // the last of them has the number `last`
   std::uint64_t last = 0;
   bool closed = false;
   Wakeup changed;
@@ -32,7 +32,8 @@ namespace {
 
 class Follower final : public LineSource {
  public:
-  Follower(std::shared_ptr<EventLog::State> state, std::uint64_t after) : state_(std::move(state)), after_(after) {}
+  Follower(std::shared_ptr<EventLog::State> state, std::uint64_t after)
+      : state_(std::move(state)), after_(after) {}
 
   Async<std::optional<std::string>> next() override {
     const auto state = state_;
@@ -61,12 +62,13 @@ EventLog::~EventLog() { close(); }
 
 void EventLog::publish(std::string_view kind, EventSubject subject, std::string message) {
   spdlog::info("{}{}{}: {}", kind, subject.volume.empty() ? "" : " ", subject.volume, message);
-  state_->lines.push_back(machine::format_json({{"sequence", ++state_->last},
-                                                {"at", format_time(std::chrono::system_clock::now())},
-                                                {"kind", kind},
-                                                {"volume", text_or_null(subject.volume)},
-                                                {"job", text_or_null(subject.job)},
-                                                {"message", std::move(message)}}));
+  state_->lines.push_back(
+      machine::format_json({{"sequence", ++state_->last},
+                            {"at", format_time(std::chrono::system_clock::now())},
+                            {"kind", kind},
+                            {"volume", text_or_null(subject.volume)},
+                            {"job", text_or_null(subject.job)},
+                            {"message", std::move(message)}}));
   if (state_->lines.size() > events_remembered_max) state_->lines.pop_front();
   state_->changed.notify();
 }
@@ -74,6 +76,8 @@ void EventLog::publish(std::string_view kind, EventSubject subject, std::string 
 std::unique_ptr<LineSource> EventLog::follow(std::optional<std::uint64_t> since) {
   return std::make_unique<Follower>(state_, std::min(since.value_or(state_->last), state_->last));
 }
+
+std::uint64_t EventLog::last() const { return state_->last; }
 
 void EventLog::close() {
   state_->closed = true;

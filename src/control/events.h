@@ -1,16 +1,18 @@
-// What happens on this host, for everybody who listens: a short memory, and any number of followers.
+// What happens on this host, for everybody who listens: a short memory, and any number of
+// followers.
 //
-// On the control plane's thread. A follower that is slower than the memory is long misses events; it sees a gap in
-// the sequence.
+// On the control plane's thread. A follower that is slower than the memory is long misses events;
+// it sees a gap in the sequence.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include "control/async.h"
 
@@ -39,6 +41,8 @@ class EventLog {
   void publish(std::string_view kind, EventSubject subject, std::string message);
   /// From the event after number `since` on; from now on without it. Ends when the log goes.
   std::unique_ptr<LineSource> follow(std::optional<std::uint64_t> since);
+  /// The youngest event's number, 0 before the first.
+  std::uint64_t last() const;
   /// Ends all followers, for good.
   void close();
 

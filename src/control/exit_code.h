@@ -14,21 +14,16 @@ constexpr int exit_cancelled = 5;
 
 constexpr int exit_code(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::invalid_argument:
-      return exit_usage;
-    case ErrorKind::not_found:
-      return exit_not_found;
+    case ErrorKind::invalid_argument: return exit_usage;
+    case ErrorKind::not_found: return exit_not_found;
     case ErrorKind::precondition:
     case ErrorKind::full_backup_required:
     case ErrorKind::in_use:
     case ErrorKind::already_exists:
-    case ErrorKind::read_only:
-      return exit_precondition;
+    case ErrorKind::read_only: return exit_precondition;
     case ErrorKind::cancelled:
-    case ErrorKind::timed_out:
-      return exit_cancelled;
-    default:
-      return exit_failed;
+    case ErrorKind::timed_out: return exit_cancelled;
+    default: return exit_failed;
   }
 }
 

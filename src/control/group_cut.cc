@@ -1,12 +1,12 @@
 #include "control/group_cut.h"
 
-#include <fmt/format.h>
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
 
 #include "base/ids.h"
 #include "control/keeper_lists.h"
@@ -24,7 +24,8 @@ constexpr Milliseconds commit_timeout{30'000};
 /// The first error, with the volume's name.
 std::optional<Error> first_error(const std::vector<CutMember>& members, const Answers& answers) {
   for (std::size_t i = 0; i < members.size(); ++i) {
-    if (!answers[i]) return Error(answers[i].error()).with_context(fmt::format("volume '{}'", members[i].volume));
+    if (!answers[i])
+      return Error(answers[i].error()).with_context(fmt::format("volume '{}'", members[i].volume));
   }
   return std::nullopt;
 }
@@ -37,8 +38,8 @@ Json wish_params(const CutWish& wish) {
 }
 
 /// Calls every member at once: `params[i]` for the i-th; a null is not called.
-Async<Answers> call_all(std::vector<CutMember> members, std::string method, std::vector<Json> params,
-                        Milliseconds timeout) {
+Async<Answers> call_all(std::vector<CutMember> members, std::string method,
+                        std::vector<Json> params, Milliseconds timeout) {
   std::vector<Async<Result<Json>>> calls;
   std::vector<std::size_t> called;
   for (std::size_t i = 0; i < members.size(); ++i) {
@@ -54,8 +55,12 @@ Async<Answers> call_all(std::vector<CutMember> members, std::string method, std:
 
 }  // namespace
 
-GroupCuts::GroupCuts(Executor executor, boost::asio::thread_pool& workers, Catalogue& catalogue, EventLog& events)
-    : workers_(workers), catalogue_(catalogue), events_(events), one_at_a_time_(std::move(executor)) {}
+GroupCuts::GroupCuts(Executor executor, boost::asio::thread_pool& workers, Catalogue& catalogue,
+                     EventLog& events)
+    : workers_(workers),
+      catalogue_(catalogue),
+      events_(events),
+      one_at_a_time_(std::move(executor)) {}
 
 Async<Result<Json>> GroupCuts::cut(std::vector<CutMember> members, CutWish wish) {
   if (members.size() == 1) co_return co_await cut_one(members.front(), wish);
@@ -79,7 +84,8 @@ Async<Result<Json>> GroupCuts::cut_one(CutMember member, CutWish wish) {
   co_return Json{{"group", nullptr}, {"volumes", Json::array({std::move(part)})}};
 }
 
-Async<Result<Json>> GroupCuts::cut_many(std::vector<CutMember> members, CutWish wish, std::string group) {
+Async<Result<Json>> GroupCuts::cut_many(std::vector<CutMember> members, CutWish wish,
+                                        std::string group) {
   std::vector<std::string> volumes;
   for (const CutMember& member : members) volumes.push_back(member.volume);
   Catalogue* catalogue = &catalogue_;
@@ -88,7 +94,8 @@ Async<Result<Json>> GroupCuts::cut_many(std::vector<CutMember> members, CutWish 
   Json begin = wish_params(wish);
   begin["group"] = group;
   begin["lease_ms"] = lease.count();
-  const Answers begun = co_await call_all(members, "cut.begin", std::vector<Json>(members.size(), begin), lease);
+  const Answers begun =
+      co_await call_all(members, "cut.begin", std::vector<Json>(members.size(), begin), lease);
   std::vector<Json> tickets(members.size());
   for (std::size_t i = 0; i < members.size(); ++i) {
     if (begun[i] && begun[i]->contains("ticket")) tickets[i] = {{"ticket", (*begun[i])["ticket"]}};
@@ -99,7 +106,8 @@ Async<Result<Json>> GroupCuts::cut_many(std::vector<CutMember> members, CutWish 
   }
 
   const Answers outcomes = co_await call_all(members, "cut.commit", tickets, commit_timeout);
-  if (auto error = first_error(members, outcomes)) CO_TRY(co_await abort(group, members, std::move(*error)));
+  if (auto error = first_error(members, outcomes))
+    CO_TRY(co_await abort(group, members, std::move(*error)));
   if (auto decided = co_await decide(group, GroupState::committed); !decided) {
     CO_TRY(co_await abort(group, members, std::move(decided).error()));
   }
@@ -113,11 +121,13 @@ Async<Result<Json>> GroupCuts::cut_many(std::vector<CutMember> members, CutWish 
 }
 
 /// Always ends in an error: the reason.
-Async<Result<void>> GroupCuts::abort(std::string group, std::vector<CutMember> members, Error reason) {
+Async<Result<void>> GroupCuts::abort(std::string group, std::vector<CutMember> members,
+                                     Error reason) {
   if (const auto decided = co_await decide(group, GroupState::aborted); decided) {
     co_await settle(group, std::move(members), false);
   } else {
-    // Undecided, as far as we know: what is provisional stays so until a later daemon can read the record.
+    // Undecided, as far as we know: what is provisional stays so until a later daemon can read the
+    // record.
     spdlog::warn("cut {}: {}", group, decided.error().message());
   }
   co_return failure(std::move(reason));
@@ -131,14 +141,16 @@ Async<void> GroupCuts::settle(std::string group, std::vector<CutMember> members,
       (void)co_await mark_settled(group, members[i].volume);
     } else {
       // It hears of it when it is opened the next time.
-      events_.publish("cut_unsettled", {.volume = members[i].volume, .job = {}}, settled[i].error().message());
+      events_.publish("cut_unsettled", {.volume = members[i].volume, .job = {}},
+                      settled[i].error().message());
     }
   }
 }
 
 Async<Result<void>> GroupCuts::decide(std::string group, GroupState decision) {
   Catalogue* catalogue = &catalogue_;
-  auto decided = co_await on_worker(workers_, [=] { return catalogue->decide_group(group, decision); });
+  auto decided =
+      co_await on_worker(workers_, [=] { return catalogue->decide_group(group, decision); });
   // From here on the record answers whoever asks, a keeper that is just being opened among them.
   if (decided) in_progress_.erase(group);
   co_return decided;
@@ -151,7 +163,8 @@ Async<Result<void>> GroupCuts::mark_settled(std::string group, std::string volum
 
 Async<Result<void>> GroupCuts::settle_volume(KeeperChannel& channel, std::string volume) {
   std::set<std::string> groups;
-  for (const auto& [method, member] : {std::pair("checkpoint.list", "checkpoints"), std::pair("refpoint.list", "refpoints")}) {
+  for (const auto& [method, member] :
+       {std::pair("checkpoint.list", "checkpoints"), std::pair("refpoint.list", "refpoints")}) {
     const Json points = CO_TRY(co_await list_all(channel, method, member));
     for (const Json& point : points) {
       if (point.value("provisional", false)) groups.insert(point.value("group", std::string()));
@@ -160,7 +173,8 @@ Async<Result<void>> GroupCuts::settle_volume(KeeperChannel& channel, std::string
   Catalogue* catalogue = &catalogue_;
   for (const std::string& group : groups) {
     if (in_progress_.contains(group)) continue;
-    auto state = CO_TRY(co_await on_worker(workers_, [=] { return catalogue->decision_of(group); }));
+    auto state =
+        CO_TRY(co_await on_worker(workers_, [=] { return catalogue->decision_of(group); }));
     if (state == GroupState::prepared) {
       CO_TRY(co_await decide(group, GroupState::aborted));
       state = GroupState::aborted;
@@ -176,7 +190,8 @@ Async<Result<void>> GroupCuts::settle_volume(KeeperChannel& channel, std::string
 
 Async<Result<std::vector<std::string>>> GroupCuts::resolve() {
   Catalogue* catalogue = &catalogue_;
-  const auto groups = CO_TRY(co_await on_worker(workers_, [=] { return catalogue->unsettled_groups(); }));
+  const auto groups =
+      CO_TRY(co_await on_worker(workers_, [=] { return catalogue->unsettled_groups(); }));
   std::set<std::string> volumes;
   for (const GroupRecord& group : groups) {
     if (group.state == GroupState::prepared) CO_TRY(co_await decide(group.id, GroupState::aborted));
@@ -187,7 +202,8 @@ Async<Result<std::vector<std::string>>> GroupCuts::resolve() {
 
 Async<Result<void>> GroupCuts::mark_resolved(std::string volume) {
   Catalogue* catalogue = &catalogue_;
-  const auto groups = CO_TRY(co_await on_worker(workers_, [=] { return catalogue->unsettled_groups(); }));
+  const auto groups =
+      CO_TRY(co_await on_worker(workers_, [=] { return catalogue->unsettled_groups(); }));
   for (const GroupRecord& group : groups) {
     if (in_progress_.contains(group.id) || group.state == GroupState::prepared) continue;
     if (std::ranges::find(group.unsettled, volume) != group.unsettled.end()) {

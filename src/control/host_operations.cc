@@ -1,11 +1,11 @@
 // host.*: the daemon and its machine.
 
-#include <fmt/format.h>
 #include <sys/statvfs.h>
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "control/operations.h"
@@ -26,7 +26,8 @@ Async<Result<Json>> host_info(Services& services, Json /*params*/) {
   ::uname(&names);
   ::sysinfo(&memory);
   if (::statvfs(services.state_dir.c_str(), &space) != 0) {
-    co_return errno_failure(errno, fmt::format("cannot look at the state directory '{}'", services.state_dir));
+    co_return errno_failure(
+        errno, fmt::format("cannot look at the state directory '{}'", services.state_dir));
   }
   co_return Json{{"version", program_version},
                  {"api_version", api_version},
@@ -42,7 +43,8 @@ Async<Result<Json>> host_info(Services& services, Json /*params*/) {
                  {"state_bytes_total", std::uint64_t{space.f_blocks} * space.f_frsize},
                  {"volumes", volumes.size()},
                  {"keepers", services.keepers.open_count()},
-                 {"jobs_running", services.jobs.running()}};
+                 {"jobs_running", services.jobs.running()},
+                 {"last_event", services.events.last()}};
 }
 
 Async<Result<Json>> host_shutdown(Services& services, Json params) {
@@ -54,14 +56,16 @@ Async<Result<Json>> host_shutdown(Services& services, Json params) {
   services.request_end();
   if (!stopped.failed.empty()) {
     co_return failure(ErrorKind::timed_out,
-                      fmt::format("the daemon ends, but {} of its keepers did not in time: {}", stopped.failed.size(),
-                                  fmt::join(stopped.failed, ", ")));
+                      fmt::format("the daemon ends, but {} of its keepers did not in time: {}",
+                                  stopped.failed.size(), fmt::join(stopped.failed, ", ")));
   }
   co_return Json{{"keepers_stopped", stopped.ended}};
 }
 
 }  // namespace
 
-HandlerTable host_handlers() { return {{"host.info", host_info}, {"host.shutdown", host_shutdown}}; }
+HandlerTable host_handlers() {
+  return {{"host.info", host_info}, {"host.shutdown", host_shutdown}};
+}
 
 }  // namespace berth::control

@@ -1,13 +1,14 @@
 #include "control/http_server.h"
 
-#include <fmt/format.h>
+#include <algorithm>
+#include <set>
+#include <utility>
+
 #include <grp.h>
 #include <poll.h>
-#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
@@ -16,9 +17,10 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
 #include <boost/beast/ssl/ssl_stream.hpp>
-#include <set>
-#include <utility>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
+#include "control/close_on_exec.h"
 #include "control/spawn.h"
 
 namespace berth::control {
@@ -34,9 +36,10 @@ using TlsStream = beast::ssl_stream<TcpStream>;
 namespace {
 
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
-constexpr auto request_timeout = std::chrono::seconds(30);  // for a request to arrive, an answer to be taken
-constexpr auto idle_timeout = std::chrono::seconds(120);    // between requests
-constexpr Milliseconds accept_retry{100};                   // after running out of descriptors
+constexpr auto request_timeout =
+    std::chrono::seconds(30);  // for a request to arrive, an answer to be taken
+constexpr auto idle_timeout = std::chrono::seconds(120);  // between requests
+constexpr Milliseconds accept_retry{100};                 // after running out of descriptors
 
 /// A connection, as the server knows it: something that can be closed.
 class Connection {
@@ -58,9 +61,11 @@ http::response<http::string_body> make_response(const HttpReply& reply, bool kee
 }
 
 template <typename Stream>
-class HttpConnection final : public Connection, public std::enable_shared_from_this<HttpConnection<Stream>> {
+class HttpConnection final : public Connection,
+                             public std::enable_shared_from_this<HttpConnection<Stream>> {
  public:
-  HttpConnection(Stream stream, RequestHandler handler) : stream_(std::move(stream)), handler_(std::move(handler)) {}
+  HttpConnection(Stream stream, RequestHandler handler)
+      : stream_(std::move(stream)), handler_(std::move(handler)) {}
 
   Async<void> run() {
     const auto self = this->shared_from_this();
@@ -81,7 +86,8 @@ class HttpConnection final : public Connection, public std::enable_shared_from_t
   Async<bool> handshake() {
     if constexpr (std::is_same_v<Stream, TlsStream>) {
       beast::get_lowest_layer(stream_).expires_after(request_timeout);
-      const auto [error] = co_await stream_.async_handshake(asio::ssl::stream_base::server, no_throw);
+      const auto [error] =
+          co_await stream_.async_handshake(asio::ssl::stream_base::server, no_throw);
       co_return !error;
     }
     co_return true;
@@ -93,11 +99,14 @@ class HttpConnection final : public Connection, public std::enable_shared_from_t
     parser.header_limit(http_header_bytes_max);
     parser.body_limit(http_body_bytes_max);
     beast::get_lowest_layer(stream_).expires_after(idle_timeout);
-    if (const auto [error, bytes] = co_await http::async_read_header(stream_, buffer_, parser, no_throw); error) {
+    if (const auto [error, bytes] =
+            co_await http::async_read_header(stream_, buffer_, parser, no_throw);
+        error) {
       co_return co_await refuse(error);
     }
     beast::get_lowest_layer(stream_).expires_after(request_timeout);
-    if (const auto [error, bytes] = co_await http::async_read(stream_, buffer_, parser, no_throw); error) {
+    if (const auto [error, bytes] = co_await http::async_read(stream_, buffer_, parser, no_throw);
+        error) {
       co_return co_await refuse(error);
     }
     auto request = parser.release();
@@ -107,8 +116,9 @@ class HttpConnection final : public Connection, public std::enable_shared_from_t
     HttpReply reply = co_await handler_({.method = std::string(request.method_string()),
                                          .target = std::string(request.target()),
                                          .body = std::move(request.body())});
-    const bool more = reply.stream ? co_await write_lines(std::move(reply.stream))
-                                   : co_await write(make_response(reply, keep_alive && !ending_)) && keep_alive;
+    const bool more =
+        reply.stream ? co_await write_lines(std::move(reply.stream))
+                     : co_await write(make_response(reply, keep_alive && !ending_)) && keep_alive;
     answering_ = false;
     co_return more;
   }
@@ -125,7 +135,8 @@ class HttpConnection final : public Connection, public std::enable_shared_from_t
         error.category() != http::make_error_code(http::error::bad_method).category()) {
       co_return false;
     }
-    HttpReply reply = error_reply(Error(ErrorKind::invalid_argument, "not an HTTP request: " + error.message()));
+    HttpReply reply =
+        error_reply(Error(ErrorKind::invalid_argument, "not an HTTP request: " + error.message()));
     if (error == http::error::body_limit) reply.status = 413;
     if (error == http::error::header_limit) reply.status = 431;
     co_await write(make_response(reply, false));
@@ -141,7 +152,9 @@ class HttpConnection final : public Connection, public std::enable_shared_from_t
     head.chunked(true);
     http::response_serializer<http::empty_body> serializer(head);
     beast::get_lowest_layer(stream_).expires_after(request_timeout);
-    if (const auto [error, bytes] = co_await http::async_write_header(stream_, serializer, no_throw); error) {
+    if (const auto [error, bytes] =
+            co_await http::async_write_header(stream_, serializer, no_throw);
+        error) {
       co_return false;
     }
     lines_ = lines.get();
@@ -152,7 +165,8 @@ class HttpConnection final : public Connection, public std::enable_shared_from_t
       if (!line) break;
       const std::string text = *line + '\n';
       beast::get_lowest_layer(stream_).expires_after(request_timeout);
-      const auto [error, bytes] = co_await asio::async_write(stream_, http::make_chunk(asio::buffer(text)), no_throw);
+      const auto [error, bytes] =
+          co_await asio::async_write(stream_, http::make_chunk(asio::buffer(text)), no_throw);
       broken = static_cast<bool>(error);
     }
     lines_ = nullptr;
@@ -167,8 +181,10 @@ class HttpConnection final : public Connection, public std::enable_shared_from_t
   static Async<void> close_lines_when_client_goes(std::shared_ptr<HttpConnection> self) {
     auto& socket = beast::get_lowest_layer(self->stream_).socket();
     while (self->lines_ != nullptr && socket.is_open()) {
-      const auto [error] = co_await socket.async_wait(std::remove_reference_t<decltype(socket)>::wait_read, no_throw);
-      // Asio may say so when it is not: an event that was meant for a descriptor that it knew before.
+      const auto [error] = co_await socket.async_wait(
+          std::remove_reference_t<decltype(socket)>::wait_read, no_throw);
+      // Asio may say so when it is not: an event that was meant for a descriptor that it knew
+      // before.
       pollfd watched{.fd = socket.native_handle(), .events = POLLIN, .revents = 0};
       if (!error && ::poll(&watched, 1, 0) == 0) continue;
       if (self->lines_ != nullptr) self->lines_->close();
@@ -193,17 +209,20 @@ Result<void> remove_stale_socket(const std::string& path, const Executor& execut
   UnixProtocol::socket probe(executor);
   boost::system::error_code error;
   probe.connect(UnixProtocol::endpoint(path), error);
-  if (!error) return failure(ErrorKind::in_use, fmt::format("another daemon answers at '{}'", path));
+  if (!error)
+    return failure(ErrorKind::in_use, fmt::format("another daemon answers at '{}'", path));
   ::unlink(path.c_str());
   return {};
 }
 
 Result<void> give_to_group(const std::string& path) {
-  if (::chmod(path.c_str(), 0660) != 0) return errno_failure(errno, fmt::format("cannot set the mode of '{}'", path));
+  if (::chmod(path.c_str(), 0660) != 0)
+    return errno_failure(errno, fmt::format("cannot set the mode of '{}'", path));
   group entry{};
   group* found = nullptr;
   std::string buffer(16 * 1024, '\0');
-  if (::getgrnam_r("berth", &entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr) return {};
+  if (::getgrnam_r("berth", &entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr)
+    return {};
   if (::chown(path.c_str(), static_cast<uid_t>(-1), entry.gr_gid) != 0) {
     return errno_failure(errno, fmt::format("cannot give '{}' to the group berth", path));
   }
@@ -213,13 +232,15 @@ Result<void> give_to_group(const std::string& path) {
 Result<tcp::endpoint> resolve(const std::string& address, const Executor& executor) {
   const std::size_t colon = address.find_last_of(':');
   if (colon == std::string::npos || colon + 1 == address.size()) {
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not an address and a port", address));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is not an address and a port", address));
   }
   std::string host = address.substr(0, colon);
   if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
   tcp::resolver resolver(executor);
   boost::system::error_code error;
-  const auto found = resolver.resolve(host, address.substr(colon + 1), tcp::resolver::passive, error);
+  const auto found =
+      resolver.resolve(host, address.substr(colon + 1), tcp::resolver::passive, error);
   if (error || found.empty()) {
     return failure(ErrorKind::invalid_argument, fmt::format("'{}': {}", address, error.message()));
   }
@@ -236,8 +257,8 @@ Result<asio::ssl::context> make_tls_context(const TlsFiles& files) {
     context.set_verify_mode(asio::ssl::verify_peer | asio::ssl::verify_fail_if_no_peer_cert);
     return context;
   } catch (const boost::system::system_error& error) {
-    return failure(ErrorKind::invalid_argument,
-                   fmt::format("the TLS files in '{}' do not do: {}", files.directory, error.what()));
+    return failure(ErrorKind::invalid_argument, fmt::format("the TLS files in '{}' do not do: {}",
+                                                            files.directory, error.what()));
   }
 }
 
@@ -248,7 +269,8 @@ struct HttpServer::Impl : std::enable_shared_from_this<Impl> {
       : executor(executor), handler(std::move(handler)), changed(std::move(executor)) {}
 
   template <typename Protocol, typename MakeStream>
-  static Async<void> accept_all(std::shared_ptr<Impl> self, asio::basic_socket_acceptor<Protocol, Executor>* acceptor,
+  static Async<void> accept_all(std::shared_ptr<Impl> self,
+                                asio::basic_socket_acceptor<Protocol, Executor>* acceptor,
                                 MakeStream make_stream) {
     while (!self->finishing) {
       auto [error, socket] = co_await acceptor->async_accept(no_throw);
@@ -258,6 +280,7 @@ struct HttpServer::Impl : std::enable_shared_from_this<Impl> {
         co_await pause_for(accept_retry);
         continue;
       }
+      close_on_exec(socket);
       if (self->connections.size() >= http_connections_max) continue;  // closes it
       start(self->executor, run(self, make_stream(std::move(socket))));
     }
@@ -265,7 +288,8 @@ struct HttpServer::Impl : std::enable_shared_from_this<Impl> {
 
   template <typename Stream>
   static Async<void> run(std::shared_ptr<Impl> self, Stream stream) {
-    const auto connection = std::make_shared<HttpConnection<Stream>>(std::move(stream), self->handler);
+    const auto connection =
+        std::make_shared<HttpConnection<Stream>>(std::move(stream), self->handler);
     self->connections.insert(connection.get());
     try {
       co_await connection->run();
@@ -294,12 +318,15 @@ HttpServer::~HttpServer() = default;
 
 Result<void> HttpServer::listen_unix(const std::string& path) {
   if (path.size() > sizeof(sockaddr_un::sun_path) - 1) {
-    return failure(ErrorKind::invalid_argument, fmt::format("the socket path '{}' is too long: use a shorter --run-dir", path));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("the socket path '{}' is too long: use a shorter --run-dir", path));
   }
   TRY(remove_stale_socket(path, impl_->executor));
   try {
-    auto acceptor = std::make_unique<asio::basic_socket_acceptor<UnixProtocol, Executor>>(impl_->executor);
+    auto acceptor =
+        std::make_unique<asio::basic_socket_acceptor<UnixProtocol, Executor>>(impl_->executor);
     acceptor->open();
+    close_on_exec(*acceptor);
     const mode_t mask = ::umask(0177);  // nobody else, until its group and mode are set
     boost::system::error_code error;
     acceptor->bind(UnixProtocol::endpoint(path), error);
@@ -309,12 +336,14 @@ Result<void> HttpServer::listen_unix(const std::string& path) {
     acceptor->listen();
     impl_->unix_acceptor = std::move(acceptor);
   } catch (const boost::system::system_error& error) {
-    return failure(ErrorKind::io_error, fmt::format("cannot listen at '{}': {}", path, error.what()));
+    return failure(ErrorKind::io_error,
+                   fmt::format("cannot listen at '{}': {}", path, error.what()));
   }
   impl_->unix_path = path;
   start(impl_->executor,
-        Impl::accept_all(impl_, impl_->unix_acceptor.get(),
-                         [](UnixProtocol::socket socket) { return UnixStream(std::move(socket)); }));
+        Impl::accept_all(impl_, impl_->unix_acceptor.get(), [](UnixProtocol::socket socket) {
+          return UnixStream(std::move(socket));
+        }));
   return {};
 }
 
@@ -322,16 +351,18 @@ Result<std::string> HttpServer::listen_tls(const std::string& address, const Tls
   const tcp::endpoint endpoint = TRY(resolve(address, impl_->executor));
   impl_->tls = std::make_unique<asio::ssl::context>(TRY(make_tls_context(files)));
   try {
-    impl_->tcp_acceptor = std::make_unique<asio::basic_socket_acceptor<tcp, Executor>>(impl_->executor, endpoint);
+    impl_->tcp_acceptor =
+        std::make_unique<asio::basic_socket_acceptor<tcp, Executor>>(impl_->executor, endpoint);
   } catch (const boost::system::system_error& error) {
     return errno_failure(error.code().value(), fmt::format("cannot listen at '{}'", address));
   }
-  start(impl_->executor,
-        Impl::accept_all(impl_, impl_->tcp_acceptor.get(), [tls = impl_->tls.get()](tcp::socket socket) {
-          return TlsStream(TcpStream(std::move(socket)), *tls);
-        }));
+  start(impl_->executor, Impl::accept_all(impl_, impl_->tcp_acceptor.get(),
+                                          [tls = impl_->tls.get()](tcp::socket socket) {
+                                            return TlsStream(TcpStream(std::move(socket)), *tls);
+                                          }));
   const auto bound = impl_->tcp_acceptor->local_endpoint();
-  return fmt::format(fmt::runtime(bound.address().is_v6() ? "[{}]:{}" : "{}:{}"), bound.address().to_string(), bound.port());
+  return fmt::format(fmt::runtime(bound.address().is_v6() ? "[{}]:{}" : "{}:{}"),
+                     bound.address().to_string(), bound.port());
 }
 
 Async<void> HttpServer::finish(Milliseconds patience) {

@@ -1,7 +1,8 @@
-// HTTP/1.1 on a UNIX socket, and on TCP with TLS where that is wanted. It knows bytes and limits, not operations.
+// HTTP/1.1 on a UNIX socket, and on TCP with TLS where that is wanted. It knows bytes and limits,
+// not operations.
 //
-// On the control plane's thread. Bounds: the header and the body of a request, the time that one may take to
-// arrive, the time that a client may take to read, the number of connections.
+// On the control plane's thread. Bounds: the header and the body of a request, the time that one
+// may take to arrive, the time that a client may take to read, the number of connections.
 #pragma once
 
 #include <functional>
@@ -31,10 +32,12 @@ class HttpServer {
 
   /// Mode 0660, of root and the group `berth` if there is one. `in_use` if somebody answers there.
   Result<void> listen_unix(const std::string& path);
-  /// `address` is host:port. Clients need a certificate of the CA. The address that it is then, with the real port.
+  /// `address` is host:port. Clients need a certificate of the CA. The address that it is then,
+  /// with the real port.
   Result<std::string> listen_tls(const std::string& address, const TlsFiles& files);
 
-  /// Takes no new request, ends streams, and waits for what is being answered, but not longer than this.
+  /// Takes no new request, ends streams, and waits for what is being answered, but not longer than
+  /// this.
   Async<void> finish(Milliseconds patience);
 
  private:

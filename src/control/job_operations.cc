@@ -1,6 +1,7 @@
 // job.*, events.*: what is under way, and what happens. And the tables of all handlers.
 
 #include <algorithm>
+
 #include <nlohmann/json.hpp>
 
 #include "control/operations.h"
@@ -13,7 +14,8 @@ using Json = nlohmann::json;
 constexpr std::size_t jobs_listed_default = 100;
 
 Async<Result<Json>> job_list(Services& services, Json params) {
-  co_return services.jobs.list(params.value("state", "all"), params.value("count", jobs_listed_default));
+  co_return services.jobs.list(params.value("state", "all"),
+                               params.value("count", jobs_listed_default));
 }
 
 Async<Result<Json>> job_info(Services& services, Json params) {
@@ -36,8 +38,8 @@ Result<std::unique_ptr<LineSource>> events_watch(Services& services, const Json&
 
 HandlerTable all_handlers() {
   HandlerTable all;
-  for (const auto& part :
-       {host_handlers(), volume_handlers(), checkpoint_handlers(), refpoint_handlers(), job_handlers()}) {
+  for (const auto& part : {host_handlers(), volume_handlers(), checkpoint_handlers(),
+                           refpoint_handlers(), job_handlers()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;

@@ -1,13 +1,13 @@
 #include "control/jobs.h"
 
-#include <fmt/format.h>
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <chrono>
 #include <deque>
-#include <nlohmann/json.hpp>
 #include <ranges>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
 
 #include "base/ids.h"
 #include "base/units.h"
@@ -37,7 +37,8 @@ class RateMeter {
   void add(std::uint64_t bytes) {
     const auto now = SteadyClock::now();
     if (!samples_.empty() && bytes < samples_.back().bytes) samples_.clear();  // another phase
-    if (samples_.size() >= 2 && now - samples_[samples_.size() - 2].at < rate_sample_every) samples_.pop_back();
+    if (samples_.size() >= 2 && now - samples_[samples_.size() - 2].at < rate_sample_every)
+      samples_.pop_back();
     samples_.push_back({now, bytes});
     while (samples_.size() > 2 && now - samples_.front().at > rate_window) samples_.pop_front();
   }
@@ -45,9 +46,11 @@ class RateMeter {
   /// Nothing while it is not known.
   std::optional<std::uint64_t> bytes_per_second() const {
     if (samples_.size() < 2) return std::nullopt;
-    const auto elapsed = std::chrono::duration<double>(samples_.back().at - samples_.front().at).count();
+    const auto elapsed =
+        std::chrono::duration<double>(samples_.back().at - samples_.front().at).count();
     if (elapsed <= 0) return std::nullopt;
-    return static_cast<std::uint64_t>(static_cast<double>(samples_.back().bytes - samples_.front().bytes) / elapsed);
+    return static_cast<std::uint64_t>(
+        static_cast<double>(samples_.back().bytes - samples_.front().bytes) / elapsed);
   }
 
  private:
@@ -120,7 +123,8 @@ class JobWatch final : public LineSource {
     const auto not_before = SteadyClock::now() + watch_line_every;
     while (seen_ != 0 && !closed_ && job->is_running() && SteadyClock::now() < not_before) {
       co_await job->changed.wait_for(
-          std::chrono::duration_cast<Milliseconds>(not_before - SteadyClock::now()) + Milliseconds(1));
+          std::chrono::duration_cast<Milliseconds>(not_before - SteadyClock::now()) +
+          Milliseconds(1));
     }
     while (!closed_ && seen_ == job->version) co_await job->changed.wait();
     if (closed_) co_return std::nullopt;
@@ -143,21 +147,24 @@ class JobWatch final : public LineSource {
 
 }  // namespace
 
-Jobs::Jobs(Executor executor, boost::asio::thread_pool& workers, Catalogue& catalogue, EventLog& events)
+Jobs::Jobs(Executor executor, boost::asio::thread_pool& workers, Catalogue& catalogue,
+           EventLog& events)
     : executor_(std::move(executor)), workers_(workers), catalogue_(catalogue), events_(events) {}
 
 Jobs::~Jobs() = default;
 
 Async<Result<void>> Jobs::load() {
   Catalogue* catalogue = &catalogue_;
-  const auto records = CO_TRY(co_await on_worker(workers_, [catalogue] { return catalogue->jobs(jobs_remembered_max); }));
+  const auto records = CO_TRY(
+      co_await on_worker(workers_, [catalogue] { return catalogue->jobs(jobs_remembered_max); }));
   for (const JobRecord& record : records | std::views::reverse) {
     auto document = machine::parse_json(record.document);
     if (!document || !document->is_object()) continue;
     auto job = std::make_shared<Job>(executor_, record.id, std::move(*document));
     jobs_.push_back(job);
     if (record.state == "running") {
-      job->end(failure(ErrorKind::disconnected, "the daemon ended while the job ran; start it again"));
+      job->end(
+          failure(ErrorKind::disconnected, "the daemon ended while the job ran; start it again"));
       co_await save(job);
     }
   }
@@ -166,8 +173,10 @@ Async<Result<void>> Jobs::load() {
 
 Async<Result<Json>> Jobs::start(JobDescription description, JobWork work) {
   if (running() >= jobs_running_max) {
-    co_return failure(ErrorKind::limit, fmt::format("{} jobs are running, and no more may: wait for one to end, "
-                                                    "or cancel it", jobs_running_max));
+    co_return failure(ErrorKind::limit,
+                      fmt::format("{} jobs are running, and no more may: wait for one to end, "
+                                  "or cancel it",
+                                  jobs_running_max));
   }
   const std::string id = new_id();
   auto job = std::make_shared<Job>(executor_, id,
@@ -198,7 +207,8 @@ Async<void> Jobs::run(std::shared_ptr<Job> job, JobWork work) {
   try {
     result = co_await work(job);
   } catch (const std::exception& exception) {
-    result = failure(ErrorKind::internal, fmt::format("an unexpected exception: {}", exception.what()));
+    result =
+        failure(ErrorKind::internal, fmt::format("an unexpected exception: {}", exception.what()));
   }
   job->end(result);
   co_await save(job);
@@ -210,7 +220,8 @@ Async<void> Jobs::run(std::shared_ptr<Job> job, JobWork work) {
 
 Async<void> Jobs::save(std::shared_ptr<Job> job) {
   Catalogue* catalogue = &catalogue_;
-  JobRecord record{.id = job->id, .state = job->state(), .document = machine::format_json(job->document)};
+  JobRecord record{
+      .id = job->id, .state = job->state(), .document = machine::format_json(job->document)};
   const auto saved = co_await on_worker(
       workers_, [catalogue, record = std::move(record)] { return catalogue->save_job(record); });
   if (!saved) spdlog::warn("job {}: {}", job->id, saved.error().message());
@@ -240,7 +251,8 @@ Result<Json> Jobs::cancel(const std::string& id) {
   const auto job = find(id);
   if (!job) return failure(ErrorKind::not_found, fmt::format("there is no job '{}'", id));
   if (!job->is_running()) {
-    return failure(ErrorKind::precondition, fmt::format("the job '{}' has ended: it is {}", id, job->state()));
+    return failure(ErrorKind::precondition,
+                   fmt::format("the job '{}' has ended: it is {}", id, job->state()));
   }
   if (!job->stop_source.stop_requested()) {
     job->document["phase"] = "cancelling";
@@ -257,7 +269,8 @@ Result<std::unique_ptr<LineSource>> Jobs::watch(const std::string& id) {
 }
 
 std::size_t Jobs::running() const {
-  return static_cast<std::size_t>(std::ranges::count_if(jobs_, [](const auto& job) { return job->is_running(); }));
+  return static_cast<std::size_t>(
+      std::ranges::count_if(jobs_, [](const auto& job) { return job->is_running(); }));
 }
 
 Async<void> Jobs::end_all(Milliseconds patience) {
@@ -269,7 +282,8 @@ Async<void> Jobs::end_all(Milliseconds patience) {
   for (const auto& job : jobs) {
     while (job->is_running() && SteadyClock::now() < deadline) {
       co_await job->changed.wait_for(
-          std::chrono::duration_cast<Milliseconds>(deadline - SteadyClock::now()) + Milliseconds(1));
+          std::chrono::duration_cast<Milliseconds>(deadline - SteadyClock::now()) +
+          Milliseconds(1));
     }
   }
 }

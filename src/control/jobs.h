@@ -1,16 +1,18 @@
-// Jobs: work that goes on after its request was answered. Each has a phase, a progress, and can be asked to end.
+// Jobs: work that goes on after its request was answered. Each has a phase, a progress, and can be
+// asked to end.
 //
-// On the control plane's thread. What ended is remembered in the catalogue; a job that ran when the daemon ended
-// is `failed` in the next one, for nothing of it goes on.
+// On the control plane's thread. What ended is remembered in the catalogue; a job that ran when the
+// daemon ended is `failed` in the next one, for nothing of it goes on.
 #pragma once
 
-#include <boost/asio/thread_pool.hpp>
 #include <functional>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <stop_token>
 #include <string>
 #include <vector>
+
+#include <boost/asio/thread_pool.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "base/result.h"
 #include "control/async.h"
@@ -40,7 +42,8 @@ struct JobDescription {
 
 class Jobs {
  public:
-  Jobs(Executor executor, boost::asio::thread_pool& workers, Catalogue& catalogue, EventLog& events);
+  Jobs(Executor executor, boost::asio::thread_pool& workers, Catalogue& catalogue,
+       EventLog& events);
   ~Jobs();
 
   /// Reads what is remembered. Call it once, first.

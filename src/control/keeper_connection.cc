@@ -1,6 +1,9 @@
 #include "control/keeper_connection.h"
 
-#include <fmt/format.h>
+#include <map>
+#include <optional>
+#include <utility>
+
 #include <sys/socket.h>
 
 #include <boost/asio/as_tuple.hpp>
@@ -8,11 +11,10 @@
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/read_until.hpp>
 #include <boost/asio/write.hpp>
-#include <map>
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <optional>
-#include <utility>
 
+#include "control/close_on_exec.h"
 #include "control/spawn.h"
 #include "machine/control_protocol.h"
 
@@ -60,7 +62,8 @@ struct KeeperConnection::Impl : std::enable_shared_from_this<Impl> {
     boost::system::error_code ignored;
     socket.close(ignored);
     for (const auto& [id, call] : std::exchange(pending, {})) {
-      if (!call->answer) call->answer = failure(ErrorKind::disconnected, "the keeper is gone: " + reason);
+      if (!call->answer)
+        call->answer = failure(ErrorKind::disconnected, "the keeper is gone: " + reason);
       call->answered.notify();
     }
   }
@@ -72,7 +75,8 @@ struct KeeperConnection::Impl : std::enable_shared_from_this<Impl> {
       if (on_event) on_event(reply->event, reply->message);
       return;
     }
-    if (!reply->id) return close(reply->error ? reply->error->message() : "an answer without an id");
+    if (!reply->id)
+      return close(reply->error ? reply->error->message() : "an answer without an id");
     const auto found = pending.find(*reply->id);
     if (found == pending.end()) return;  // nobody waits for it any more
     const auto call = found->second;
@@ -92,7 +96,8 @@ struct KeeperConnection::Impl : std::enable_shared_from_this<Impl> {
   static Async<void> write_outgoing(std::shared_ptr<Impl> self) {
     while (!self->closed && !self->outgoing.empty()) {
       const std::string batch = std::exchange(self->outgoing, {});
-      const auto [error, bytes] = co_await asio::async_write(self->socket, asio::buffer(batch), no_throw);
+      const auto [error, bytes] =
+          co_await asio::async_write(self->socket, asio::buffer(batch), no_throw);
       if (error) self->close(error.message());
     }
     self->writing = false;
@@ -102,7 +107,8 @@ struct KeeperConnection::Impl : std::enable_shared_from_this<Impl> {
     std::string received;
     while (!self->closed) {
       const auto [error, length] = co_await asio::async_read_until(
-          self->socket, asio::dynamic_buffer(received, machine::control_line_max + 1), '\n', no_throw);
+          self->socket, asio::dynamic_buffer(received, machine::control_line_max + 1), '\n',
+          no_throw);
       if (error) {
         self->close(error == asio::error::eof ? "it closed the connection" : error.message());
         break;
@@ -126,13 +132,19 @@ KeeperConnection::KeeperConnection(std::shared_ptr<Impl> impl) : impl_(std::move
 
 KeeperConnection::~KeeperConnection() { impl_->close("the connection was given up"); }
 
-Async<Result<std::shared_ptr<KeeperConnection>>> KeeperConnection::connect(std::string socket_path) {
+Async<Result<std::shared_ptr<KeeperConnection>>> KeeperConnection::connect(
+    std::string socket_path) {
   if (socket_path.size() > sizeof(sockaddr_un::sun_path) - 1) {
-    co_return failure(ErrorKind::invalid_argument, fmt::format("the socket path '{}' is too long", socket_path));
+    co_return failure(ErrorKind::invalid_argument,
+                      fmt::format("the socket path '{}' is too long", socket_path));
   }
   auto impl = std::make_shared<Impl>(co_await asio::this_coro::executor);
-  const auto [error] =
-      co_await impl->socket.async_connect(asio::local::stream_protocol::endpoint(socket_path), no_throw);
+  boost::system::error_code opened;
+  impl->socket.open(asio::local::stream_protocol(), opened);
+  if (opened) co_return errno_failure(opened.value(), "cannot make a socket");
+  close_on_exec(impl->socket);
+  const auto [error] = co_await impl->socket.async_connect(
+      asio::local::stream_protocol::endpoint(socket_path), no_throw);
   if (error) {
     co_return failure(ErrorKind::disconnected,
                       fmt::format("no keeper answers at '{}': {}", socket_path, error.message()));
@@ -162,20 +174,23 @@ Async<Result<Json>> KeeperConnection::call(std::string method, Json params, Call
       co_await call->answered.wait();
       continue;
     }
-    const auto left = std::chrono::duration_cast<Milliseconds>(deadline - std::chrono::steady_clock::now());
+    const auto left =
+        std::chrono::duration_cast<Milliseconds>(deadline - std::chrono::steady_clock::now());
     if (left.count() > 0) {
       co_await call->answered.wait_for(left + Milliseconds(1));
       continue;
     }
     impl->send_cancel(id);
     impl->pending.erase(id);
-    co_return failure(ErrorKind::timed_out,
-                      fmt::format("the keeper did not answer {} within {} ms", method, options.timeout.count()));
+    co_return failure(ErrorKind::timed_out, fmt::format("the keeper did not answer {} within {} ms",
+                                                        method, options.timeout.count()));
   }
   co_return std::move(*call->answer);
 }
 
-void KeeperConnection::set_event_handler(EventHandler handler) { impl_->on_event = std::move(handler); }
+void KeeperConnection::set_event_handler(EventHandler handler) {
+  impl_->on_event = std::move(handler);
+}
 
 Result<pid_t> KeeperConnection::peer_pid() const {
   ucred peer{};

@@ -1,16 +1,17 @@
 // A client of one keeper's control socket (docs/formats/keeper-control.md).
 //
-// On the control plane's thread. Any number of calls may be open; when the connection ends, each of them ends
-// with `disconnected`. A peer that breaks the protocol is disconnected.
+// On the control plane's thread. Any number of calls may be open; when the connection ends, each of
+// them ends with `disconnected`. A peer that breaks the protocol is disconnected.
 #pragma once
-
-#include <sys/types.h>
 
 #include <functional>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <stop_token>
 #include <string>
+
+#include <sys/types.h>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include "base/result.h"
 #include "control/async.h"
@@ -32,7 +33,8 @@ class KeeperChannel {
  public:
   virtual ~KeeperChannel() = default;
   /// `timed_out` if no answer came in time: whether the keeper has done it is then unknown.
-  virtual Async<Result<nlohmann::json>> call(std::string method, nlohmann::json params, CallOptions options) = 0;
+  virtual Async<Result<nlohmann::json>> call(std::string method, nlohmann::json params,
+                                             CallOptions options) = 0;
 };
 
 class KeeperConnection final : public KeeperChannel {
@@ -43,7 +45,8 @@ class KeeperConnection final : public KeeperChannel {
   static Async<Result<std::shared_ptr<KeeperConnection>>> connect(std::string socket_path);
   ~KeeperConnection() override;
 
-  Async<Result<nlohmann::json>> call(std::string method, nlohmann::json params, CallOptions options) override;
+  Async<Result<nlohmann::json>> call(std::string method, nlohmann::json params,
+                                     CallOptions options) override;
 
   void set_event_handler(EventHandler handler);
   /// Process id of the process that listens, as the kernel knows it.

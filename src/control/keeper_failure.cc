@@ -1,9 +1,9 @@
 #include "control/keeper_failure.h"
 
-#include <fmt/format.h>
-
 #include <fstream>
 #include <iterator>
+
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "machine/control_protocol.h"
@@ -24,7 +24,8 @@ Error keeper_failure(std::string_view log) {
   std::string_view rest = log.substr(found + mark.size());
   rest = rest.substr(0, rest.find('\n'));
   const std::size_t after_id = rest.find(": ");
-  const std::size_t after_kind = after_id == std::string_view::npos ? after_id : rest.find(": ", after_id + 2);
+  const std::size_t after_kind =
+      after_id == std::string_view::npos ? after_id : rest.find(": ", after_id + 2);
   if (after_kind == std::string_view::npos) return {ErrorKind::internal, std::string(rest)};
   const std::string_view kind_name = rest.substr(after_id + 2, after_kind - after_id - 2);
   const ErrorKind kind = error_kind_from_string(kind_name);

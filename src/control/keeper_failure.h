@@ -1,4 +1,5 @@
-// What a keeper left behind, read by whoever has to go on without it. Reading its files blocks shortly.
+// What a keeper left behind, read by whoever has to go on without it. Reading its files blocks
+// shortly.
 #pragma once
 
 #include <string>

@@ -1,7 +1,6 @@
 #include "control/keeper_lists.h"
 
 #include <fmt/format.h>
-
 #include <nlohmann/json.hpp>
 
 #include "base/ids.h"
@@ -21,7 +20,8 @@ bool has_type(const Json& value, std::string_view type) {
   if (parts.base == "integer") return value.is_number_integer();
   if (parts.base == "number") return value.is_number();
   if (parts.base == "boolean") return value.is_boolean();
-  if (parts.base == "string" || parts.base == "time" || parts.base == "id") return value.is_string();
+  if (parts.base == "string" || parts.base == "time" || parts.base == "id")
+    return value.is_string();
   return value.is_object();
 }
 
@@ -42,8 +42,9 @@ Result<Json> pick(std::string_view schema_name, const Json& source) {
   for (const Field& field : schema->fields) {
     const auto found = source.find(field.name);
     if (found == source.end() || !has_type(*found, field.type)) {
-      return failure(ErrorKind::protocol,
-                     fmt::format("the keeper's answer has no '{}' that fits a {}", field.name, schema_name));
+      return failure(
+          ErrorKind::protocol,
+          fmt::format("the keeper's answer has no '{}' that fits a {}", field.name, schema_name));
     }
     picked[std::string(field.name)] = *found;
   }
@@ -57,11 +58,14 @@ Async<Result<Json>> list_all(KeeperChannel& channel, std::string method, std::st
     Json answer = CO_TRY(co_await channel.call(method, params, {}));
     const auto entries = answer.find(member);
     if (entries == answer.end() || !entries->is_array()) {
-      co_return failure(ErrorKind::protocol, fmt::format("the keeper's answer to {} has no '{}'", method, member));
+      co_return failure(ErrorKind::protocol,
+                        fmt::format("the keeper's answer to {} has no '{}'", method, member));
     }
     for (Json& entry : *entries) all.push_back(std::move(entry));
     const auto next = answer.find("next_offset");
-    if (answer.find("complete") == answer.end() || answer["complete"] != false || next == answer.end()) co_return all;
+    if (answer.find("complete") == answer.end() || answer["complete"] != false ||
+        next == answer.end())
+      co_return all;
     params["offset"] = *next;
   }
   co_return failure(ErrorKind::limit, fmt::format("{} has no end", method));
@@ -69,7 +73,8 @@ Async<Result<Json>> list_all(KeeperChannel& channel, std::string method, std::st
 
 Result<Json> shown_checkpoint(const std::string& volume, const Json& checkpoint) {
   if (checkpoint.is_null()) return Json();
-  if (!checkpoint.is_object()) return failure(ErrorKind::protocol, "the keeper's checkpoint is not an object");
+  if (!checkpoint.is_object())
+    return failure(ErrorKind::protocol, "the keeper's checkpoint is not an object");
   Json shown = checkpoint;
   shown["volume"] = volume;
   shown["group"] = group_or_null(checkpoint);
@@ -80,7 +85,8 @@ Result<Json> shown_checkpoint(const std::string& volume, const Json& checkpoint)
 
 Result<Json> shown_refpoint(const std::string& volume, const Json& refpoint) {
   if (refpoint.is_null()) return Json();
-  if (!refpoint.is_object()) return failure(ErrorKind::protocol, "the keeper's reference point is not an object");
+  if (!refpoint.is_object())
+    return failure(ErrorKind::protocol, "the keeper's reference point is not an object");
   Json shown = refpoint;
   shown["volume_id"] = refpoint.contains("volume") ? refpoint["volume"] : Json();
   shown["volume"] = volume;
@@ -91,8 +97,10 @@ Result<Json> shown_refpoint(const std::string& volume, const Json& refpoint) {
 Result<Json> shown_cut_part(const std::string& volume, const Json& outcome) {
   Json shown = outcome;
   shown["volume"] = volume;
-  shown["checkpoint"] = TRY(shown_checkpoint(volume, outcome.contains("checkpoint") ? outcome["checkpoint"] : Json()));
-  shown["refpoint"] = TRY(shown_refpoint(volume, outcome.contains("refpoint") ? outcome["refpoint"] : Json()));
+  shown["checkpoint"] = TRY(
+      shown_checkpoint(volume, outcome.contains("checkpoint") ? outcome["checkpoint"] : Json()));
+  shown["refpoint"] =
+      TRY(shown_refpoint(volume, outcome.contains("refpoint") ? outcome["refpoint"] : Json()));
   return pick("CutPart", shown);
 }
 

@@ -1,7 +1,9 @@
 #include "control/keeper_process.h"
 
+#include <algorithm>
+#include <array>
+
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -10,13 +12,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
+#include <fmt/format.h>
 
 namespace berth::control {
 namespace {
 
-constexpr off_t log_size_max = 1 << 20;           // bytes; then one older log is kept beside it
+constexpr off_t log_size_max = 1 << 20;  // bytes; then one older log is kept beside it
 constexpr std::uint64_t log_tail_bytes_max = 2048;
 
 /// Opens the log for appending; what has grown too long becomes LOG.1 first.
@@ -43,7 +44,9 @@ class SpawnActions {
     ::posix_spawnattr_destroy(&attributes_);
   }
 
-  void open_null(int as) { ::posix_spawn_file_actions_addopen(&files_, as, "/dev/null", O_RDWR, 0); }
+  void open_null(int as) {
+    ::posix_spawn_file_actions_addopen(&files_, as, "/dev/null", O_RDWR, 0);
+  }
   /// With from == as, the descriptor loses its close-on-exec in the child.
   void duplicate(int from, int as) { ::posix_spawn_file_actions_adddup2(&files_, from, as); }
 
@@ -60,13 +63,15 @@ class SpawnActions {
                                POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
   }
 
-  Result<pid_t> spawn(const std::vector<std::string>& arguments) {
+  Result<pid_t> spawn(const std::string& program, const std::vector<std::string>& arguments) {
     std::vector<char*> pointers;
-    for (const std::string& argument : arguments) pointers.push_back(const_cast<char*>(argument.c_str()));
+    for (const std::string& argument : arguments)
+      pointers.push_back(const_cast<char*>(argument.c_str()));
     pointers.push_back(nullptr);
     pid_t pid = 0;
-    const int error = ::posix_spawn(&pid, pointers[0], &files_, &attributes_, pointers.data(), environ);
-    if (error != 0) return errno_failure(error, fmt::format("cannot start '{}'", arguments[0]));
+    const int error =
+        ::posix_spawn(&pid, program.c_str(), &files_, &attributes_, pointers.data(), environ);
+    if (error != 0) return errno_failure(error, fmt::format("cannot start '{}'", program));
     return pid;
   }
 
@@ -79,9 +84,11 @@ class SpawnActions {
 
 Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch) {
   const Fd log = TRY(open_log(launch.log_path));
-  std::vector<std::string> arguments = {launch.program, "keeper",        "--state-dir", launch.state_dir,
-                                        "--run-dir",    launch.run_dir,  "--id",        launch.volume,
-                                        "--volume",     launch.volume};
+  // Its own name, not the program's path, which is often /proc/self/exe: people look for it in
+  // lists of processes.
+  std::vector<std::string> arguments = {
+      "berth",        "keeper", "--state-dir", launch.state_dir, "--run-dir",
+      launch.run_dir, "--id",   launch.volume, "--volume",       launch.volume};
   SpawnActions actions;
   actions.open_null(STDIN_FILENO);
   actions.duplicate(log.get(), STDOUT_FILENO);
@@ -92,9 +99,18 @@ Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch) {
   }
   actions.set_session_and_signals();
 
+  // Asio's sockets survive an exec: a keeper would hold the API's sockets open after the daemon's
+  // end.
+  ::close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
+
+  // Not every library opens its descriptors close-on-exec, and a keeper that held our API's socket
+  // would keep the next daemon from it.
+  ::close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
+
   KeeperProcess process;
-  process.log_offset = static_cast<std::uint64_t>(std::max<off_t>(::lseek(log.get(), 0, SEEK_END), 0));
-  process.pid = TRY(actions.spawn(arguments));
+  process.log_offset =
+      static_cast<std::uint64_t>(std::max<off_t>(::lseek(log.get(), 0, SEEK_END), 0));
+  process.pid = TRY(actions.spawn(launch.program, arguments));
   process.pidfd = TRY(open_pidfd(process.pid));  // our child: the pid is its own until it is reaped
   return process;
 }
@@ -102,7 +118,8 @@ Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch) {
 Result<Fd> open_pidfd(pid_t pid) {
   Fd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (pidfd) return pidfd;
-  if (errno == ESRCH) return failure(ErrorKind::not_found, fmt::format("there is no process {}", pid));
+  if (errno == ESRCH)
+    return failure(ErrorKind::not_found, fmt::format("there is no process {}", pid));
   return errno_failure(errno, fmt::format("cannot watch process {}", pid));
 }
 
@@ -121,7 +138,9 @@ bool wait_for_end(const Fd& pidfd, std::chrono::milliseconds patience) {
 
 std::string reap(const Fd& pidfd) {
   siginfo_t info{};
-  if (::waitid(P_PIDFD, static_cast<id_t>(pidfd.get()), &info, WEXITED | WNOHANG) != 0 || info.si_pid == 0) return {};
+  if (::waitid(P_PIDFD, static_cast<id_t>(pidfd.get()), &info, WEXITED | WNOHANG) != 0 ||
+      info.si_pid == 0)
+    return {};
   if (info.si_code == CLD_EXITED) return fmt::format("exit code {}", info.si_status);
   return fmt::format("signal {}", info.si_status);
 }

@@ -1,14 +1,15 @@
-// Processes of keepers: started in a session of their own so that they outlive the daemon, known by pidfd.
+// Processes of keepers: started in a session of their own so that they outlive the daemon, known by
+// pidfd.
 //
 // Plain system calls; each is short.
 #pragma once
-
-#include <sys/types.h>
 
 #include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include <sys/types.h>
 
 #include "base/fd.h"
 #include "base/result.h"
@@ -19,9 +20,9 @@ struct KeeperLaunch {
   std::string program;  // what to execute: this very program
   std::string state_dir;
   std::string run_dir;
-  std::string volume;            // also the keeper's id
-  std::vector<int> listen_fds;   // listening sockets that it goes on with; they stay the caller's
-  std::string log_path;          // its standard error is appended there
+  std::string volume;           // also the keeper's id
+  std::vector<int> listen_fds;  // listening sockets that it goes on with; they stay the caller's
+  std::string log_path;         // its standard error is appended there
 };
 
 struct KeeperProcess {
@@ -40,8 +41,8 @@ Result<Fd> duplicate_from(const Fd& pidfd, int fd);
 bool has_ended(const Fd& pidfd);
 /// Blocks until it has, but not longer than this; whether it has.
 bool wait_for_end(const Fd& pidfd, std::chrono::milliseconds patience);
-/// Takes the exit status of a child that has ended, so that no zombie stays; for a person: "exit code 1". Empty if
-/// it was nobody's child of ours.
+/// Takes the exit status of a child that has ended, so that no zombie stays; for a person: "exit
+/// code 1". Empty if it was nobody's child of ours.
 std::string reap(const Fd& pidfd);
 /// Sends a signal. `not_found` if it is gone.
 Result<void> send_signal(const Fd& pidfd, int signal);

@@ -1,10 +1,10 @@
 // Keepers: the listeners, and our duplicates of their sockets.
 
-#include <fmt/format.h>
-#include <spdlog/spdlog.h>
-
 #include <optional>
 #include <set>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include "control/keeper_state.h"
 #include "control/keepers.h"
@@ -23,7 +23,8 @@ struct ListenerInfo {
 
 /// One entry of serve.list; nothing if it is not one.
 std::optional<ListenerInfo> parse_listener(const Json& entry) {
-  if (!entry.is_object() || !entry.contains("uri") || !entry["uri"].is_string()) return std::nullopt;
+  if (!entry.is_object() || !entry.contains("uri") || !entry["uri"].is_string())
+    return std::nullopt;
   ListenerInfo info;
   info.uri = entry["uri"].get<std::string>();
   const char* transport = entry.contains("unix") ? "unix" : "tcp";
@@ -42,7 +43,8 @@ std::optional<ListenerInfo> parse_listener(const Json& entry) {
 
 }  // namespace
 
-/// Asks the keeper what it serves; takes duplicates of sockets that are new, and drops those that are gone.
+/// Asks the keeper what it serves; takes duplicates of sockets that are new, and drops those that
+/// are gone.
 Async<Result<void>> Keepers::refresh_listeners(std::shared_ptr<Keeper> keeper) {
   const auto connection = keeper->connection;
   if (!connection) co_return failure(ErrorKind::disconnected, "the keeper is gone");
@@ -66,9 +68,11 @@ Async<Result<void>> Keepers::refresh_listeners(std::shared_ptr<Keeper> keeper) {
       }
     }
   } catch (const Json::exception& exception) {
-    co_return failure(ErrorKind::protocol, fmt::format("the keeper's list of listeners: {}", exception.what()));
+    co_return failure(ErrorKind::protocol,
+                      fmt::format("the keeper's list of listeners: {}", exception.what()));
   }
-  std::erase_if(keeper->listeners, [&there](const auto& entry) { return !there.contains(entry.first); });
+  std::erase_if(keeper->listeners,
+                [&there](const auto& entry) { return !there.contains(entry.first); });
   co_return Result<void>();
 }
 
@@ -90,8 +94,9 @@ Async<Result<Json>> Keepers::serve(std::string volume, Json request) {
   const std::size_t listeners_before = keeper->listeners.size();
   CO_TRY(co_await refresh_listeners(keeper));
   const auto uri = answer.find("uri");
-  const auto listener = uri != answer.end() && uri->is_string() ? keeper->listeners.find(uri->get<std::string>())
-                                                                : keeper->listeners.end();
+  const auto listener = uri != answer.end() && uri->is_string()
+                            ? keeper->listeners.find(uri->get<std::string>())
+                            : keeper->listeners.end();
   if (listener == keeper->listeners.end()) {
     co_return failure(ErrorKind::protocol, "the keeper says that it serves, but not where");
   }
@@ -121,7 +126,8 @@ Async<Result<Json>> Keepers::unserve(std::string volume, Json address) {
   for (const Json& each : addresses) CO_TRY(co_await used.call("serve.stop", each, {}));
   CO_TRY(co_await refresh_listeners(keeper));
   for (const Json& listener : stopped) {
-    events_.publish("volume_unserved", {.volume = volume, .job = {}}, listener["uri"].get<std::string>());
+    events_.publish("volume_unserved", {.volume = volume, .job = {}},
+                    listener["uri"].get<std::string>());
   }
   co_return stopped;
 }

@@ -3,8 +3,9 @@
 
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
+
+#include <nlohmann/json.hpp>
 
 #include "base/fd.h"
 #include "control/keeper_process.h"
@@ -20,7 +21,7 @@ struct Keepers::Keeper {
   bool is_served() const { return !listeners.empty(); }
 
   struct Listener {
-    nlohmann::json shown;  // as in the API
+    nlohmann::json shown;    // as in the API
     nlohmann::json address;  // as serve.stop takes it
     Fd held;                 // our duplicate of the listening socket
   };

@@ -1,17 +1,18 @@
 #include "control/keepers.h"
 
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <signal.h>
-#include <spdlog/spdlog.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <boost/asio/as_tuple.hpp>
-#include <boost/asio/posix/stream_descriptor.hpp>
 #include <filesystem>
 #include <set>
 #include <utility>
+
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include "control/keeper_failure.h"
 #include "control/keeper_state.h"
@@ -27,7 +28,7 @@ using SteadyClock = std::chrono::steady_clock;
 namespace {
 
 constexpr Milliseconds hello_timeout{10'000};
-constexpr Milliseconds close_timeout{60'000};       // a clean close writes what is dirty
+constexpr Milliseconds close_timeout{60'000};        // a clean close writes what is dirty
 constexpr Milliseconds process_end_timeout{10'000};  // after it said that it has closed
 constexpr Milliseconds connect_retry_first{2};
 constexpr Milliseconds connect_retry_max{50};
@@ -41,7 +42,8 @@ std::string log_path(const machine::RunLayout& layout, const std::string& volume
 Result<void> make_directory(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
-  if (error) return errno_failure(error.value(), fmt::format("cannot make the directory '{}'", path));
+  if (error)
+    return errno_failure(error.value(), fmt::format("cannot make the directory '{}'", path));
   return {};
 }
 
@@ -115,7 +117,8 @@ Async<Result<void>> Keepers::open(std::shared_ptr<Keeper> keeper) {
     co_return Result<void>();
   }
   keeper->last_error = opened.error().message();
-  co_return failure(std::move(opened).error().with_context(fmt::format("cannot open volume '{}'", keeper->volume)));
+  co_return failure(std::move(opened).error().with_context(
+      fmt::format("cannot open volume '{}'", keeper->volume)));
 }
 
 Async<Result<void>> Keepers::launch(std::shared_ptr<Keeper> keeper) {
@@ -150,7 +153,8 @@ Async<Result<void>> Keepers::launch(std::shared_ptr<Keeper> keeper) {
   co_return failure(std::move(opened).error());
 }
 
-/// Connects to the keeper that runs, and waits until it has opened the volume. `disconnected` if none runs.
+/// Connects to the keeper that runs, and waits until it has opened the volume. `disconnected` if
+/// none runs.
 Async<Result<void>> Keepers::attach(std::shared_ptr<Keeper> keeper) {
   const bool ours = keeper->alive;
   auto opened = co_await await_open(keeper);
@@ -159,21 +163,24 @@ Async<Result<void>> Keepers::attach(std::shared_ptr<Keeper> keeper) {
     co_return failure(std::move(opened).error());
   }
   if (!ours) {
-    // Somebody else's child, an earlier daemon's. It lives: it has just answered, so the pid is still its own.
+    // Somebody else's child, an earlier daemon's. It lives: it has just answered, so the pid is
+    // still its own.
     keeper->process.pid = CO_TRY(keeper->connection->peer_pid());
     keeper->process.pidfd = CO_TRY(open_pidfd(keeper->process.pid));
     keeper->alive = true;
     keeper->ending = false;
     start(executor_, watch_process(keeper, ++keeper->generation));
-    if (const std::string backing = CO_TRY(facts_.backing_volume(keeper->volume)); !backing.empty()) {
+    if (const std::string backing = CO_TRY(facts_.backing_volume(keeper->volume));
+        !backing.empty()) {
       keeper->backing = CO_TRY(co_await use(backing));
     }
     events_.publish("keeper_found", {.volume = keeper->volume, .job = {}},
                     fmt::format("process {}", keeper->process.pid));
   }
-  keeper->connection->set_event_handler([this, volume = keeper->volume](std::string event, std::string message) {
-    events_.publish(event, {.volume = volume, .job = {}}, std::move(message));
-  });
+  keeper->connection->set_event_handler(
+      [this, volume = keeper->volume](std::string event, std::string message) {
+        events_.publish(event, {.volume = volume, .job = {}}, std::move(message));
+      });
   CO_TRY(co_await refresh_listeners(keeper));
   const auto connection = keeper->connection;
   if (opened_hook_) CO_TRY(co_await opened_hook_(*connection, keeper->volume));
@@ -187,24 +194,28 @@ Async<Result<void>> Keepers::await_open(std::shared_ptr<Keeper> keeper) {
   for (Milliseconds retry = connect_retry_first; SteadyClock::now() < deadline;
        retry = std::min(retry * 2, connect_retry_max)) {
     if (ours && !keeper->alive) {
-      co_return failure(keeper_failure(log_tail(log_path(layout, keeper->volume), keeper->process.log_offset)));
+      co_return failure(
+          keeper_failure(log_tail(log_path(layout, keeper->volume), keeper->process.log_offset)));
     }
     auto connection = co_await KeeperConnection::connect(layout.control_socket(keeper->volume));
     if (!connection) {
-      if (!ours || connection.error().kind() != ErrorKind::disconnected) co_return failure(connection.error());
+      if (!ours || connection.error().kind() != ErrorKind::disconnected)
+        co_return failure(connection.error());
       co_await keeper->process_ended.wait_for(retry);
       continue;
     }
     keeper->connection = std::move(*connection);
     while (SteadyClock::now() < deadline) {
-      auto hello = co_await keeper->connection->call("hello", Json::object(), {.timeout = hello_timeout});
+      auto hello =
+          co_await keeper->connection->call("hello", Json::object(), {.timeout = hello_timeout});
       if (!hello) {
         if (ours || hello.error().kind() != ErrorKind::disconnected) break;
         co_return failure(std::move(hello).error());
       }
       if (hello->value("protocol", 0) != machine::control_protocol_version) {
         co_return failure(ErrorKind::unsupported,
-                          fmt::format("its keeper (process {}) is of another version of berth: end it, or use that version",
+                          fmt::format("its keeper (process {}) is of another version of berth: end "
+                                      "it, or use that version",
                                       hello->value("pid", 0)));
       }
       if (hello->value("volume_open", false)) co_return Result<void>();
@@ -217,10 +228,13 @@ Async<Result<void>> Keepers::await_open(std::shared_ptr<Keeper> keeper) {
 }
 
 Async<void> Keepers::watch_process(std::shared_ptr<Keeper> keeper, std::uint64_t generation) {
-  asio::posix::stream_descriptor ended(executor_, ::fcntl(keeper->process.pidfd.get(), F_DUPFD_CLOEXEC, 0));
-  // Asio may say that a descriptor is ready when it is not: an event that was meant for one that it knew before.
+  asio::posix::stream_descriptor ended(executor_,
+                                       ::fcntl(keeper->process.pidfd.get(), F_DUPFD_CLOEXEC, 0));
+  // Asio may say that a descriptor is ready when it is not: an event that was meant for one that it
+  // knew before.
   while (!has_ended(keeper->process.pidfd)) {
-    co_await ended.async_wait(asio::posix::stream_descriptor::wait_read, asio::as_tuple(asio::use_awaitable));
+    co_await ended.async_wait(asio::posix::stream_descriptor::wait_read,
+                              asio::as_tuple(asio::use_awaitable));
   }
   if (keeper->generation != generation) co_return;
   const std::string how = reap(keeper->process.pidfd);
@@ -235,13 +249,15 @@ Async<void> Keepers::watch_process(std::shared_ptr<Keeper> keeper, std::uint64_t
 }
 
 Async<void> Keepers::keep_serving(std::shared_ptr<Keeper> keeper) {
-  for (Milliseconds backoff = restart_backoff_first; !quitting_; backoff = std::min(backoff * 2, restart_backoff_max)) {
+  for (Milliseconds backoff = restart_backoff_first; !quitting_;
+       backoff = std::min(backoff * 2, restart_backoff_max)) {
     {
       const auto lock = co_await keeper->mutex.lock();
       if (keeper->is_open() || !keeper->is_served() || quitting_) co_return;
       const auto opened = co_await open(keeper);
       if (opened) co_return;
-      events_.publish("keeper_failed", {.volume = keeper->volume, .job = {}}, opened.error().message());
+      events_.publish("keeper_failed", {.volume = keeper->volume, .job = {}},
+                      opened.error().message());
     }
     co_await quitting_changed_.wait_for(backoff);
   }
@@ -252,7 +268,8 @@ Async<void> Keepers::take_over() {
   std::set<std::string> found;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(layout.keepers(), error)) {
-    if (machine::is_valid_name(entry.path().filename().string())) found.insert(entry.path().filename().string());
+    if (machine::is_valid_name(entry.path().filename().string()))
+      found.insert(entry.path().filename().string());
   }
   std::vector<Async<bool>> tasks;
   for (const std::string& volume : found) {
@@ -284,12 +301,15 @@ Async<Result<AsyncMutex::Lock>> Keepers::close(std::string volume) {
   const auto keeper = keeper_of(volume);
   auto lock = co_await keeper->mutex.lock();
   if (keeper->is_served()) {
-    co_return failure(ErrorKind::in_use, fmt::format("volume '{}' is served at {}: unserve it first", volume,
-                                                     keeper->listeners.begin()->first));
+    co_return failure(ErrorKind::in_use,
+                      fmt::format("volume '{}' is served at {}: unserve it first", volume,
+                                  keeper->listeners.begin()->first));
   }
   if (keeper->uses != 0) {
-    co_return failure(ErrorKind::in_use, fmt::format("volume '{}' is being worked on: see `berth job list`, or a "
-                                                     "volume that has it as backing", volume));
+    co_return failure(ErrorKind::in_use,
+                      fmt::format("volume '{}' is being worked on: see `berth job list`, or a "
+                                  "volume that has it as backing",
+                                  volume));
   }
   if (!keeper->is_open()) {
     // One that an earlier daemon left, and that could not be taken over.
@@ -297,7 +317,8 @@ Async<Result<AsyncMutex::Lock>> Keepers::close(std::string volume) {
     (void)co_await attach(keeper);
     keeper->opening = false;
     if (keeper->is_served()) {
-      co_return failure(ErrorKind::in_use, fmt::format("volume '{}' is served: unserve it first", volume));
+      co_return failure(ErrorKind::in_use,
+                        fmt::format("volume '{}' is served: unserve it first", volume));
     }
   }
   if (keeper->is_open()) CO_TRY(co_await stop(keeper));
@@ -308,21 +329,27 @@ Async<Result<AsyncMutex::Lock>> Keepers::close(std::string volume) {
 /// With the keeper's mutex held.
 Async<Result<void>> Keepers::stop(std::shared_ptr<Keeper> keeper) {
   keeper->ending = true;
-  auto answer = co_await keeper->connection->call("shutdown", Json::object(), {.timeout = close_timeout});
+  auto answer =
+      co_await keeper->connection->call("shutdown", Json::object(), {.timeout = close_timeout});
   if (!answer && answer.error().kind() != ErrorKind::disconnected) {
     keeper->ending = false;
-    co_return failure(std::move(answer).error().with_context(fmt::format("cannot close volume '{}'", keeper->volume)));
+    co_return failure(std::move(answer).error().with_context(
+        fmt::format("cannot close volume '{}'", keeper->volume)));
   }
   const auto deadline = SteadyClock::now() + process_end_timeout;
-  while (keeper->alive && SteadyClock::now() < deadline) co_await keeper->process_ended.wait_for(process_end_timeout);
+  while (keeper->alive && SteadyClock::now() < deadline)
+    co_await keeper->process_ended.wait_for(process_end_timeout);
   if (keeper->alive) {
-    co_return failure(ErrorKind::timed_out, fmt::format("the keeper of volume '{}' (process {}) has closed it but does "
-                                                        "not end", keeper->volume, keeper->process.pid));
+    co_return failure(ErrorKind::timed_out,
+                      fmt::format("the keeper of volume '{}' (process {}) has closed it but does "
+                                  "not end",
+                                  keeper->volume, keeper->process.pid));
   }
   keeper->connection.reset();
   // A keeper leaves the files of its sockets for the next one; there is to be none.
   for (const auto& [uri, listener] : keeper->listeners) {
-    if (listener.address.contains("unix")) ::unlink(listener.address["unix"].get<std::string>().c_str());
+    if (listener.address.contains("unix"))
+      ::unlink(listener.address["unix"].get<std::string>().c_str());
   }
   keeper->listeners.clear();
   co_return Result<void>();
@@ -341,7 +368,8 @@ Async<void> Keepers::end_idle_keepers() {
       if (quitting_ || !is_idle()) continue;
       const auto lock = keeper->mutex.try_lock();
       if (!lock || !is_idle()) continue;
-      if (const auto stopped = co_await stop(keeper); !stopped) spdlog::warn("{}", stopped.error().message());
+      if (const auto stopped = co_await stop(keeper); !stopped)
+        spdlog::warn("{}", stopped.error().message());
     }
   }
 }
@@ -376,7 +404,8 @@ KeeperStatus Keepers::status(const std::string& volume) const {
   if (found == keepers_.end()) return {.state = "closed", .error = {}};
   const Keeper& keeper = *found->second;
   if (keeper.is_open() && !keeper.opening) {
-    return {.state = keeper.is_served() ? "served" : "open", .error = {}, .pid = keeper.process.pid};
+    return {
+        .state = keeper.is_served() ? "served" : "open", .error = {}, .pid = keeper.process.pid};
   }
   if (!keeper.last_error.empty()) return {.state = "failed", .error = keeper.last_error};
   if (keeper.opening || keeper.is_served()) return {.state = "opening", .error = {}};

@@ -1,17 +1,19 @@
-// The keepers of this host: started when a volume is needed, found again when the daemon starts, started again
-// when one dies that serves, and ended when nobody has needed theirs for a while (DESIGN §3).
+// The keepers of this host: started when a volume is needed, found again when the daemon starts,
+// started again when one dies that serves, and ended when nobody has needed theirs for a while
+// (DESIGN §3).
 //
-// On the control plane's thread. The daemon holds a duplicate of every listening NBD socket, so that clients of
-// a keeper that died wait in the socket's queue, not in their own retry timers, until the next one serves it.
-// When this object goes, keepers stay: they need no daemon.
+// On the control plane's thread. The daemon holds a duplicate of every listening NBD socket, so
+// that clients of a keeper that died wait in the socket's queue, not in their own retry timers,
+// until the next one serves it. When this object goes, keepers stay: they need no daemon.
 #pragma once
 
 #include <functional>
 #include <map>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include "base/result.h"
 #include "control/async.h"
@@ -24,7 +26,8 @@ struct KeeperPolicy {
   std::string program;  // what is executed as `PROGRAM keeper …`
   std::string state_dir;
   std::string run_dir;
-  Milliseconds idle{60'000};            // a keeper that nobody used for so long, and that serves nothing, ends
+  Milliseconds idle{
+      60'000};  // a keeper that nobody used for so long, and that serves nothing, ends
   Milliseconds start_timeout{120'000};  // opening includes the recovery from a power loss
 };
 
@@ -48,8 +51,8 @@ class Keepers {
  public:
   struct Keeper;
 
-  /// Keeps a volume's keeper from being ended for as long as it lives. May outlive the keeper's process: calls
-  /// then end with `disconnected`. Not longer than Keepers.
+  /// Keeps a volume's keeper from being ended for as long as it lives. May outlive the keeper's
+  /// process: calls then end with `disconnected`. Not longer than Keepers.
   class Use final : public KeeperChannel {
    public:
     Use() = default;
@@ -58,7 +61,8 @@ class Keepers {
     Use& operator=(Use&& other) noexcept;
     ~Use() override;
     /// On the connection of this moment: a keeper that was started again answers too.
-    Async<Result<nlohmann::json>> call(std::string method, nlohmann::json params, CallOptions options) override;
+    Async<Result<nlohmann::json>> call(std::string method, nlohmann::json params,
+                                       CallOptions options) override;
     int pid() const;
 
    private:
@@ -73,14 +77,15 @@ class Keepers {
 
   void set_opened_hook(OpenedHook hook) { opened_hook_ = std::move(hook); }
 
-  /// Finds the keepers that run, and starts those that served and are gone. Begins to look for idle ones.
+  /// Finds the keepers that run, and starts those that served and are gone. Begins to look for idle
+  /// ones.
   Async<void> take_over();
 
   /// The volume's keeper, started if need be.
   Async<Result<Use>> use(std::string volume);
 
-  /// Ends the volume's keeper if it has one, and keeps others from starting one until the lock goes.
-  /// `in_use` while it is served or somebody uses it.
+  /// Ends the volume's keeper if it has one, and keeps others from starting one until the lock
+  /// goes. `in_use` while it is served or somebody uses it.
   Async<Result<AsyncMutex::Lock>> close(std::string volume);
 
   /// Listeners as the API shows them. `connections` is as of now; none if the volume is closed.
@@ -93,7 +98,8 @@ class Keepers {
   KeeperStatus status(const std::string& volume) const;
   std::size_t open_count() const;
 
-  /// Closes every volume and ends its keeper, served or not; how many ended, and how many would not in time.
+  /// Closes every volume and ends its keeper, served or not; how many ended, and how many would not
+  /// in time.
   struct Stopped {
     std::size_t ended = 0;
     std::vector<std::string> failed;

@@ -1,12 +1,12 @@
 #include "control/openapi.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <vector>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "control/actions.h"
 #include "control/schema.h"
@@ -67,29 +67,21 @@ Json schema_of_parameter(const Parameter& parameter) {
                 {"pattern", fmt::format("^[A-Za-z0-9][A-Za-z0-9._-]{{0,{}}}$", length_max - 1)}};
   };
   switch (parameter.type) {
-    case Type::volume_name:
-      return name(machine::volume_name_length_max);
-    case Type::point_name:
-      return name(disk::name_length_max);
+    case Type::volume_name: return name(machine::volume_name_length_max);
+    case Type::point_name: return name(disk::name_length_max);
     case Type::volume_names:
       return {{"type", "array"},
               {"items", name(machine::volume_name_length_max)},
               {"minItems", 1},
               {"uniqueItems", true}};
     case Type::size:
-    case Type::count:
-      return {{"type", "integer"}, {"minimum", 0}};
-    case Type::flag:
-      return {{"type", "boolean"}, {"default", false}};
-    case Type::choice:
-      return {{"type", "string"}, {"enum", parameter.choices}};
-    case Type::id:
-      return {{"type", "string"}, {"format", "uuid"}};
-    case Type::path:
-      return {{"type", "string"}, {"pattern", "^/"}};
+    case Type::count: return {{"type", "integer"}, {"minimum", 0}};
+    case Type::flag: return {{"type", "boolean"}, {"default", false}};
+    case Type::choice: return {{"type", "string"}, {"enum", parameter.choices}};
+    case Type::id: return {{"type", "string"}, {"format", "uuid"}};
+    case Type::path: return {{"type", "string"}, {"pattern", "^/"}};
     case Type::text:
-    case Type::address:
-      return {{"type", "string"}};
+    case Type::address: return {{"type", "string"}};
   }
   return Json::object();
 }
@@ -123,7 +115,8 @@ Json body_of(const Action& action) {
   const bool is_required = !required.empty();
   if (is_required) schema["required"] = std::move(required);
   schema["additionalProperties"] = false;
-  return {{"required", is_required}, {"content", {{"application/json", {{"schema", std::move(schema)}}}}}};
+  return {{"required", is_required},
+          {"content", {{"application/json", {{"schema", std::move(schema)}}}}}};
 }
 
 Json success_of(const Action& action) {
@@ -132,8 +125,9 @@ Json success_of(const Action& action) {
       return {{"description", "Objects of this schema, one a line, for as long as it goes on"},
               {"content", {{"application/x-ndjson", {{"schema", reference(action.result)}}}}}};
     case Answer::job:
-      return {{"description", fmt::format("The job that does it; its result is: {}", action.result)},
-              {"content", {{"application/json", {{"schema", reference("Job")}}}}}};
+      return {
+          {"description", fmt::format("The job that does it; its result is: {}", action.result)},
+          {"content", {{"application/json", {{"schema", reference("Job")}}}}}};
     case Answer::result:
     case Answer::created:
       return {{"description", find_schema(action.result)->description},
@@ -144,7 +138,8 @@ Json success_of(const Action& action) {
 
 Json responses_of(const Action& action) {
   std::map<unsigned, std::vector<std::string_view>> kinds_by_status;
-  for (const ErrorKind kind : errors_of(action)) kinds_by_status[http_status(kind)].push_back(to_string(kind));
+  for (const ErrorKind kind : errors_of(action))
+    kinds_by_status[http_status(kind)].push_back(to_string(kind));
 
   Json responses = {{fmt::format("{}", success_status(action)), success_of(action)}};
   for (const auto& [status, kinds] : kinds_by_status) {
@@ -157,11 +152,13 @@ Json responses_of(const Action& action) {
 
 Json operation_of(const Action& action) {
   const std::string_view noun = action.name.substr(0, action.name.find('.'));
-  Json operation = {{"operationId", action.name}, {"tags", Json::array({noun})}, {"summary", action.summary}};
+  Json operation = {
+      {"operationId", action.name}, {"tags", Json::array({noun})}, {"summary", action.summary}};
   if (!action.precondition.empty()) {
     operation["description"] = fmt::format("Precondition: {}.", action.precondition);
   }
-  if (Json parameters = parameters_of(action); !parameters.empty()) operation["parameters"] = std::move(parameters);
+  if (Json parameters = parameters_of(action); !parameters.empty())
+    operation["parameters"] = std::move(parameters);
   if (Json body = body_of(action); !body.is_null()) operation["requestBody"] = std::move(body);
   operation["responses"] = responses_of(action);
   return operation;
@@ -169,12 +166,9 @@ Json operation_of(const Action& action) {
 
 std::string method_key(Method method) {
   switch (method) {
-    case Method::get:
-      return "get";
-    case Method::post:
-      return "post";
-    case Method::remove:
-      return "delete";
+    case Method::get: return "get";
+    case Method::post: return "post";
+    case Method::remove: return "delete";
   }
   return {};
 }
@@ -195,7 +189,8 @@ bool is_block(const Json& value) { return value.is_structured() && !value.empty(
 
 void write_yaml(const Json& value, std::size_t indent, std::string& out);
 
-void write_member(const std::string& lead, const Json& value, std::size_t indent, std::string& out) {
+void write_member(const std::string& lead, const Json& value, std::size_t indent,
+                  std::string& out) {
   out += lead;
   if (is_block(value)) {
     out += '\n';
@@ -227,9 +222,12 @@ void write_yaml(const Json& value, std::size_t indent, std::string& out) {
 }
 
 constexpr std::string_view description =
-    "The interface of `berth daemon`, on the UNIX socket api.sock of its run directory, for root and the group berth. "
-    "Over TCP it is off by default and needs a client certificate. Sizes and offsets are bytes, times RFC 3339 in UTC. "
-    "Long work answers 202 with a Job: follow it at /v1/jobs/{job}/watch. Unknown parameters are refused, and objects "
+    "The interface of `berth daemon`, on the UNIX socket api.sock of its run directory, for root "
+    "and the group berth. "
+    "Over TCP it is off by default and needs a client certificate. Sizes and offsets are bytes, "
+    "times RFC 3339 in UTC. "
+    "Long work answers 202 with a Job: follow it at /v1/jobs/{job}/watch. Unknown parameters are "
+    "refused, and objects "
     "may get more members in later versions. A path with another method answers 405.";
 
 }  // namespace
@@ -258,7 +256,8 @@ std::string to_yaml(const Json& value) {
 }
 
 std::string openapi_yaml() {
-  return "# Made by `berth internal openapi` from src/control/actions.cc and schema.cc; a test checks that it is current.\n" +
+  return "# Made by `berth internal openapi` from src/control/actions.cc and schema.cc; a test "
+         "checks that it is current.\n" +
          to_yaml(openapi_document());
 }
 

@@ -1,15 +1,17 @@
 // What carries the actions out: a handler for each, by name. The other half of actions.h.
 //
-// On the control plane's thread. Parameters come checked (router.h); what a handler answers has the shape that the
-// action's schema says. A handler of a job checks what it can, starts the job and answers with it.
+// On the control plane's thread. Parameters come checked (router.h); what a handler answers has the
+// shape that the action's schema says. A handler of a job checks what it can, starts the job and
+// answers with it.
 #pragma once
 
 #include <functional>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <string_view>
 #include <utility>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include "base/result.h"
 #include "control/async.h"
@@ -37,7 +39,8 @@ struct Services {
 };
 
 using Handler = Async<Result<nlohmann::json>> (*)(Services& services, nlohmann::json params);
-using StreamHandler = Result<std::unique_ptr<LineSource>> (*)(Services& services, const nlohmann::json& params);
+using StreamHandler = Result<std::unique_ptr<LineSource>> (*)(Services& services,
+                                                              const nlohmann::json& params);
 
 using HandlerTable = std::vector<std::pair<std::string_view, Handler>>;
 

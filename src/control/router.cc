@@ -1,17 +1,17 @@
 #include "control/router.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+#include <charconv>
+#include <optional>
+#include <set>
+#include <vector>
+
 #include <boost/url/encode.hpp>
 #include <boost/url/parse.hpp>
 #include <boost/url/rfc/unreserved_chars.hpp>
 #include <boost/url/url_view.hpp>
-#include <charconv>
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <optional>
-#include <set>
-#include <vector>
 
 #include "base/ids.h"
 #include "machine/control_protocol.h"
@@ -65,7 +65,8 @@ std::unexpected<Error> refuse(const Parameter& parameter, std::string_view expec
 Result<Json> check_number(const Parameter& parameter, const Json& value) {
   constexpr auto expected = "a whole number, not negative";
   if (value.is_number_unsigned()) return value;
-  if (!value.is_string() || parameter.place != Parameter::Place::query) return refuse(parameter, expected);
+  if (!value.is_string() || parameter.place != Parameter::Place::query)
+    return refuse(parameter, expected);
   const auto& text = value.get_ref<const std::string&>();
   std::uint64_t number = 0;
   const char* end = text.data() + text.size();
@@ -88,17 +89,17 @@ Result<Json> check_text(const Parameter& parameter, const Json& value) {
     return refuse(parameter, fmt::format("a text of 1 to {} bytes", text_parameter_length_max));
   }
   switch (parameter.type) {
-    case Type::volume_name:
-      TRY(machine::check_name("volume", text));
-      break;
+    case Type::volume_name: TRY(machine::check_name("volume", text)); break;
     case Type::point_name:
       TRY(machine::check_point_name("checkpoint or reference point", text));
       break;
     case Type::path:
-      if (text.front() != '/' || text.back() == '/') return refuse(parameter, "the absolute path of a file");
+      if (text.front() != '/' || text.back() == '/')
+        return refuse(parameter, "the absolute path of a file");
       break;
     case Type::address:
-      if (text.find_last_of(':') == std::string::npos) return refuse(parameter, "an address and a port, host:port");
+      if (text.find_last_of(':') == std::string::npos)
+        return refuse(parameter, "an address and a port, host:port");
       break;
     case Type::id:
       if (!Id128::parse(text)) return refuse(parameter, "an id of 32 hexadecimal digits");
@@ -108,8 +109,7 @@ Result<Json> check_text(const Parameter& parameter, const Json& value) {
         return refuse(parameter, fmt::format("one of {}", fmt::join(parameter.choices, ", ")));
       }
       break;
-    default:
-      break;
+    default: break;
   }
   return value;
 }
@@ -123,7 +123,8 @@ Result<Json> check_volume_names(const Parameter& parameter, const Json& value) {
   for (const Json& name : value) {
     if (!name.is_string()) return refuse(parameter, "a list of names");
     TRY(machine::check_name("volume", name.get_ref<const std::string&>()));
-    if (!seen.insert(name.get<std::string>()).second) return refuse(parameter, "a list without repetition");
+    if (!seen.insert(name.get<std::string>()).second)
+      return refuse(parameter, "a list without repetition");
   }
   return value;
 }
@@ -131,8 +132,10 @@ Result<Json> check_volume_names(const Parameter& parameter, const Json& value) {
 Result<Json> parse_body(std::string_view body) {
   if (body.empty()) return Json::object();
   auto parsed = machine::parse_json(body);
-  if (!parsed) return failure(ErrorKind::invalid_argument, "the body is " + parsed.error().context());
-  if (!parsed->is_object()) return failure(ErrorKind::invalid_argument, "the body is not a JSON object");
+  if (!parsed)
+    return failure(ErrorKind::invalid_argument, "the body is " + parsed.error().context());
+  if (!parsed->is_object())
+    return failure(ErrorKind::invalid_argument, "the body is not a JSON object");
   return parsed;
 }
 
@@ -144,7 +147,8 @@ std::string as_text(const Json& value) {
 
 }  // namespace
 
-Result<Route> find_route(std::string_view method, std::string_view target, std::string* allowed_methods) {
+Result<Route> find_route(std::string_view method, std::string_view target,
+                         std::string* allowed_methods) {
   const auto url = urls::parse_origin_form(target);
   if (!url) return failure(ErrorKind::invalid_argument, "the request's target is not a path");
   std::vector<std::string> path;
@@ -158,31 +162,30 @@ Result<Route> find_route(std::string_view method, std::string_view target, std::
       others += (others.empty() ? "" : ", ") + std::string(to_string(action.method));
       continue;
     }
-    Route route{.action = &action, .path_parameters = std::move(*parameters), .query_parameters = {}};
+    Route route{
+        .action = &action, .path_parameters = std::move(*parameters), .query_parameters = {}};
     for (const auto& parameter : url->params()) {
       if (!route.query_parameters.emplace(parameter.key, parameter.value).second) {
-        return failure(ErrorKind::invalid_argument,
-                       fmt::format("the parameter '{}' is given twice", std::string(parameter.key)));
+        return failure(ErrorKind::invalid_argument, fmt::format("the parameter '{}' is given twice",
+                                                                std::string(parameter.key)));
       }
     }
     return route;
   }
-  if (others.empty()) return failure(ErrorKind::not_found, fmt::format("there is nothing at {}", target));
+  if (others.empty())
+    return failure(ErrorKind::not_found, fmt::format("there is nothing at {}", target));
   if (allowed_methods != nullptr) *allowed_methods = others;
-  return failure(ErrorKind::unsupported, fmt::format("{} takes {}, not {}", target, others, method));
+  return failure(ErrorKind::unsupported,
+                 fmt::format("{} takes {}, not {}", target, others, method));
 }
 
 Result<Json> check_parameter(const Parameter& parameter, const Json& value) {
   switch (parameter.type) {
     case Type::size:
-    case Type::count:
-      return check_number(parameter, value);
-    case Type::flag:
-      return check_flag(parameter, value);
-    case Type::volume_names:
-      return check_volume_names(parameter, value);
-    default:
-      return check_text(parameter, value);
+    case Type::count: return check_number(parameter, value);
+    case Type::flag: return check_flag(parameter, value);
+    case Type::volume_names: return check_volume_names(parameter, value);
+    default: return check_text(parameter, value);
   }
 }
 
@@ -194,11 +197,10 @@ Result<Json> gather_parameters(const Route& route, std::string_view body) {
     const std::string name(parameter.name);
     Json value;
     switch (parameter.place) {
-      case Parameter::Place::path:
-        value = route.path_parameters.at(name);
-        break;
+      case Parameter::Place::path: value = route.path_parameters.at(name); break;
       case Parameter::Place::query:
-        if (const auto found = route.query_parameters.find(name); found != route.query_parameters.end()) {
+        if (const auto found = route.query_parameters.find(name);
+            found != route.query_parameters.end()) {
           value = found->second;
           ++used;
         }
@@ -213,7 +215,8 @@ Result<Json> gather_parameters(const Route& route, std::string_view body) {
     if (!value.is_null()) {
       given[name] = TRY(check_parameter(parameter, value));
     } else if (parameter.required) {
-      return failure(ErrorKind::invalid_argument, fmt::format("the parameter '{}' is missing", name));
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("the parameter '{}' is missing", name));
     }
   }
   if (used == route.query_parameters.size() + from_body.size()) return given;

@@ -1,13 +1,15 @@
 // From a request line to an action, and from what the request carries to checked parameters.
 //
-// Pure. Everything from outside is checked here, so that what carries an action out sees only parameters that
-// exist, of the right type, with names that are names: `invalid_argument` otherwise, saying which.
+// Pure. Everything from outside is checked here, so that what carries an action out sees only
+// parameters that exist, of the right type, with names that are names: `invalid_argument`
+// otherwise, saying which.
 #pragma once
 
 #include <map>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include "base/result.h"
 #include "control/actions.h"
@@ -23,11 +25,13 @@ struct Route {
   std::map<std::string, std::string> query_parameters;
 };
 
-/// `not_found` for a path that no action has. A path that has other methods only is `unsupported`, and
-/// `allowed_methods` then says which.
-Result<Route> find_route(std::string_view method, std::string_view target, std::string* allowed_methods = nullptr);
+/// `not_found` for a path that no action has. A path that has other methods only is `unsupported`,
+/// and `allowed_methods` then says which.
+Result<Route> find_route(std::string_view method, std::string_view target,
+                         std::string* allowed_methods = nullptr);
 
-/// One object with all parameters of the action, from everywhere. `body` is the request's, "" for none.
+/// One object with all parameters of the action, from everywhere. `body` is the request's, "" for
+/// none.
 Result<nlohmann::json> gather_parameters(const Route& route, std::string_view body);
 
 /// One parameter's value, checked. Text stands for numbers and flags where it comes from a query.

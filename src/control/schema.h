@@ -1,5 +1,5 @@
-// The objects that the API answers with: each named once, with its fields. docs/openapi.yaml and the tests
-// that hold answers against it derive from this list.
+// The objects that the API answers with: each named once, with its fields. docs/openapi.yaml and
+// the tests that hold answers against it derive from this list.
 //
 // Plain data, made once, never changed.
 #pragma once
@@ -9,8 +9,9 @@
 
 namespace berth::control {
 
-/// A type is written as text: "string", "integer" (a whole number), "number", "boolean", "time" (RFC 3339, UTC),
-/// "id" (36 characters), or the name of a schema; "T[]" is a list of T, "T?" is T or null.
+/// A type is written as text: "string", "integer" (a whole number), "number", "boolean", "time"
+/// (RFC 3339, UTC), "id" (36 characters), or the name of a schema; "T[]" is a list of T, "T?" is T
+/// or null.
 struct Field {
   std::string_view name;
   std::string_view type;

@@ -1,25 +1,74 @@
 #include "control/volume_check.h"
 
-#include <fmt/format.h>
+#include <memory>
+#include <utility>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "async/shared_memory.h"
+#include "async/uring_file.h"
+#include "async/uring_loop.h"
 #include "control/spawn.h"
+#include "disk/check.h"
 #include "machine/layout.h"
+#include "machine/live_store.h"
+#include "machine/volume_directory.h"
 
 namespace berth::control {
+namespace {
 
 using Json = nlohmann::json;
 
-Result<Json> check_volume(const std::string& /*directory*/, const std::string& shown_as, bool /*repair*/) {
-  return failure(ErrorKind::unsupported, fmt::format("cannot check '{}': this build has no offline check", shown_as));
+Json shown_finding(const disk::CheckFinding& finding) {
+  return {{"severity", disk::to_string(finding.severity)},
+          {"where", finding.where},
+          {"what", finding.what},
+          {"repairable", finding.repairable},
+          {"repaired", finding.repaired}};
 }
 
-Async<Result<Json>> check_volume_on(boost::asio::thread_pool& workers, std::string state_dir, std::string volume,
-                                    bool repair) {
-  co_return co_await on_worker(workers, [state_dir, volume, repair] {
-    return check_volume(machine::StateLayout{state_dir}.volume(volume), volume, repair);
-  });
+Json shown_report(const disk::CheckReport& report, const std::string& shown_as) {
+  Json findings = Json::array();
+  for (const disk::CheckFinding& finding : report.findings)
+    findings.push_back(shown_finding(finding));
+  return {{"volume", shown_as},
+          {"sound", report.sound()},
+          {"findings", std::move(findings)},
+          {"findings_left_out", report.findings_left_out},
+          {"notes", report.notes},
+          {"warnings", report.warnings},
+          {"errors", report.errors},
+          {"errors_repaired", report.errors_repaired},
+          {"journal_records", report.journal_records},
+          {"pages", report.pages},
+          {"hold_layers", report.hold_layers},
+          {"hold_entries", report.hold_entries},
+          {"hold_bytes", report.hold_bytes}};
+}
+
+}  // namespace
+
+Result<Json> check_volume(const VolumeCheckRequest& request) {
+  if (!machine::path_exists(request.directory)) {
+    return failure(ErrorKind::not_found, fmt::format("there is no volume '{}'", request.shown_as));
+  }
+  const auto loop = TRY(UringLoop::create());
+  const auto directory = TRY(open_directory(*loop, request.directory, false));
+  std::unique_ptr<FileSharedMemoryStore> live_store;
+  if (!request.volume.empty()) {
+    live_store = TRY(machine::open_live_store({request.run_dir}, request.volume));
+  }
+  const disk::CheckOptions options{.repair = request.repair, .live_store = live_store.get()};
+  auto report = loop->run_until_complete(disk::check_volume(*loop, *directory, options));
+  if (report) return shown_report(*report, request.shown_as);
+  return failure(
+      std::move(report).error().with_context(fmt::format("cannot check '{}'", request.shown_as)));
+}
+
+Async<Result<Json>> check_volume_on(boost::asio::thread_pool& workers, VolumeCheckRequest request) {
+  co_return co_await on_worker(workers,
+                               [request = std::move(request)] { return check_volume(request); });
 }
 
 }  // namespace berth::control

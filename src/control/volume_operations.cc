@@ -1,9 +1,9 @@
 // volume.*
 
-#include <fmt/format.h>
+#include <filesystem>
 
 #include <boost/asio/post.hpp>
-#include <filesystem>
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "control/keeper_job.h"
@@ -52,9 +52,12 @@ Async<Result<Json>> volume_info(Services& services, Json params) {
 // --- Creating.
 
 /// A job's progress, told from a worker's thread.
-std::function<void(const machine::ControlProgress&)> reporter_for(Executor executor, std::shared_ptr<JobProgress> job) {
-  return [executor = std::move(executor), job = std::move(job)](const machine::ControlProgress& progress) {
-    boost::asio::post(executor, [job, progress] { job->report(progress.phase, progress.done, progress.total); });
+std::function<void(const machine::ControlProgress&)> reporter_for(
+    Executor executor, std::shared_ptr<JobProgress> job) {
+  return [executor = std::move(executor),
+          job = std::move(job)](const machine::ControlProgress& progress) {
+    boost::asio::post(
+        executor, [job, progress] { job->report(progress.phase, progress.done, progress.total); });
   };
 }
 
@@ -66,7 +69,8 @@ Async<Result<Json>> run_create(Services& services, machine::VolumeCreateRequest 
   const std::string name = request.name;
   const auto summary = CO_TRY(co_await services.volumes.create(
       std::move(request), {.report = reporter_for(services.executor, job), .stop = job->stop()}));
-  services.events.publish("volume_created", {.volume = name, .job = {}}, fmt::format("{} bytes", summary.size));
+  services.events.publish("volume_created", {.volume = name, .job = {}},
+                          fmt::format("{} bytes", summary.size));
   co_return shown_summary(summary, services.keepers.status(name));
 }
 
@@ -79,12 +83,14 @@ Async<Result<Json>> volume_create(Services& services, Json params) {
   if (params.contains("block_size")) {
     const auto block_size = params["block_size"].get<std::uint64_t>();
     if (block_size > disk::block_size_max) {
-      co_return failure(ErrorKind::invalid_argument, fmt::format("a block size of {} bytes is too large: at most {}",
-                                                                 block_size, disk::block_size_max));
+      co_return failure(ErrorKind::invalid_argument,
+                        fmt::format("a block size of {} bytes is too large: at most {}", block_size,
+                                    disk::block_size_max));
     }
     request.block_size = static_cast<std::uint32_t>(block_size);
   }
-  const int origins = static_cast<int>(!request.backing.empty()) + static_cast<int>(!request.import.empty()) +
+  const int origins = static_cast<int>(!request.backing.empty()) +
+                      static_cast<int>(!request.import.empty()) +
                       static_cast<int>(!request.adopt.empty());
   if (origins > 1) {
     co_return failure(ErrorKind::invalid_argument, "give at most one of backing, import and adopt");
@@ -93,9 +99,11 @@ Async<Result<Json>> volume_create(Services& services, Json params) {
     co_return failure(ErrorKind::invalid_argument, "an empty volume needs a size");
   }
   if (services.volumes.check_exists(request.name)) {
-    co_return failure(ErrorKind::already_exists, fmt::format("there is a volume '{}' already", request.name));
+    co_return failure(ErrorKind::already_exists,
+                      fmt::format("there is a volume '{}' already", request.name));
   }
-  JobDescription description{.kind = "volume.create", .target = request.name, .volume = request.name};
+  JobDescription description{
+      .kind = "volume.create", .target = request.name, .volume = request.name};
   co_return co_await services.jobs.start(std::move(description),
                                          [&services, request](std::shared_ptr<JobProgress> job) {
                                            return run_create(services, request, std::move(job));
@@ -109,7 +117,8 @@ Async<Result<Json>> volume_resize(Services& services, Json params) {
   const auto size = params["size"].get<std::uint64_t>();
   auto keeper = CO_TRY(co_await services.keepers.use(volume));
   CO_TRY(co_await keeper.call("volume.resize", {{"size", size}}, {}));
-  services.events.publish("volume_resized", {.volume = volume, .job = {}}, fmt::format("{} bytes", size));
+  services.events.publish("volume_resized", {.volume = volume, .job = {}},
+                          fmt::format("{} bytes", size));
   co_return Json{{"name", volume}, {"size", size}};
 }
 
@@ -129,14 +138,20 @@ Async<Result<Json>> volume_populate(Services& services, Json params) {
   const std::string volume = text(params, "volume");
   co_return co_await start_keeper_job(
       services, {.kind = "volume.populate", .target = volume, .volume = volume}, "volume.populate",
-      {{"rate", params.value("rate", std::uint64_t{0})}}, [](const Json& answer) { return pick("Populated", answer); });
+      {{"rate", params.value("rate", std::uint64_t{0})}},
+      [](const Json& answer) { return pick("Populated", answer); });
 }
 
 // --- Checking.
 
 Async<Result<Json>> run_check(Services& services, std::string volume, bool repair) {
   const auto closed = CO_TRY(co_await services.keepers.close(volume));
-  co_return co_await check_volume_on(services.workers, services.state_dir, volume, repair);
+  co_return co_await check_volume_on(
+      services.workers, {.directory = machine::StateLayout{services.state_dir}.volume(volume),
+                         .shown_as = volume,
+                         .repair = repair,
+                         .volume = volume,
+                         .run_dir = services.run_dir});
 }
 
 Async<Result<Json>> volume_check(Services& services, Json params) {
@@ -144,11 +159,14 @@ Async<Result<Json>> volume_check(Services& services, Json params) {
   const bool repair = params.value("repair", false);
   CO_TRY(services.volumes.check_exists(volume));
   // So that a volume that is in use is refused at once.
-  { const auto closed = CO_TRY(co_await services.keepers.close(volume)); }
-  co_return co_await services.jobs.start({.kind = "volume.check", .target = volume, .volume = volume},
-                                         [&services, volume, repair](std::shared_ptr<JobProgress> /*job*/) {
-                                           return run_check(services, volume, repair);
-                                         });
+  {
+    const auto closed = CO_TRY(co_await services.keepers.close(volume));
+  }
+  co_return co_await services.jobs.start(
+      {.kind = "volume.check", .target = volume, .volume = volume},
+      [&services, volume, repair](std::shared_ptr<JobProgress> /*job*/) {
+        return run_check(services, volume, repair);
+      });
 }
 
 // --- Serving.
@@ -158,7 +176,8 @@ Async<Result<Json>> volume_serve(Services& services, Json params) {
   if (params.contains("unix") && params.contains("tcp")) {
     co_return failure(ErrorKind::invalid_argument, "give one of unix and tcp");
   }
-  Json request = {{"insecure", params.value("insecure", false)}, {"read_only", params.value("read_only", false)}};
+  Json request = {{"insecure", params.value("insecure", false)},
+                  {"read_only", params.value("read_only", false)}};
   if (params.contains("tls_dir")) request["tls_dir"] = params["tls_dir"];
   if (params.contains("tcp")) {
     request["tcp"] = params["tcp"];
@@ -168,7 +187,9 @@ Async<Result<Json>> volume_serve(Services& services, Json params) {
     const std::string directory = services.run_dir + "/nbd";
     std::error_code error;
     std::filesystem::create_directories(directory, error);
-    if (error) co_return errno_failure(error.value(), fmt::format("cannot make the directory '{}'", directory));
+    if (error)
+      co_return errno_failure(error.value(),
+                              fmt::format("cannot make the directory '{}'", directory));
     request["unix"] = fmt::format("{}/{}.sock", directory, volume);
   }
   co_return co_await services.keepers.serve(volume, std::move(request));
@@ -182,16 +203,19 @@ Async<Result<Json>> volume_unserve(Services& services, Json params) {
   for (const char* transport : {"unix", "tcp"}) {
     if (params.contains(transport)) address[transport] = params[transport];
   }
-  Json stopped = CO_TRY(co_await services.keepers.unserve(text(params, "volume"), std::move(address)));
+  Json stopped =
+      CO_TRY(co_await services.keepers.unserve(text(params, "volume"), std::move(address)));
   co_return Json{{"listeners", std::move(stopped)}};
 }
 
 }  // namespace
 
 HandlerTable volume_handlers() {
-  return {{"volume.create", volume_create},     {"volume.list", volume_list},   {"volume.info", volume_info},
-          {"volume.resize", volume_resize},     {"volume.delete", volume_delete}, {"volume.serve", volume_serve},
-          {"volume.unserve", volume_unserve},   {"volume.populate", volume_populate}, {"volume.check", volume_check}};
+  return {{"volume.create", volume_create},   {"volume.list", volume_list},
+          {"volume.info", volume_info},       {"volume.resize", volume_resize},
+          {"volume.delete", volume_delete},   {"volume.serve", volume_serve},
+          {"volume.unserve", volume_unserve}, {"volume.populate", volume_populate},
+          {"volume.check", volume_check}};
 }
 
 }  // namespace berth::control

@@ -33,16 +33,19 @@ Async<Result<std::vector<VolumeSummary>>> Volumes::list() {
   co_return co_await on_worker(workers_, [store] { return store->list(); });
 }
 
-Async<Result<VolumeSummary>> Volumes::create(machine::VolumeCreateRequest request, machine::VolumeCreateJob job) {
+Async<Result<VolumeSummary>> Volumes::create(machine::VolumeCreateRequest request,
+                                             machine::VolumeCreateJob job) {
   machine::VolumeStore* store = &store_;
-  co_return co_await on_worker(workers_, [store, request = std::move(request), job = std::move(job)] {
-    return store->create(request, job);
-  });
+  co_return co_await on_worker(workers_,
+                               [store, request = std::move(request), job = std::move(job)] {
+                                 return store->create(request, job);
+                               });
 }
 
 Async<Result<void>> Volumes::remove(std::string volume) {
   machine::VolumeStore* store = &store_;
-  co_return co_await on_worker(workers_, [store, volume = std::move(volume)] { return store->remove(volume); });
+  co_return co_await on_worker(
+      workers_, [store, volume = std::move(volume)] { return store->remove(volume); });
 }
 
 }  // namespace berth::control

@@ -1,14 +1,16 @@
-// The volumes of the state directory, as the control plane sees them: its directories, through machine::VolumeStore.
+// The volumes of the state directory, as the control plane sees them: its directories, through
+// machine::VolumeStore.
 //
 // On the control plane's thread; what blocks runs on the workers.
 #pragma once
 
-#include <boost/asio/thread_pool.hpp>
 #include <functional>
-#include <nlohmann/json_fwd.hpp>
 #include <stop_token>
 #include <string>
 #include <vector>
+
+#include <boost/asio/thread_pool.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "base/result.h"
 #include "control/async.h"
@@ -26,7 +28,8 @@ class Volumes final : public VolumeFacts {
 
   Async<Result<std::vector<machine::VolumeSummary>>> list();
   /// The job's report comes on a worker's thread.
-  Async<Result<machine::VolumeSummary>> create(machine::VolumeCreateRequest request, machine::VolumeCreateJob job);
+  Async<Result<machine::VolumeSummary>> create(machine::VolumeCreateRequest request,
+                                               machine::VolumeCreateJob job);
   /// `in_use` while it is open somewhere, or while another volume stands on it.
   Async<Result<void>> remove(std::string volume);
 

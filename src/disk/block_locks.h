@@ -1,8 +1,9 @@
-// BlockLocks: who may touch which blocks' data. Shared: writes in place. Exclusive: whatever moves a
-// block from one state to another (hold, fill, zero, the first whole write, a write of part of a sector).
+// BlockLocks: who may touch which blocks' data. Shared: writes in place. Exclusive: whatever moves
+// a block from one state to another (hold, fill, zero, the first whole write, a write of part of a
+// sector).
 //
-// Blocks share buckets, so two unrelated blocks may exclude each other. Nobody may wait for one lock while
-// holding another, nor for anything that needs a lock; I/O is fine. On one loop.
+// Blocks share buckets, so two unrelated blocks may exclude each other. Nobody may wait for one
+// lock while holding another, nor for anything that needs a lock; I/O is fine. On one loop.
 #pragma once
 
 #include <array>
@@ -44,7 +45,8 @@ class BlockLocks {
 
   bool try_shared(BlockIndex first, BlockIndex last) {
     for (BlockIndex block = first; block <= last; ++block) {
-      if (bucket(block).exclusive) [[unlikely]] return false;
+      if (bucket(block).exclusive) [[unlikely]]
+        return false;
     }
     for (BlockIndex block = first; block <= last; ++block) ++bucket(block).shared;
     return true;

@@ -61,6 +61,7 @@ Task<Result<CheckReport>> VolumeCheck::run() {
     CO_TRY(co_await check_data());
     CO_TRY(co_await check_intents());
     CO_TRY(co_await check_holds());
+    CO_TRY(co_await check_torn_entries());
     CO_TRY(co_await check_pages());
     if (options_.repair) CO_TRY(co_await repair());
   }
@@ -215,7 +216,6 @@ Task<Result<std::vector<std::byte>>> VolumeCheck::read_area(unsigned area) {
     data_end = std::min(at, end);
   }
   data_end = std::min(round_up(data_end, sector_size), begin + journal_area_size);
-  journal_ends_[area] = data_end - begin;
   std::vector<std::byte> bytes(data_end - begin);
   const AlignedBuffer buffer(bytes_at_once);
   for (std::uint64_t at = begin; at < data_end; at += bytes_at_once) {
@@ -262,12 +262,12 @@ Task<Result<bool>> VolumeCheck::check_journal() {
                           journal_.generation),
               true));
   }
-  if (journal_.needless_area) {
+  const unsigned other = 1 - journal_.area;
+  if (journal_.refuses[other]) {
     state_findings_.push_back(
-        error(names[*journal_.needless_area],
-              fmt::format("{}; a newer generation is whole, so nothing is lost, but the volume may "
-                          "refuse to open",
-                          areas[*journal_.needless_area].trouble),
+        error(names[other],
+              fmt::format("{}; nothing depends on it, but the volume may refuse to open",
+                          areas[other].trouble),
               true));
   }
   if (journal_.incomplete) {

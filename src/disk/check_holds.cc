@@ -26,7 +26,7 @@ struct VolumeCheck::LayerCheck {
   Layer layer;
   std::string where;
   std::unique_ptr<File> file;
-  std::unordered_map<std::uint64_t, PageBits> held;
+  HeldPages held;
   std::uint64_t slots = 0;
   std::uint64_t entries = 0;
   std::uint64_t torn = 0;
@@ -38,8 +38,6 @@ struct VolumeCheck::LayerCheck {
 Task<Result<void>> VolumeCheck::check_holds() {
   const std::vector<Layer> recorded = state().layers;
   if (!holds_) {
-    if (!recorded.empty())
-      error(HoldLayer::directory_name, "the directory of the holds is missing");
     for (const Layer& layer : recorded) lose_layer(layer, path_of(layer), "it is missing");
     co_return Result<void>{};
   }
@@ -76,7 +74,7 @@ Task<Result<void>> VolumeCheck::check_layer(const Layer& layer) {
   if (!ours) co_return Result<void>{};
   const AlignedBuffer frame(frame_size);
   for (std::uint64_t slot = 0; slot < check.slots; ++slot) {
-    const std::uint64_t offset = sector_size + slot * frame_size;
+    const std::uint64_t offset = slot_offset(slot);
     std::memset(frame.data(), 0, sector_size);
     const std::size_t got = CO_TRY(co_await read(
         *check.file, fmt::format("{}, slot {}", check.where, slot), offset, frame.bytes()));
@@ -91,6 +89,7 @@ Task<Result<void>> VolumeCheck::check_layer(const Layer& layer) {
       slot_repairs_.push_back(
           {.layer = layer.id, .offset = 0, .block = block_none, .finding = *check.bad_header});
     } else {
+      state_findings_.push_back(*check.bad_header);
       lose_layer(layer, check.where, "nothing in it can be read");
       co_return Result<void>{};
     }
@@ -143,39 +142,61 @@ Task<Result<void>> VolumeCheck::check_slot(LayerCheck& check, std::uint64_t slot
     }
     co_return Result<void>{};
   }
-  PageBits& bits = check.held[page_of(entry->block)];
-  const std::uint64_t bit = entry->block % words_per_page;
-  const bool first = (bits[bit / 64] >> (bit % 64) & 1U) == 0;  // the first entry of a block counts
+  const auto [page, is_new] = check.held.try_emplace(page_of(entry->block));
+  if (is_new) page->second.fill(not_held);
+  Epoch& held = page->second[entry->block % words_per_page];
+  const bool first = held == not_held;  // the first entry of a block counts
   if (first && entry->kind == HeldKind::data) {
     const Bytes data = frame.subspan(sector_size);
     const bool whole =
         data.size() == superblock_.block_size && checksum64(data) == entry->data_checksum;
+    if (!whole && may_be_torn) {
+      // Then its block was never overwritten, or it is held elsewhere: to be seen when all is
+      // known.
+      ++check.torn;
+      torn_entries_.push_back({.layer = check.layer,
+                               .slot = slot,
+                               .block = entry->block,
+                               .data_checksum = entry->data_checksum});
+      co_return Result<void>{};
+    }
     if (!whole) {
+      const std::string what =
+          fmt::format("the bytes of block {} have a bad checksum", entry->block);
       const bool elsewhere = CO_TRY(co_await data_file_has(entry->block, entry->data_checksum));
-      if (may_be_torn && elsewhere) {
-        ++check.torn;  // its block was not overwritten, and need not be held
-        co_return Result<void>{};
-      }
-      if (!elsewhere) {
-        lose_block(check.layer, entry->block, where,
-                   fmt::format("the bytes of block {} have a bad checksum", entry->block));
-      } else {
-        const Handle finding = error(
-            where,
-            fmt::format("the bytes of block {} have a bad checksum; the data file still has them",
-                        entry->block),
-            true);
+      if (elsewhere) {
         slot_repairs_.push_back(
             {.layer = check.layer.id,
-             .offset = (slot + 1) * sector_size + slot * superblock_.block_size + sector_size,
+             .offset = slot_offset(slot) + sector_size,
              .block = entry->block,
-             .finding = finding});
+             .finding = error(where, what + "; the data file still has them", true)});
+      } else {
+        lose_block(check.layer, entry->block, where, what);
       }
     }
     report_.hold_bytes += data.size();
   }
-  bits[bit / 64] |= 1ULL << (bit % 64);
+  if (first) held = entry->word.epoch();
   ++check.entries;
+  co_return Result<void>{};
+}
+
+/// Entries that look cut short, now that all layers are known. One that was cut short was followed
+/// by no overwrite of its block; so where the block's bytes are neither held elsewhere nor in the
+/// data file, it was whole once.
+Task<Result<void>> VolumeCheck::check_torn_entries() {
+  for (const TornEntry& entry : torn_entries_) {
+    const auto needs_it = [&](const Checkpoint& checkpoint) {
+      return !checkpoint.lost && checkpoint.epoch <= entry.layer.epoch &&
+             !is_held(checkpoint.epoch, entry.block);
+    };
+    if (std::ranges::none_of(state().checkpoints, needs_it)) continue;
+    const bool elsewhere = CO_TRY(co_await data_file_has(entry.block, entry.data_checksum));
+    if (elsewhere) continue;
+    lose_block(entry.layer, entry.block,
+               fmt::format("{}, slot {}", path_of(entry.layer), entry.slot),
+               fmt::format("the bytes of block {} have a bad checksum", entry.block));
+  }
   co_return Result<void>{};
 }
 
@@ -190,12 +211,12 @@ Task<Result<bool>> VolumeCheck::data_file_has(BlockIndex block, std::uint64_t ch
   co_return got == bytes.size() && checksum64(content.bytes()) == checksum;
 }
 
-bool VolumeCheck::is_held(Epoch from, BlockIndex block) const {
-  const std::uint64_t bit = block % words_per_page;
+/// Whether a checkpoint of that epoch finds the block in a layer.
+bool VolumeCheck::is_held(Epoch checkpoint, BlockIndex block) const {
   return std::ranges::any_of(held_, [&](const auto& layer) {
-    if (layer.first < from) return false;
-    const auto found = layer.second.find(page_of(block));
-    return found != layer.second.end() && (found->second[bit / 64] >> (bit % 64) & 1U) != 0;
+    if (layer.first < checkpoint) return false;
+    const auto page = layer.second.find(page_of(block));
+    return page != layer.second.end() && page->second[block % words_per_page] != not_held;
   });
 }
 

@@ -216,6 +216,7 @@ JournalVerdict judge_journal(const Id128& volume, const std::array<AreaSurvey, 2
   verdict.generation = std::max(areas[0].generation, areas[1].generation);
   if (!areas[0].state && !areas[1].state) return verdict;
   verdict.readable = true;
+  verdict.refuses = {!areas[0].trouble.empty(), !areas[1].trouble.empty()};
   verdict.area =
       !areas[0].state || (areas[1].state && areas[1].generation > areas[0].generation) ? 1 : 0;
   const unsigned other = 1 - verdict.area;
@@ -236,8 +237,6 @@ JournalVerdict judge_journal(const Id128& volume, const std::array<AreaSurvey, 2
     verdict.missing =
         fmt::format("the first record of generation {} cannot be read", rest.generation);
     bridge.cross(rest.strays, false);
-  } else if (!rest.trouble.empty()) {
-    verdict.needless_area = other;
   }
   return verdict;
 }

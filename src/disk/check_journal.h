@@ -49,7 +49,8 @@ struct JournalVerdict {
 
   // The current area's first record is damaged, and the other one's end is exactly it.
   std::optional<std::vector<std::byte>> rebuilt_head;
-  // Of the two areas: records in it make the volume refuse to open. In the one that is not `area`, nothing depends on it.
+  // Of the two areas: records in it make the volume refuse to open. In the one that is not `area`,
+  // nothing depends on it.
   std::array<bool, 2> refuses{};
 
   // Records are missing for good. What they may have changed has been given up in `state`:

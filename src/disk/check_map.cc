@@ -122,14 +122,27 @@ void VolumeCheck::check_page(std::uint64_t page, Bytes slots) {
     const auto is_state = [](MapWord word) { return word.state() <= BlockState::zero; };
     if (!std::ranges::all_of(words[newer], is_state)) damage.kind = PageKind::bad_state;
     note_words(page, words[newer]);
-    compare_with_holds(page, words[newer]);
   }
+  // Of a page that is lost the words are zero: what the layers say of each other counts all the
+  // same.
+  compare_with_holds(page, words[newer]);
+  if (live_) damage.kind = kind_beside_live_map(page, damage.kind, sequences);
   if (damage.kind == PageKind::whole) return;
   if (damaged_pages_.size() < damaged_pages_max) {
     damaged_pages_.push_back(damage);
   } else {
     error(fmt::format("map, page {}", page), "there are more damaged pages than can be repaired");
   }
+}
+
+/// A live map knows which version of a page the disk should have, and has itself what is newer.
+VolumeCheck::PageKind VolumeCheck::kind_beside_live_map(
+    std::uint64_t page, PageKind kind, const std::array<std::uint64_t, 2>& sequences) const {
+  const LivePage& known = live_->page(page);
+  if (known.dirt == clean_page && known.sequence == 0) return PageKind::stray;
+  if (known.dirt == clean_page && sequences[known.slot % 2] != known.sequence)
+    return PageKind::lost;
+  return kind == PageKind::whole ? kind : PageKind::torn;
 }
 
 void VolumeCheck::note_words(std::uint64_t page, std::span<const MapWord> words) {
@@ -151,9 +164,10 @@ void VolumeCheck::note_words(std::uint64_t page, std::span<const MapWord> words)
   }
 }
 
-/// Whoever overwrites a block that a checkpoint needs holds it first. So a block that has changed
-/// since a checkpoint is in a layer of it, or the checkpoint lacks it. Epochs up to the last
-/// recovery's say nothing: it gives them to blocks that nobody wrote (rule 2).
+/// Whoever overwrites a block that a checkpoint needs holds it first. So what a checkpoint reads of
+/// a block, from the first layer that has it or else live, last changed in its epoch or before; or
+/// the checkpoint lacks it. Epochs up to the last recovery's say nothing: it gives them to blocks
+/// that nobody wrote (rule 2).
 void VolumeCheck::compare_with_holds(std::uint64_t page, std::span<const MapWord> words) {
   std::vector<const Checkpoint*> checkpoints;
   for (const Checkpoint& checkpoint : state().checkpoints) {
@@ -161,23 +175,23 @@ void VolumeCheck::compare_with_holds(std::uint64_t page, std::span<const MapWord
     if (!checkpoint.lost && counts) checkpoints.push_back(&checkpoint);
   }
   if (checkpoints.empty()) return;
-  std::vector<std::pair<Epoch, const PageBits*>> layers;
+  std::vector<std::pair<Epoch, const HeldEpochs*>> layers;
   for (const auto& [epoch, pages] : held_) {
     if (const auto found = pages.find(page); found != pages.end())
       layers.emplace_back(epoch, &found->second);
   }
   for (std::uint64_t i = 0; i < words_per_page; ++i) {
-    const Epoch changed = words[i].epoch();
-    if (changed <= state().recovered || changed <= checkpoints.front()->epoch) continue;
     const BlockIndex block = page * words_per_page + i;
-    for (auto one = checkpoints.rbegin(); one != checkpoints.rend(); ++one) {
-      const Checkpoint& checkpoint = **one;
-      if (checkpoint.epoch >= changed || block * superblock_.block_size >= checkpoint.size)
-        continue;
-      const auto has_it = [&checkpoint, i](const auto& layer) {
-        return layer.first >= checkpoint.epoch && ((*layer.second)[i / 64] >> (i % 64) & 1U) != 0;
-      };
-      if (std::ranges::any_of(layers, has_it)) break;  // so have all older ones
+    Epoch changed = words[i].epoch();
+    if (layers.empty() && changed <= checkpoints.front()->epoch) continue;
+    std::size_t layer = layers.size();
+    for (std::size_t one = checkpoints.size(); one-- > 0;) {
+      const Checkpoint& checkpoint = *checkpoints[one];
+      for (; layer > 0 && layers[layer - 1].first >= checkpoint.epoch; --layer) {
+        if (const Epoch held = (*layers[layer - 1].second)[i]; held != not_held) changed = held;
+      }
+      const bool within = block * superblock_.block_size < checkpoint.size;
+      if (!within || changed <= std::max(checkpoint.epoch, state().recovered)) continue;
       Missing& missing = missing_[checkpoint.name];
       if (missing.blocks++ == 0) missing.first = block;
     }
@@ -202,7 +216,6 @@ void VolumeCheck::tell_of_missing_holds() {
 
 /// A finding for each run of pages in the same condition.
 void VolumeCheck::tell_of_pages() {
-  const bool unknown_live_map = !state().clean && options_.live_store == nullptr;
   for (std::size_t i = 0; i < damaged_pages_.size();) {
     const PageDamage& first = damaged_pages_[i];
     std::size_t end = i + 1;
@@ -215,10 +228,10 @@ void VolumeCheck::tell_of_pages() {
                      : fmt::format("map, pages {} to {}", first.page, first.page + (end - i) - 1);
     i = end;
     const std::string remedy =
-        live_              ? "; the live map has what belongs there"
-        : unknown_live_map ? "; open and close the volume, or say where its live map would be"
-                           : "; its blocks are reported as changed";
-    const bool repairable = !unknown_live_map;
+        live_                 ? "; the live map has what belongs there"
+        : !may_repair_pages() ? "; open and close the volume, or say where its live map would be"
+                              : "; its blocks are reported as changed";
+    const bool repairable = may_repair_pages();
     switch (first.kind) {
       case PageKind::whole: break;
       case PageKind::torn:
@@ -230,6 +243,11 @@ void VolumeCheck::tell_of_pages() {
             add(Severity::warning, std::move(where),
                 "one of its two slots is damaged, and it may have been the newer one" + remedy,
                 repairable));
+        break;
+      case PageKind::stray:
+        page_findings_.push_back(add(Severity::warning, std::move(where),
+                                     "it was never written, and is not blank" + remedy,
+                                     repairable));
         break;
       case PageKind::lost:
         page_findings_.push_back(

@@ -45,7 +45,7 @@ Task<Result<void>> VolumeCheck::repair_state() {
     CO_TRY(co_await write_map(area_offset(journal_.area), *journal_.rebuilt_head));
     CO_TRY(co_await map_->sync());
   }
-  const bool gives_epochs = !live_ && (journal_.incomplete || !page_findings_.empty());
+  const bool gives_epochs = !live_ && (journal_.incomplete || repairs_pages());
   if (gives_epochs) {
     // Blocks of damaged pages get the newest epoch that anything has, which is after every
     // reference point, and the volume goes on in the next: so they are reported, and never take the
@@ -66,12 +66,12 @@ Task<Result<void>> VolumeCheck::repair_state() {
     const unsigned target = 1 - journal_.area;
     CO_TRY(co_await write_map(area_offset(target), record));
     CO_TRY(co_await map_->sync());
-    journal_.needless_area.reset();
-    if (journal_.incomplete) journal_.needless_area = journal_.area;
+    journal_.refuses[target] = false;
   }
-  if (journal_.needless_area) {
+  for (unsigned area = 0; area < 2; ++area) {
+    if (!journal_.refuses[area]) continue;
     const std::vector<std::byte> zeros(sector_size);
-    CO_TRY(co_await write_map(area_offset(*journal_.needless_area), zeros));
+    CO_TRY(co_await write_map(area_offset(area), zeros));
     CO_TRY(co_await map_->sync());
   }
   mark_repaired(state_findings_);
@@ -112,13 +112,12 @@ Task<Result<void>> VolumeCheck::repair_pages() {
     CO_TRY(co_await map_->sync());
     mark_repaired(end_findings_);
   }
-  if (page_findings_.empty() || (!state().clean && options_.live_store == nullptr))
-    co_return Result<void>{};
+  if (!repairs_pages()) co_return Result<void>{};
   for (const PageDamage& damage : damaged_pages_) {
     if (damage.kind == PageKind::torn) continue;
     if (live_) {
       // The next flush writes it; until then the live map is what counts.
-      live_->page(damage.page).dirt |= dirty_epochs | dirty_states;
+      live_->mark_dirty(damage.page, dirty_epochs | dirty_states);
     } else {
       CO_TRY(co_await repair_page(damage));
     }
@@ -130,8 +129,6 @@ Task<Result<void>> VolumeCheck::repair_pages() {
 
 Task<Result<void>> VolumeCheck::repair_page(PageDamage damage) {
   std::vector<MapWord> words(words_per_page);
-  const std::vector<MapWord> guessed = CO_TRY(words_from_data(damage.page));
-  std::vector<std::byte> page(page_size);
   if (damage.sequence != 0) {
     const AlignedBuffer sector = AlignedBuffer::zeroed(page_size);
     CO_TRY(co_await map_->read(page_slot_offset(damage.page, damage.slot), sector.bytes()));
@@ -140,13 +137,20 @@ Task<Result<void>> VolumeCheck::repair_page(PageDamage damage) {
                         fmt::format("page {} of the map changes while it is read", damage.page));
     }
   }
-  const std::uint64_t within =
-      std::min<std::uint64_t>(words_per_page, block_count() - damage.page * words_per_page);
+  const BlockIndex first = damage.page * words_per_page;
   for (std::uint64_t i = 0; i < words_per_page; ++i) {
+    const BlockIndex block = first + i;
+    if (block >= block_count()) {
+      words[i] = MapWord{};
+      continue;
+    }
     const bool known = damage.sequence != 0 && words[i].state() <= BlockState::zero;
-    const BlockState block_state = known ? words[i].state() : guessed[i].state();
-    words[i] = i < within ? MapWord::of(newest_epoch_, block_state) : MapWord{};
+    const bool has_data = CO_TRY(data_file_has_data(block));
+    words[i] =
+        MapWord::of(newest_epoch_,
+                    likely_state(known ? std::optional(words[i].state()) : std::nullopt, has_data));
   }
+  std::vector<std::byte> page(page_size);
   if (damage.sequence != 0) {
     encode_page(superblock_.volume, {.page = damage.page, .sequence = damage.sequence + 1}, words,
                 page);
@@ -159,24 +163,22 @@ Task<Result<void>> VolumeCheck::repair_page(PageDamage damage) {
   co_return Result<void>{};
 }
 
-/// The states of a page of which nothing is left. Where there is no backing, the data file has
-/// every block: those that were zero have been punched, as far as the file system could. Over a
-/// backing a block is present where the data file has data: its bytes were written there, by a
-/// guest or from the backing.
-Result<std::vector<MapWord>> VolumeCheck::words_from_data(std::uint64_t page) {
-  std::vector<MapWord> words(words_per_page, MapWord::of(0, BlockState::present));
-  if (state().backing.empty() || !data_) return words;
-  const BlockIndex first = page * words_per_page;
-  const BlockIndex end = std::min(block_count(), first + words_per_page);
+/// The state of a block whose newest word is gone; an older one may be known. What was ever written
+/// to the data file and not zeroed since is data there: a block with data is present, whatever it
+/// was before. One without keeps what it was: it cannot have been written since, and if it was
+/// zeroed, a hole reads the same. Where nothing is known, it reads its backing, if there is one; a
+/// block of it that was zeroed looks the same, and comes back.
+BlockState VolumeCheck::likely_state(std::optional<BlockState> older, bool has_data) const {
+  if (has_data) return BlockState::present;
+  return older.value_or(state().backing.empty() ? BlockState::present : BlockState::absent);
+}
+
+Result<bool> VolumeCheck::data_file_has_data(BlockIndex block) {
+  if (!data_) return false;
   const std::uint64_t size = TRY(data_->size());
-  for (BlockIndex block = first; block < end; ++block) {
-    const std::uint64_t start = block * superblock_.block_size;
-    const std::uint64_t data = start < size ? TRY(data_->next_data(start)) : size;
-    if (data >= std::min(size, start + superblock_.block_size)) {
-      words[block - first] = MapWord::of(0, BlockState::absent);
-    }
-  }
-  return words;
+  const std::uint64_t start = block * superblock_.block_size;
+  if (start >= size) return false;
+  return TRY(data_->next_data(start)) < std::min(size, start + block_length(block));
 }
 
 }  // namespace berth::disk

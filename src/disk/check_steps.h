@@ -48,6 +48,7 @@ class VolumeCheck {
   enum class PageKind : std::uint8_t {
     whole,
     torn,       // what a power loss leaves; the next write of the page mends it
+    stray,      // the live map says that nothing was ever written
     one_left,   // one slot is whole, and should not be the only one
     lost,       // none is
     ambiguous,  // both are, and claim to be the same version
@@ -74,6 +75,8 @@ class VolumeCheck {
   Task<Result<void>> check_intents();
   Task<Result<void>> check_pages();
   void check_page(std::uint64_t page, Bytes slots);
+  PageKind kind_beside_live_map(std::uint64_t page, PageKind kind,
+                                const std::array<std::uint64_t, 2>& sequences) const;
   void note_words(std::uint64_t page, std::span<const MapWord> words);
   void compare_with_holds(std::uint64_t page, std::span<const MapWord> words);
   void tell_of_pages();
@@ -86,11 +89,12 @@ class VolumeCheck {
   Task<Result<void>> check_layer(const Layer& layer);
   Task<Result<bool>> check_layer_header(LayerCheck& check);
   Task<Result<void>> check_slot(LayerCheck& check, std::uint64_t slot, Bytes frame);
+  Task<Result<void>> check_torn_entries();
   Task<Result<bool>> data_file_has(BlockIndex block, std::uint64_t checksum);
   void lose_layer(const Layer& layer, std::string where, std::string what);
   void lose_block(const Layer& layer, BlockIndex block, std::string where, std::string what);
   Result<void> check_leftovers();
-  bool is_held(Epoch from, BlockIndex block) const;
+  bool is_held(Epoch checkpoint, BlockIndex block) const;
 
   // --- check_repair.cc
   Task<Result<void>> repair();
@@ -99,7 +103,8 @@ class VolumeCheck {
   Task<Result<void>> repair_holds();
   Task<Result<void>> repair_pages();
   Task<Result<void>> repair_page(PageDamage damage);
-  Result<std::vector<MapWord>> words_from_data(std::uint64_t page);
+  BlockState likely_state(std::optional<BlockState> older, bool has_data) const;
+  Result<bool> data_file_has_data(BlockIndex block);
   Task<Result<void>> write_map(std::uint64_t offset, Bytes bytes);
 
   std::uint64_t block_count() const { return divide_up(state().size, superblock_.block_size); }
@@ -108,8 +113,14 @@ class VolumeCheck {
     const std::uint64_t start = block * superblock_.block_size;
     return std::min<std::uint64_t>(superblock_.block_size, state().size - start);
   }
+  std::uint64_t slot_offset(std::uint64_t slot) const {
+    return sector_size + slot * (sector_size + superblock_.block_size);
+  }
   VolumeState& state() { return journal_.state; }
   const VolumeState& state() const { return journal_.state; }
+  /// A live map that nobody looked for may be newer than a page that is made up here.
+  bool may_repair_pages() const { return state().clean || options_.live_store != nullptr; }
+  bool repairs_pages() const { return may_repair_pages() && !page_findings_.empty(); }
   /// Whether every hold is as the last process left it: what a volatile checkpoint needs.
   bool volatile_holds_count() const { return state().clean || live_.has_value(); }
 
@@ -125,8 +136,7 @@ class VolumeCheck {
 
   Superblock superblock_;
   JournalVerdict journal_;
-  std::array<std::uint64_t, 2> journal_ends_{};  // bytes of each area that hold anything
-  Epoch newest_epoch_ = 0;                       // of every word, intent and record
+  Epoch newest_epoch_ = 0;  // of every word, intent and record
 
   // --- Damage that has a remedy.
   struct SlotRepair {
@@ -134,6 +144,12 @@ class VolumeCheck {
     std::uint64_t offset = 0;  // in the hold file
     BlockIndex block = 0;      // whose bytes belong there; block_none: the layer's header
     Handle finding;
+  };
+  struct TornEntry {
+    Layer layer;
+    std::uint64_t slot = 0;
+    BlockIndex block = 0;
+    std::uint64_t data_checksum = 0;
   };
   static constexpr BlockIndex block_none = UINT64_MAX;
   static constexpr std::size_t damaged_pages_max = 1U << 20U;  // remembered for the repair
@@ -149,8 +165,12 @@ class VolumeCheck {
   std::vector<SlotRepair> slot_repairs_;
 
   // --- What the holds have, by layer (epochs ascending, as in the state), then by map page.
-  using PageBits = std::array<std::uint64_t, divide_up(words_per_page, 64)>;
-  std::vector<std::pair<Epoch, std::unordered_map<std::uint64_t, PageBits>>> held_;
+  // Of each block the epoch of its first entry.
+  static constexpr Epoch not_held = UINT32_MAX;
+  using HeldEpochs = std::array<Epoch, words_per_page>;
+  using HeldPages = std::unordered_map<std::uint64_t, HeldEpochs>;
+  std::vector<std::pair<Epoch, HeldPages>> held_;
+  std::vector<TornEntry> torn_entries_;  // of slots near the ends of their layers
   struct Missing {
     std::uint64_t blocks = 0;
     BlockIndex first = 0;

@@ -1,5 +1,5 @@
-// Engine: the one implementation of Volume. volume.h has the contract; the rules that the comments cite are
-// DESIGN §5's. Split by what it does:
+// Engine: the one implementation of Volume. volume.h has the contract; the rules that the comments
+// cite are DESIGN §5's. Split by what it does:
 //   engine_open.cc    create, open, recovery after either death, close
 //   engine_io.cc      reads; writes: the fast path, and the slow path once per block and epoch
 //   engine_zero.cc    write-zeroes, discard, allocation, populate
@@ -26,7 +26,8 @@ namespace berth::disk {
 
 class Engine final : public Volume {
  public:
-  static Task<Result<std::unique_ptr<Engine>>> open(VolumeEnvironment environment, OpenOptions options);
+  static Task<Result<std::unique_ptr<Engine>>> open(VolumeEnvironment environment,
+                                                    OpenOptions options);
   ~Engine() override;
 
   Task<Result<void>> close() override;
@@ -109,15 +110,16 @@ class Engine final : public Volume {
   }
   MapWord current(BlockState state) const { return MapWord::of(live_->epoch(), state); }
 
-  /// Counts a request of somebody outside; a resize or a revert waits until none is left, and keeps new
-  /// ones out: `co_await admitted(); const Request request(*this);`
+  /// Counts a request of somebody outside; a resize or a revert waits until none is left, and keeps
+  /// new ones out: `co_await admitted(); const Request request(*this);`
   class Request {
    public:
     explicit Request(Engine& engine) : engine_(engine) { ++engine_.requests_; }
     Request(const Request&) = delete;
     Request& operator=(const Request&) = delete;
     ~Request() {
-      if (--engine_.requests_ == 0 && engine_.requests_ended_.has_waiters()) engine_.requests_ended_.notify_all();
+      if (--engine_.requests_ == 0 && engine_.requests_ended_.has_waiters())
+        engine_.requests_ended_.notify_all();
     }
 
    private:
@@ -159,7 +161,8 @@ class Engine final : public Volume {
   // --- engine_flush.cc
   Task<Result<void>> flush_shared();
   Task<Result<void>> flush_map(std::uint8_t dirt);
-  Task<Result<void>> flush_batch(std::vector<std::uint64_t> batch);
+  Task<Result<void>> flush_batch(std::span<const std::uint64_t> batch);
+  void relist(std::uint64_t page);
   Task<Result<void>> sync_data();
   void request_cooling();
   Task<> cool();
@@ -188,11 +191,12 @@ class Engine final : public Volume {
   /// The first entry in the layers of the checkpoint and after it, and whose it is.
   HeldBlock find_held(Epoch checkpoint, BlockIndex block, std::shared_ptr<HoldLayer>* layer) const;
   Task<Result<void>> read_as_of(CheckpointView view, std::uint64_t offset, MutableBytes into);
-  Task<Result<void>> read_held(HoldLayer& layer, HeldBlock held, BlockIndex block, std::uint64_t within,
-                               MutableBytes into);
+  Task<Result<void>> read_held(HoldLayer& layer, HeldBlock held, BlockIndex block,
+                               std::uint64_t within, MutableBytes into);
   Result<Epoch> epoch_for_changes(const ChangesRequest& request, bool* exact) const;
-  void collect_changes(std::uint64_t page, Epoch since, std::optional<CheckpointView> until, std::uint64_t start,
-                       std::uint64_t end, std::size_t extents_max, ChangesPage& into) const;
+  void collect_changes(std::uint64_t page, Epoch since, std::optional<CheckpointView> until,
+                       std::uint64_t start, std::uint64_t end, std::size_t extents_max,
+                       ChangesPage& into) const;
 
   // --- engine_resize.cc
   Task<Result<void>> finish_resize(ResizeEvent event);
@@ -231,13 +235,14 @@ class Engine final : public Volume {
   std::uint64_t requests_ = 0;
   Event requests_ended_;
 
-  LayerList layers_;              // by epoch, ascending
-  Epoch newest_checkpoint_ = 0;   // of a live one; 0: no hold is needed
-  std::optional<Checkpoint> cut_in_record_;  // its layer holds already, its record is not durable yet
+  LayerList layers_;             // by epoch, ascending
+  Epoch newest_checkpoint_ = 0;  // of a live one; 0: no hold is needed
+  std::optional<Checkpoint>
+      cut_in_record_;  // its layer holds already, its record is not durable yet
   std::optional<OpenCut> open_cut_;
   std::uint64_t cut_numbers_ = 0;
   LayerId next_layer_ = 1;
-  bool cut_busy_ = false;         // from begin_cut until the record is durable
+  bool cut_busy_ = false;  // from begin_cut until the record is durable
   std::map<std::string, int> readers_;
 
   // Flushes: one at a time; whoever comes meanwhile shares the next.
@@ -246,10 +251,10 @@ class Engine final : public Volume {
   std::uint64_t flushes_ended_ = 0;
   bool flush_running_ = false;
   Event flushed_;
-  std::optional<Error> flush_error_;  // of the last flush that ended
+  std::optional<Error> flush_error_;   // of the last flush that ended
   std::optional<Error> sync_failure_;  // for good
-  // A resize or revert was decided and could not be finished: only the next open can. Until then nothing is
-  // answered, because what would be written now the roll-forward would write over.
+  // A resize or revert was decided and could not be finished: only the next open can. Until then
+  // nothing is answered, because what would be written now the roll-forward would write over.
   std::optional<Error> unfinished_;
   bool cooling_ = false;
   BlockIndex populate_cursor_ = 0;

@@ -1,8 +1,8 @@
 // Cuts, and how checkpoints and reference points come and go.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <utility>
+
+#include <fmt/format.h>
 
 #include "disk/engine.h"
 #include "disk/sabotage.h"
@@ -14,13 +14,15 @@ constexpr Duration lease_max = std::chrono::seconds(60);
 
 Result<void> check_name(std::string_view what, const std::string& name) {
   const auto allowed = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
-           c == '-' || c == ':' || c == '+';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-' || c == ':' || c == '+';
   };
-  if (!name.empty() && name.size() <= name_length_max && std::ranges::all_of(name, allowed)) return {};
-  return failure(ErrorKind::invalid_argument,
-                 fmt::format("'{}' cannot be the name of a {}: 1 to {} letters, digits and . _ - : +", name, what,
-                             name_length_max));
+  if (!name.empty() && name.size() <= name_length_max && std::ranges::all_of(name, allowed))
+    return {};
+  return failure(
+      ErrorKind::invalid_argument,
+      fmt::format("'{}' cannot be the name of a {}: 1 to {} letters, digits and . _ - : +", name,
+                  what, name_length_max));
 }
 
 std::unexpected<Error> no_checkpoint(const std::string& name) {
@@ -42,7 +44,8 @@ void Engine::open_gate() {
   gate_opened_.notify_all();
 }
 
-/// Whether points may come and go: not while a resize or a revert is under way, or waits for the next open.
+/// Whether points may come and go: not while a resize or a revert is under way, or waits for the
+/// next open.
 Result<void> Engine::may_change_points() const {
   if (unfinished_) return failure(Error(*unfinished_));
   if (exclusive_) return failure(ErrorKind::in_use, "the volume is being resized or reverted");
@@ -58,19 +61,23 @@ Task<Result<CutOutcome>> Engine::cut(CutRequest request) {
 
 Task<Result<void>> Engine::check_cut(const CutRequest& request) {
   if (request.checkpoint.empty() && request.refpoint.empty()) {
-    co_return failure(ErrorKind::invalid_argument, "a cut makes a checkpoint, a reference point, or both");
+    co_return failure(ErrorKind::invalid_argument,
+                      "a cut makes a checkpoint, a reference point, or both");
   }
   if (!request.checkpoint.empty()) CO_TRY(check_name("checkpoint", request.checkpoint));
   if (!request.refpoint.empty()) CO_TRY(check_name("reference point", request.refpoint));
   if (map_->state().find_checkpoint(request.checkpoint) != nullptr) {
-    co_return failure(ErrorKind::already_exists, fmt::format("there is a checkpoint '{}' already", request.checkpoint));
+    co_return failure(ErrorKind::already_exists,
+                      fmt::format("there is a checkpoint '{}' already", request.checkpoint));
   }
   if (map_->state().find_refpoint(request.refpoint) != nullptr) {
-    co_return failure(ErrorKind::already_exists, fmt::format("there is a reference point '{}' already", request.refpoint));
+    co_return failure(ErrorKind::already_exists,
+                      fmt::format("there is a reference point '{}' already", request.refpoint));
   }
   if (cut_busy_) co_return failure(ErrorKind::in_use, "another cut of this volume is under way");
   CO_TRY(may_change_points());
-  if (live_->epoch() >= epoch_max) co_return failure(ErrorKind::limit, "the volume has used up its epochs");
+  if (live_->epoch() >= epoch_max)
+    co_return failure(ErrorKind::limit, "the volume has used up its epochs");
   if (sync_failure_) co_return failure(Error(*sync_failure_));
   co_return Result<void>{};
 }
@@ -95,8 +102,8 @@ Task<Result<CutTicket>> Engine::begin_cut(CutRequest request, Duration lease) {
   co_return CutTicket{number};
 }
 
-/// The layer must be there when the first write comes through the gate, and recorded if an older checkpoint
-/// will need what is held in it.
+/// The layer must be there when the first write comes through the gate, and recorded if an older
+/// checkpoint will need what is held in it.
 Task<Result<std::shared_ptr<HoldLayer>>> Engine::prepare_layer() {
   const HoldLayer::Identity identity{.volume = map_->superblock().volume,
                                      .id = next_layer_++,
@@ -104,7 +111,8 @@ Task<Result<std::shared_ptr<HoldLayer>>> Engine::prepare_layer() {
                                      .block_size = block_size_};
   auto layer = CO_TRY(co_await HoldLayer::create(loop_, *holds_, identity));
   CO_TRY(holds_->sync());
-  if (newest_checkpoint_ != 0) CO_TRY(co_await map_->append(LayerEvent{.layer = identity.id, .epoch = identity.epoch}));
+  if (newest_checkpoint_ != 0)
+    CO_TRY(co_await map_->append(LayerEvent{.layer = identity.id, .epoch = identity.epoch}));
   co_return layer;
 }
 
@@ -148,7 +156,8 @@ Task<Result<CutOutcome>> Engine::commit_cut(CutTicket ticket) {
   }
   if (open_cut_->expired && !sabotaged(Sabotage::ignore_expired_lease)) {
     abort_cut(ticket);
-    co_return failure(ErrorKind::timed_out, "the cut's lease has expired: writes have gone on since");
+    co_return failure(ErrorKind::timed_out,
+                      "the cut's lease has expired: writes have gone on since");
   }
   OpenCut cut = *std::exchange(open_cut_, std::nullopt);
 
@@ -158,14 +167,18 @@ Task<Result<CutOutcome>> Engine::commit_cut(CutTicket ticket) {
   if (cut.layer != nullptr) {
     layers_.push_back(cut.layer);
     newest_checkpoint_ = epoch;
-    cut_in_record_ = Checkpoint{.name = cut.request.checkpoint, .epoch = epoch, .nonce = {}, .durability = cut.request.durability, .group = {}};
+    cut_in_record_ = Checkpoint{.name = cut.request.checkpoint,
+                                .epoch = epoch,
+                                .nonce = {},
+                                .durability = cut.request.durability,
+                                .group = {}};
   }
   const Duration gate_closed = loop_.now() - cut.gate_closed_at;
   open_gate();
 
   auto outcome = co_await record_cut(std::move(cut), epoch, gate_closed);
-  // Whether a record whose sync has failed counts, only the next open can tell. Until then its checkpoint
-  // may turn out to exist, so its layer stays, and holds.
+  // Whether a record whose sync has failed counts, only the next open can tell. Until then its
+  // checkpoint may turn out to exist, so its layer stays, and holds.
   if (map_->failed()) co_return outcome;
   cut_in_record_.reset();
   cut_busy_ = false;
@@ -173,11 +186,13 @@ Task<Result<CutOutcome>> Engine::commit_cut(CutTicket ticket) {
   co_return outcome;
 }
 
-/// Neither readable nor acknowledged before the data, the map that it needs and the record are durable.
+/// Neither readable nor acknowledged before the data, the map that it needs and the record are
+/// durable.
 Task<Result<CutOutcome>> Engine::record_cut(OpenCut cut, Epoch epoch, Duration gate_closed) {
   CO_TRY(co_await flush_shared());
   const Id128 nonce = environment_.random.id();
-  const auto now_ms = std::chrono::duration_cast<std::chrono::milliseconds>(loop_.wall_time().time_since_epoch());
+  const auto now_ms =
+      std::chrono::duration_cast<std::chrono::milliseconds>(loop_.wall_time().time_since_epoch());
   CO_TRY(co_await map_->append(CutEvent{.epoch = epoch,
                                         .nonce = nonce,
                                         .checkpoint = cut.request.checkpoint,
@@ -186,11 +201,16 @@ Task<Result<CutOutcome>> Engine::record_cut(OpenCut cut, Epoch epoch, Duration g
                                         .layer = cut.layer == nullptr ? 0 : cut.layer->id(),
                                         .created_ms = now_ms.count(),
                                         .group = cut.request.group}));
-  CutOutcome outcome{.epoch = epoch, .gate_closed = gate_closed, .checkpoint = std::nullopt, .refpoint = std::nullopt};
-  if (const auto* checkpoint = map_->state().find_checkpoint(cut.request.checkpoint); checkpoint != nullptr) {
+  CutOutcome outcome{.epoch = epoch,
+                     .gate_closed = gate_closed,
+                     .checkpoint = std::nullopt,
+                     .refpoint = std::nullopt};
+  if (const auto* checkpoint = map_->state().find_checkpoint(cut.request.checkpoint);
+      checkpoint != nullptr) {
     outcome.checkpoint = describe(*checkpoint);
   }
-  if (const auto* refpoint = map_->state().find_refpoint(cut.request.refpoint); refpoint != nullptr) {
+  if (const auto* refpoint = map_->state().find_refpoint(cut.request.refpoint);
+      refpoint != nullptr) {
     outcome.refpoint = describe(*refpoint);
   }
   co_return outcome;
@@ -220,7 +240,8 @@ void Engine::refresh_layers() {
   }
   const auto needed = [&](const std::shared_ptr<HoldLayer>& layer) {
     const auto same = [&layer](const Layer& one) { return one.id == layer->id(); };
-    return std::ranges::any_of(state.layers, same) || (cut_in_record_ && cut_in_record_->epoch == layer->epoch());
+    return std::ranges::any_of(state.layers, same) ||
+           (cut_in_record_ && cut_in_record_->epoch == layer->epoch());
   };
   std::erase_if(layers_, [&](const std::shared_ptr<HoldLayer>& layer) {
     if (needed(layer)) return false;
@@ -235,8 +256,8 @@ Task<> Engine::remove_layer_file(LayerId id) {
   co_await offload(loop_, [holds, id] { (void)holds->remove(HoldLayer::file_name(id)); });
 }
 
-/// The disk is full: the layers that no durable checkpoint needs go, and the checkpoints with them. An error
-/// if there are none.
+/// The disk is full: the layers that no durable checkpoint needs go, and the checkpoints with them.
+/// An error if there are none.
 Task<Result<void>> Engine::give_up_volatile_holds() {
   std::vector<std::string> lost;
   for (const Checkpoint& checkpoint : map_->state().checkpoints) {
@@ -244,7 +265,9 @@ Task<Result<void>> Engine::give_up_volatile_holds() {
     if (checkpoint.durability == Durability::durable) break;
     lost.push_back(checkpoint.name);
   }
-  if (lost.empty()) co_return failure(ErrorKind::no_space, "the disk is full, and only durable checkpoints hold data");
+  if (lost.empty())
+    co_return failure(ErrorKind::no_space,
+                      "the disk is full, and only durable checkpoints hold data");
   CO_TRY(co_await map_->append(LostEvent{lost}));
   refresh_layers();
   for (const std::string& name : lost) {
@@ -272,21 +295,24 @@ CheckpointInfo Engine::describe(const Checkpoint& checkpoint) const {
     if (!other.lost && other.epoch > checkpoint.epoch) next = std::min(next, other.epoch);
   }
   for (const auto& layer : layers_) {
-    if (layer->epoch() >= checkpoint.epoch && layer->epoch() < next) info.held_bytes += layer->bytes_used();
+    if (layer->epoch() >= checkpoint.epoch && layer->epoch() < next)
+      info.held_bytes += layer->bytes_used();
   }
   return info;
 }
 
 std::vector<CheckpointInfo> Engine::checkpoints() const {
   std::vector<CheckpointInfo> infos;
-  for (const Checkpoint& checkpoint : map_->state().checkpoints) infos.push_back(describe(checkpoint));
+  for (const Checkpoint& checkpoint : map_->state().checkpoints)
+    infos.push_back(describe(checkpoint));
   return infos;
 }
 
 Task<Result<void>> Engine::release_checkpoint(std::string name) {
   if (map_->state().find_checkpoint(name) == nullptr) co_return no_checkpoint(name);
   if (const auto readers = readers_.find(name); readers != readers_.end() && readers->second > 0) {
-    co_return failure(ErrorKind::in_use, fmt::format("somebody is reading the checkpoint '{}'", name));
+    co_return failure(ErrorKind::in_use,
+                      fmt::format("somebody is reading the checkpoint '{}'", name));
   }
   CO_TRY(may_change_points());
   CO_TRY(co_await map_->append(ReleaseEvent{name}));
@@ -300,13 +326,16 @@ Task<Result<RefpointInfo>> Engine::convert_checkpoint(std::string name, std::str
   const Checkpoint* checkpoint = map_->state().find_checkpoint(name);
   if (checkpoint == nullptr) co_return no_checkpoint(name);
   if (checkpoint->provisional) {
-    co_return failure(ErrorKind::precondition, fmt::format("the group of checkpoint '{}' is not decided yet", name));
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the group of checkpoint '{}' is not decided yet", name));
   }
   if (map_->state().find_refpoint(refpoint) != nullptr) {
-    co_return failure(ErrorKind::already_exists, fmt::format("there is a reference point '{}' already", refpoint));
+    co_return failure(ErrorKind::already_exists,
+                      fmt::format("there is a reference point '{}' already", refpoint));
   }
   if (const auto readers = readers_.find(name); readers != readers_.end() && readers->second > 0) {
-    co_return failure(ErrorKind::in_use, fmt::format("somebody is reading the checkpoint '{}'", name));
+    co_return failure(ErrorKind::in_use,
+                      fmt::format("somebody is reading the checkpoint '{}'", name));
   }
   CO_TRY(may_change_points());
   CO_TRY(co_await map_->append(ConvertEvent{.checkpoint = name, .refpoint = refpoint}));

@@ -1,5 +1,6 @@
 // Making things durable: data before the map that vouches for it (rule 4).
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "disk/engine.h"
@@ -8,8 +9,7 @@
 namespace berth::disk {
 namespace {
 
-constexpr std::size_t pages_at_once = 1024;   // captured copies in memory: 4 MiB
-
+constexpr std::size_t pages_at_once = 1024;  // captured copies in memory: 4 MiB
 
 }  // namespace
 
@@ -18,10 +18,11 @@ Task<Result<void>> Engine::sync_data() {
   auto synced = co_await data_->sync();
   if (!synced && !sync_failure_) {
     // What the kernel could not write it may have dropped. Nobody can know what is on the disk now.
-    sync_failure_ = Error(ErrorKind::io_error, "a sync of the data file has failed; close the volume and open it again",
+    sync_failure_ = Error(ErrorKind::io_error,
+                          "a sync of the data file has failed; close the volume and open it again",
                           std::move(synced).error());
-    // Blocks that became present since the last flush may be gone from the data file; on disk the map still
-    // has them as they were. So the next open must believe the disk, not the live map.
+    // Blocks that became present since the last flush may be gone from the data file; on disk the
+    // map still has them as they were. So the next open must believe the disk, not the live map.
     live_->set_session({});
     report(VolumeEvent::Kind::io_failed, sync_failure_->message());
     intents_.fail(Error(*sync_failure_));
@@ -58,26 +59,31 @@ Task<Result<void>> Engine::flush_shared() {
   co_return Result<void>{};
 }
 
-/// Syncs the data, and writes the pages that have this dirt. Capture, sync, write, sync: a page on disk
-/// never says "present" of bytes that are not there.
+/// Syncs the data, and writes the pages that have this dirt. Capture, sync, write, sync: a page on
+/// disk never says "present" of bytes that are not there.
 Task<Result<void>> Engine::flush_map(std::uint8_t dirt) {
   const auto guard = co_await map_flush_.lock();
-  bool synced = false;
-  std::uint64_t page = 0;
-  while (page < live_->page_count()) {
-    std::vector<std::uint64_t> batch;
-    for (; page < live_->page_count() && batch.size() < pages_at_once; ++page) {
-      if ((live_->page(page).dirt & dirt) != 0) batch.push_back(page);
+  const std::vector<std::uint64_t> pages = live_->take_dirty(dirt);
+  if (pages.empty()) co_return co_await sync_data();
+  for (std::size_t done = 0; done < pages.size();) {
+    const std::size_t count = std::min(pages_at_once, pages.size() - done);
+    auto flushed = co_await flush_batch(std::span(pages).subspan(done, count));
+    if (!flushed) {
+      for (const std::uint64_t page : std::span(pages).subspan(done + count)) relist(page);
+      co_return flushed;
     }
-    if (batch.empty()) break;
-    CO_TRY(co_await flush_batch(std::move(batch)));
-    synced = true;
+    done += count;
   }
-  if (synced) co_return Result<void>{};
-  co_return co_await sync_data();
+  co_return Result<void>{};
 }
 
-Task<Result<void>> Engine::flush_batch(std::vector<std::uint64_t> batch) {
+/// A page that was taken for a flush and not captured is dirty as before.
+void Engine::relist(std::uint64_t page) {
+  const std::uint8_t dirt = std::exchange(live_->page(page).dirt, std::uint8_t{0});
+  live_->mark_dirty(page, dirt);
+}
+
+Task<Result<void>> Engine::flush_batch(std::span<const std::uint64_t> batch) {
   AlignedBuffer copies(batch.size() * page_size);
   const auto capture = [&] {
     for (std::size_t i = 0; i < batch.size(); ++i) {
@@ -89,8 +95,8 @@ Task<Result<void>> Engine::flush_batch(std::vector<std::uint64_t> batch) {
   };
   const auto restore = [&] {
     for (const std::uint64_t index : batch) {
-      LivePage& page = live_->page(index);
-      page.dirt = static_cast<std::uint8_t>((page.dirt | page.dirt >> capturing_shift) & 0x3U);
+      const std::uint8_t dirt = std::exchange(live_->page(index).dirt, std::uint8_t{0});
+      live_->mark_dirty(index, (dirt | dirt >> capturing_shift) & (dirty_epochs | dirty_states));
     }
   };
 
@@ -101,8 +107,10 @@ Task<Result<void>> Engine::flush_batch(std::vector<std::uint64_t> batch) {
     std::vector<Task<Result<void>>> writes;
     writes.reserve(batch.size());
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      const unsigned other = live_->page(batch[i]).sequence == 0 ? 0 : 1U - live_->page(batch[i]).slot;
-      writes.push_back(map_->write_page(batch[i], other, copies.bytes().subspan(i * page_size, page_size)));
+      const unsigned other =
+          live_->page(batch[i]).sequence == 0 ? 0 : 1U - live_->page(batch[i]).slot;
+      writes.push_back(
+          map_->write_page(batch[i], other, copies.bytes().subspan(i * page_size, page_size)));
     }
     done = co_await run_all(std::move(writes));
   }

@@ -1,8 +1,8 @@
 // Reads and writes of the live disk.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include <fmt/format.h>
 
 #include "disk/engine.h"
 #include "disk/sabotage.h"
@@ -15,10 +15,12 @@ constexpr std::size_t pieces_at_once = 16;  // blocks of one request in the slow
 }  // namespace
 
 Result<void> Engine::check_range(std::uint64_t offset, std::uint64_t length) const {
-  if (unfinished_) [[unlikely]] return failure(Error(*unfinished_));
+  if (unfinished_) [[unlikely]]
+    return failure(Error(*unfinished_));
   if (offset <= size() && length <= size() - offset) return {};
-  return failure(ErrorKind::invalid_argument, fmt::format("{} bytes at offset {} are not within the volume's {} bytes",
-                                                          length, offset, size()));
+  return failure(ErrorKind::invalid_argument,
+                 fmt::format("{} bytes at offset {} are not within the volume's {} bytes", length,
+                             offset, size()));
 }
 
 Task<> Engine::admitted() {
@@ -32,7 +34,8 @@ Task<> Engine::pass_gate() {
 // --- Reads.
 
 Task<Result<void>> Engine::read(std::uint64_t offset, MutableBytes into) {
-  if (exclusive_) [[unlikely]] co_await admitted();
+  if (exclusive_) [[unlikely]]
+    co_await admitted();
   CO_TRY(check_range(offset, into.size()));
   const Request request(*this);
   co_return co_await read_live(offset, into);
@@ -48,15 +51,9 @@ Task<Result<void>> Engine::read_live(std::uint64_t offset, MutableBytes into) {
     const std::uint64_t length = std::min(end, block_offset(block)) - offset;
     const MutableBytes part = into.first(length);
     switch (state) {
-      case BlockState::present:
-        CO_TRY(co_await read_data(offset, part));
-        break;
-      case BlockState::zero:
-        std::memset(part.data(), 0, part.size());
-        break;
-      case BlockState::absent:
-        CO_TRY(co_await read_backing(offset, part));
-        break;
+      case BlockState::present: CO_TRY(co_await read_data(offset, part)); break;
+      case BlockState::zero: std::memset(part.data(), 0, part.size()); break;
+      case BlockState::absent: CO_TRY(co_await read_backing(offset, part)); break;
     }
     offset += length;
     into = into.subspan(length);
@@ -67,15 +64,18 @@ Task<Result<void>> Engine::read_live(std::uint64_t offset, MutableBytes into) {
 Task<Result<void>> Engine::read_data(std::uint64_t offset, MutableBytes into) {
   if (is_aligned(offset, into.size()) && is_aligned(into.data())) {
     const std::size_t got = CO_TRY(co_await data_->read(offset, into));
-    if (got == into.size()) [[likely]] co_return Result<void>{};
-    co_return failure(ErrorKind::corrupt, fmt::format("the data file ends at {}, within the volume", offset + got));
+    if (got == into.size()) [[likely]]
+      co_return Result<void>{};
+    co_return failure(ErrorKind::corrupt,
+                      fmt::format("the data file ends at {}, within the volume", offset + got));
   }
   const std::uint64_t start = round_down(offset, alignment_);
   const std::uint64_t end = round_up(offset + into.size(), alignment_);
   AlignedBuffer buffer(end - start);
   const std::size_t got = CO_TRY(co_await data_->read(start, buffer.bytes()));
   if (start + got < offset + into.size()) {
-    co_return failure(ErrorKind::corrupt, fmt::format("the data file ends at {}, within the volume", start + got));
+    co_return failure(ErrorKind::corrupt,
+                      fmt::format("the data file ends at {}, within the volume", start + got));
   }
   std::memcpy(into.data(), buffer.data() + (offset - start), into.size());
   co_return Result<void>{};
@@ -90,7 +90,8 @@ Task<Result<void>> Engine::read_backing(std::uint64_t offset, MutableBytes into)
     AlignedBuffer buffer(round_up(offset + length, sector_size) - start);
     const std::size_t got = CO_TRY(co_await backing_->read(start, buffer.bytes()));
     if (start + got < offset + length) {
-      co_return failure(ErrorKind::corrupt, fmt::format("the backing '{}' has become shorter", backing_->name()));
+      co_return failure(ErrorKind::corrupt,
+                        fmt::format("the backing '{}' has become shorter", backing_->name()));
     }
     std::memcpy(into.data(), buffer.data() + (offset - start), length);
   }
@@ -109,7 +110,8 @@ bool Engine::all_current(BlockIndex first, BlockIndex last) const {
 }
 
 Task<Result<void>> Engine::write(std::uint64_t offset, Bytes from) {
-  if (exclusive_) [[unlikely]] co_await admitted();
+  if (exclusive_) [[unlikely]]
+    co_await admitted();
   CO_TRY(check_range(offset, from.size()));
   const Request request(*this);
   if (from.empty()) co_return Result<void>{};
@@ -133,15 +135,16 @@ Task<Result<void>> Engine::write_live(std::uint64_t offset, Bytes from) {
   co_return co_await write_slow(offset, from);
 }
 
-/// The slow path, once per block and epoch: first for the whole request at once, which does for blocks that
-/// are present and need no hold; else block by block.
+/// The slow path, once per block and epoch: first for the whole request at once, which does for
+/// blocks that are present and need no hold; else block by block.
 Task<Result<void>> Engine::write_slow(std::uint64_t offset, Bytes from) {
   const bool done = CO_TRY(co_await write_run(offset, from));
   if (done) co_return Result<void>{};
   std::vector<Task<Result<void>>> pieces;
   while (!from.empty()) {
     const BlockIndex block = block_of(offset);
-    const std::size_t length = std::min<std::uint64_t>(from.size(), block_offset(block + 1) - offset);
+    const std::size_t length =
+        std::min<std::uint64_t>(from.size(), block_offset(block + 1) - offset);
     pieces.push_back(write_block(block, offset, from.first(length)));
     offset += length;
     from = from.subspan(length);
@@ -150,8 +153,8 @@ Task<Result<void>> Engine::write_slow(std::uint64_t offset, Bytes from) {
   co_return co_await run_all(std::move(pieces));
 }
 
-/// Everything that is checked here holds until the write has been submitted: nothing is awaited between.
-/// False: some block needs more than its epoch set.
+/// Everything that is checked here holds until the write has been submitted: nothing is awaited
+/// between. False: some block needs more than its epoch set.
 Task<Result<bool>> Engine::write_run(std::uint64_t offset, Bytes from) {
   const BlockIndex first = block_of(offset);
   const BlockIndex last = block_of(offset + from.size() - 1);
@@ -175,7 +178,8 @@ Task<Result<bool>> Engine::write_run(std::uint64_t offset, Bytes from) {
   const std::uint64_t first_region = region_of(first);
   const std::uint64_t last_region = region_of(last);
   for (std::uint64_t region = first_region; region <= last_region; ++region) intents_.enter(region);
-  for (BlockIndex block = first; block <= last; ++block) live_->set_word(block, current(BlockState::present));
+  for (BlockIndex block = first; block <= last; ++block)
+    live_->set_word(block, current(BlockState::present));
   begin_mutation();
   auto written = co_await data_->write(offset, from);
   end_mutation();
@@ -184,8 +188,8 @@ Task<Result<bool>> Engine::write_run(std::uint64_t offset, Bytes from) {
   co_return true;
 }
 
-/// A write within one block, whatever it needs. Each step leaves a lasting mark (an intent, a hold, a state)
-/// and everything is looked at again after it.
+/// A write within one block, whatever it needs. Each step leaves a lasting mark (an intent, a hold,
+/// a state) and everything is looked at again after it.
 Task<Result<void>> Engine::write_block(BlockIndex block, std::uint64_t offset, Bytes from) {
   for (;;) {
     co_await pass_gate();
@@ -217,8 +221,8 @@ Task<Result<void>> Engine::write_block(BlockIndex block, std::uint64_t offset, B
   }
 }
 
-/// The first whole write of a block that is not present: it becomes so when the bytes are there (rule 4).
-/// The caller has taken the block's lock and checked everything else, this instant.
+/// The first whole write of a block that is not present: it becomes so when the bytes are there
+/// (rule 4). The caller has taken the block's lock and checked everything else, this instant.
 Task<Result<void>> Engine::write_new_block(BlockIndex block, Bytes from) {
   const auto guard = locks_.adopt_exclusive(block, block);
   const std::uint64_t region = region_of(block);
@@ -232,12 +236,13 @@ Task<Result<void>> Engine::write_new_block(BlockIndex block, Bytes from) {
   co_return written;
 }
 
-/// A write that does not keep to the data file's sectors, or whose memory does not: the sectors at its ends
-/// are read, changed and written under the blocks' exclusive locks.
+/// A write that does not keep to the data file's sectors, or whose memory does not: the sectors at
+/// its ends are read, changed and written under the blocks' exclusive locks.
 Task<Result<void>> Engine::write_part_of_sector(std::uint64_t offset, Bytes from) {
   while (!from.empty()) {
     const BlockIndex block = block_of(offset);
-    const std::size_t length = std::min<std::uint64_t>(from.size(), block_offset(block + 1) - offset);
+    const std::size_t length =
+        std::min<std::uint64_t>(from.size(), block_offset(block + 1) - offset);
     const std::uint64_t start = round_down(offset, alignment_);
     const std::uint64_t end = round_up(offset + length, alignment_);
     AlignedBuffer buffer(end - start);
@@ -281,15 +286,15 @@ Task<Result<void>> Engine::write_part_of_sector(std::uint64_t offset, Bytes from
   co_return Result<void>{};
 }
 
-/// Whether a checkpoint needs the block's present content and does not have it. The index alone answers
-/// (rule 2): epochs that a recovery gave say nothing about it.
+/// Whether a checkpoint needs the block's present content and does not have it. The index alone
+/// answers (rule 2): epochs that a recovery gave say nothing about it.
 bool Engine::needs_hold(BlockIndex block, MapWord word) const {
   if (newest_checkpoint_ == 0 || word.epoch() == live_->epoch()) return false;
   return find_held(newest_checkpoint_, block, nullptr).kind == HeldKind::none;
 }
 
-/// Makes the block's content safe in the newest layer. Returns when nobody needs to hold it any more, or
-/// with an error.
+/// Makes the block's content safe in the newest layer. Returns when nobody needs to hold it any
+/// more, or with an error.
 Task<Result<void>> Engine::hold_block(BlockIndex block) {
   const auto guard = co_await locks_.exclusive(block);
   const MapWord word = live_->word(block);
@@ -315,7 +320,8 @@ Task<Result<void>> Engine::hold_block(BlockIndex block) {
   co_return held;
 }
 
-/// Brings a block's content into the data file. Its content does not change, so neither does its epoch.
+/// Brings a block's content into the data file. Its content does not change, so neither does its
+/// epoch.
 Task<Result<void>> Engine::fill_block(BlockIndex block) {
   const auto guard = co_await locks_.exclusive(block);
   const MapWord word = live_->word(block);
@@ -323,7 +329,8 @@ Task<Result<void>> Engine::fill_block(BlockIndex block) {
   AlignedBuffer content = AlignedBuffer::zeroed(block_size_);
   const MutableBytes bytes = content.first(block_length(block));
   if (word.state() == BlockState::absent) CO_TRY(co_await read_backing(block_offset(block), bytes));
-  if (sabotaged(Sabotage::presence_before_data)) live_->set_word(block, MapWord::of(word.epoch(), BlockState::present));
+  if (sabotaged(Sabotage::presence_before_data))
+    live_->set_word(block, MapWord::of(word.epoch(), BlockState::present));
   CO_TRY(co_await data_->write(block_offset(block), bytes));
   // Nobody else can have changed the word: that takes the lock.
   live_->set_word(block, MapWord::of(word.epoch(), BlockState::present));

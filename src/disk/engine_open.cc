@@ -1,9 +1,9 @@
 // Create, open (after a clean close, the process's death, or the machine's), close.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
+
+#include <fmt/format.h>
 
 #include "disk/engine.h"
 #include "disk/locked_file.h"
@@ -19,23 +19,28 @@ constexpr std::size_t pages_at_once = 256;  // read together when the map is loa
 Result<void> check_geometry(const CreateOptions& options) {
   if (!std::has_single_bit(options.block_size) || options.block_size < block_size_min ||
       options.block_size > block_size_max) {
-    return failure(ErrorKind::invalid_argument, fmt::format("a block size of {} is not a power of two from {} to {}",
-                                                            options.block_size, block_size_min, block_size_max));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("a block size of {} is not a power of two from {} to {}",
+                               options.block_size, block_size_min, block_size_max));
   }
   if (options.size > volume_size_max) {
-    return failure(ErrorKind::invalid_argument,
-                   fmt::format("a size of {} is above the limit of {}", options.size, volume_size_max));
+    return failure(ErrorKind::invalid_argument, fmt::format("a size of {} is above the limit of {}",
+                                                            options.size, volume_size_max));
   }
   if (options.size % 512 != 0) {
-    return failure(ErrorKind::invalid_argument, fmt::format("a size of {} is not a multiple of 512", options.size));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("a size of {} is not a multiple of 512", options.size));
   }
-  if (options.backing.size() > 4096) return failure(ErrorKind::limit, "the backing's name is over 4096 bytes");
+  if (options.backing.size() > 4096)
+    return failure(ErrorKind::limit, "the backing's name is over 4096 bytes");
   return {};
 }
 
-Task<Result<void>> write_description(Directory& directory, const Superblock& superblock, const CreateOptions& options) {
+Task<Result<void>> write_description(Directory& directory, const Superblock& superblock,
+                                     const CreateOptions& options) {
   const std::string text = fmt::format(
-      "{{\n  \"what\": \"a Berth volume; see docs/formats/. For people: nothing reads this file.\",\n"
+      "{{\n  \"what\": \"a Berth volume; see docs/formats/. For people: nothing reads this "
+      "file.\",\n"
       "  \"id\": \"{}\",\n  \"size\": {},\n  \"block_size\": {}\n}}\n",
       superblock.volume.to_string(), options.size, superblock.block_size);
   auto file = CO_TRY(directory.open(description_name, {.create = true}));
@@ -48,12 +53,16 @@ Task<Result<void>> write_description(Directory& directory, const Superblock& sup
 Task<Result<void>> Volume::create(VolumeEnvironment environment, CreateOptions options) {
   Directory& directory = environment.directory;
   const bool exists = CO_TRY(directory.exists("map"));
-  if (exists) co_return failure(ErrorKind::already_exists, fmt::format("'{}' is a volume already", directory.path()));
+  if (exists)
+    co_return failure(ErrorKind::already_exists,
+                      fmt::format("'{}' is a volume already", directory.path()));
 
   VolumeState state;
   if (!options.backing.empty()) {
-    if (options.adopt) co_return failure(ErrorKind::invalid_argument, "an adopted disk has no backing");
-    if (!environment.open_backing) co_return failure(ErrorKind::unsupported, "backings cannot be opened here");
+    if (options.adopt)
+      co_return failure(ErrorKind::invalid_argument, "an adopted disk has no backing");
+    if (!environment.open_backing)
+      co_return failure(ErrorKind::unsupported, "backings cannot be opened here");
     const auto backing = CO_TRY(co_await environment.open_backing(options.backing));
     state.backing = options.backing;
     state.backing_limit = CO_TRY(backing->size());
@@ -67,8 +76,9 @@ Task<Result<void>> Volume::create(VolumeEnvironment environment, CreateOptions o
   CO_TRY(check_geometry(options));
   if (options.size == 0) co_return failure(ErrorKind::invalid_argument, "a volume needs a size");
   if (options.adopt && data_size < options.size) {
-    co_return failure(ErrorKind::invalid_argument,
-                      fmt::format("the disk has {} bytes, fewer than the size of {}", data_size, options.size));
+    co_return failure(
+        ErrorKind::invalid_argument,
+        fmt::format("the disk has {} bytes, fewer than the size of {}", data_size, options.size));
   }
   if (!options.adopt) CO_TRY(data->truncate(options.size));
   CO_TRY(co_await data->sync_all());
@@ -76,10 +86,11 @@ Task<Result<void>> Volume::create(VolumeEnvironment environment, CreateOptions o
   state.size = options.size;
   state.clean = true;
   state.data = CO_TRY(data->identity());
-  const auto now_ms =
-      std::chrono::duration_cast<std::chrono::milliseconds>(environment.loop.wall_time().time_since_epoch());
-  const Superblock superblock{
-      .volume = environment.random.id(), .block_size = options.block_size, .created_ms = now_ms.count()};
+  const auto now_ms = std::chrono::duration_cast<std::chrono::milliseconds>(
+      environment.loop.wall_time().time_since_epoch());
+  const Superblock superblock{.volume = environment.random.id(),
+                              .block_size = options.block_size,
+                              .created_ms = now_ms.count()};
   const auto holds = CO_TRY(directory.open_directory(HoldLayer::directory_name, true));
   CO_TRY(holds->sync());
   CO_TRY(co_await write_description(directory, superblock, options));
@@ -88,7 +99,8 @@ Task<Result<void>> Volume::create(VolumeEnvironment environment, CreateOptions o
   co_return directory.sync();
 }
 
-Task<Result<std::unique_ptr<Volume>>> Volume::open(VolumeEnvironment environment, OpenOptions options) {
+Task<Result<std::unique_ptr<Volume>>> Volume::open(VolumeEnvironment environment,
+                                                   OpenOptions options) {
   co_return CO_TRY(co_await Engine::open(std::move(environment), options));
 }
 
@@ -114,22 +126,30 @@ Engine::~Engine() = default;
 void Engine::abandon() { tasks_.abandon(); }
 
 void Engine::report(VolumeEvent::Kind kind, std::string message) const {
-  if (environment_.report_event) environment_.report_event({.kind = kind, .message = std::move(message)});
+  if (environment_.report_event)
+    environment_.report_event({.kind = kind, .message = std::move(message)});
 }
 
-Task<Result<std::unique_ptr<Engine>>> Engine::open(VolumeEnvironment environment, OpenOptions options) {
+Task<Result<std::unique_ptr<Engine>>> Engine::open(VolumeEnvironment environment,
+                                                   OpenOptions options) {
   auto map = co_await MapFile::open(environment.loop, environment.directory, false);
   if (!map) {
-    co_return failure(
-        std::move(map).error().with_context(fmt::format("cannot open the volume '{}'", environment.directory.path())));
+    co_return failure(std::move(map).error().with_context(
+        fmt::format("cannot open the volume '{}'", environment.directory.path())));
   }
-  std::unique_ptr<Engine> engine(new Engine(std::move(environment), options, std::move(*map)));
+  // Destroyed before the end, in a simulation, the process has died while it opened.
+  const auto drop = [](Engine* unfinished) {
+    unfinished->abandon();
+    delete unfinished;
+  };
+  std::unique_ptr<Engine, decltype(drop)> engine(
+      new Engine(std::move(environment), options, std::move(*map)), drop);
   auto opened = co_await engine->open_parts();
   if (!opened) {
     co_await engine->tasks_.drained();
     co_return failure(std::move(opened).error());
   }
-  co_return std::move(engine);
+  co_return std::unique_ptr<Engine>(engine.release());
 }
 
 Task<Result<void>> Engine::open_parts() {
@@ -148,7 +168,8 @@ Task<Result<void>> Engine::open_data() {
   const std::uint64_t data_size = CO_TRY(data_->size());
   if (data_size < size() && !map_->state().pending_resize) {
     co_return failure(ErrorKind::corrupt,
-                      fmt::format("the data file '{}' has {} bytes, the volume {}", data_->name(), data_size, size()));
+                      fmt::format("the data file '{}' has {} bytes, the volume {}", data_->name(),
+                                  data_size, size()));
   }
   co_return Result<void>{};
 }
@@ -156,18 +177,20 @@ Task<Result<void>> Engine::open_data() {
 Task<Result<void>> Engine::open_backing() {
   has_backing_ = !map_->state().backing.empty();
   if (!has_backing_) co_return Result<void>{};
-  if (!environment_.open_backing) co_return failure(ErrorKind::unsupported, "backings cannot be opened here");
+  if (!environment_.open_backing)
+    co_return failure(ErrorKind::unsupported, "backings cannot be opened here");
   auto backing = co_await environment_.open_backing(map_->state().backing);
   if (!backing) {
-    co_return failure(
-        std::move(backing).error().with_context(fmt::format("cannot open the backing '{}'", map_->state().backing)));
+    co_return failure(std::move(backing).error().with_context(
+        fmt::format("cannot open the backing '{}'", map_->state().backing)));
   }
   backing_ = std::move(*backing);
   backing_size_ = map_->state().backing_limit;
   const std::uint64_t available = CO_TRY(backing_->size());
   if (available < backing_size_) {
-    co_return failure(ErrorKind::corrupt, fmt::format("the backing '{}' has {} bytes, {} are needed",
-                                                      map_->state().backing, available, backing_size_));
+    co_return failure(ErrorKind::corrupt,
+                      fmt::format("the backing '{}' has {} bytes, {} are needed",
+                                  map_->state().backing, available, backing_size_));
   }
   co_return Result<void>{};
 }
@@ -179,8 +202,8 @@ LiveMap::Key Engine::live_key(const Id128& session) const {
           .page_count = page_count_for(block_count())};
 }
 
-/// Which map is to be believed: the live one, if the process died (exact); else the one on disk, with the
-/// intents if it was not closed (rule 2).
+/// Which map is to be believed: the live one, if the process died (exact); else the one on disk,
+/// with the intents if it was not closed (rule 2).
 Task<Result<void>> Engine::open_live_map() {
   const VolumeState& state = map_->state();
   intents_.set_region_count(divide_up(size(), region_size));
@@ -192,17 +215,18 @@ Task<Result<void>> Engine::open_live_map() {
     auto adopted = LiveMap::adopt(environment_.live_store, live_key(state.session));
     if (adopted) {
       live_.emplace(std::move(*adopted));
-      for (std::uint64_t page = 0; page < live_->page_count(); ++page) {
-        std::uint8_t& dirt = live_->page(page).dirt;
-        dirt = static_cast<std::uint8_t>((dirt | dirt >> capturing_shift) & 0x3U);
-      }
-      intents_.restore(intents_count ? *newest : IntentRecord{.sequence = intent_sequence, .epoch = 0, .regions = {}});
+      intents_.restore(intents_count
+                           ? *newest
+                           : IntentRecord{.sequence = intent_sequence, .epoch = 0, .regions = {}});
       co_return Result<void>{};
     }
-    if (adopted.error().kind() != ErrorKind::not_found) co_return failure(std::move(adopted).error());
+    if (adopted.error().kind() != ErrorKind::not_found)
+      co_return failure(std::move(adopted).error());
   }
 
-  OpenEvent event{.kind = OpenKind::clean, .session = environment_.random.id(), .intents_before = intent_sequence};
+  OpenEvent event{.kind = OpenKind::clean,
+                  .session = environment_.random.id(),
+                  .intents_before = intent_sequence};
   const bool died = !state.clean;
   const bool foreign = state.clean && state.data != CO_TRY(data_->identity());
   CO_TRY(co_await load_map(state.epoch, event.session));
@@ -216,20 +240,26 @@ Task<Result<void>> Engine::open_live_map() {
       give_recovered_epochs(*newest);
       event.recovered = newest->epoch;
       newest_epoch = std::max(newest_epoch, newest->epoch);
-      event.intents_before = state.intents_before;  // until these regions have cooled, the record counts
+      event.intents_before =
+          state.intents_before;  // until these regions have cooled, the record counts
     }
-    intents_.restore(intents_count ? *newest : IntentRecord{.sequence = intent_sequence, .epoch = 0, .regions = {}});
+    intents_.restore(intents_count
+                         ? *newest
+                         : IntentRecord{.sequence = intent_sequence, .epoch = 0, .regions = {}});
     if (!sabotaged(Sabotage::reuse_recovered_epoch)) ++newest_epoch;
-    report(VolumeEvent::Kind::recovered_from_power_loss,
-           fmt::format("the volume was not closed and the machine has restarted: {} regions may over-report",
-                       intents_.hot_count()));
+    report(
+        VolumeEvent::Kind::recovered_from_power_loss,
+        fmt::format(
+            "the volume was not closed and the machine has restarted: {} regions may over-report",
+            intents_.hot_count()));
   } else {
     intents_.restore(IntentRecord{.sequence = intent_sequence, .epoch = 0, .regions = {}});
     if (foreign) {
       event.kind = OpenKind::foreign_data;
       ++newest_epoch;
       report(VolumeEvent::Kind::checkpoint_lost,
-             "the data file was changed while the volume was closed: earlier reference points are void");
+             "the data file was changed while the volume was closed: earlier reference points are "
+             "void");
     }
   }
   live_->set_epoch(newest_epoch);
@@ -247,10 +277,12 @@ Task<Result<void>> Engine::load_map(Epoch epoch, const Id128& session) {
     const auto loaded = CO_TRY(co_await map_->read_pages(page, count, words));
     for (std::size_t i = 0; i < count; ++i) {
       if (loaded[i].damaged) {
-        co_return failure(ErrorKind::corrupt,
-                          fmt::format("the block map of '{}' is damaged: both copies of page {}; 'berth volume check "
-                                      "--repair' reports its blocks as changed and goes on",
-                                      environment_.directory.path(), page + i));
+        co_return failure(
+            ErrorKind::corrupt,
+            fmt::format(
+                "the block map of '{}' is damaged: both copies of page {}; 'berth volume check "
+                "--repair' reports its blocks as changed and goes on",
+                environment_.directory.path(), page + i));
       }
       if (loaded[i].sequence == 0) continue;
       LivePage& live_page = live_->page(page + i);
@@ -258,19 +290,22 @@ Task<Result<void>> Engine::load_map(Epoch epoch, const Id128& session) {
       live_page.slot = static_cast<std::uint8_t>(loaded[i].slot);
       const auto source = std::span(words).subspan(i * words_per_page, words_per_page);
       std::ranges::copy(source, live_->page_words(page + i).begin());
-      for (const MapWord word : source) live_page.epoch_max = std::max(live_page.epoch_max, word.epoch());
+      for (const MapWord word : source)
+        live_page.epoch_max = std::max(live_page.epoch_max, word.epoch());
     }
     page = CO_TRY(map_->next_written_page(page + count, live_->page_count()));
   }
   co_return Result<void>{};
 }
 
-/// Every block of a region that was hot may have been written in any epoch up to the region's (rule 2). The
-/// states stay: what was present on disk is, and what was not was not flushed.
+/// Every block of a region that was hot may have been written in any epoch up to the region's (rule
+/// 2). The states stay: what was present on disk is, and what was not was not flushed.
 void Engine::give_recovered_epochs(const IntentRecord& intents) {
   for (const HotRegion& hot : intents.regions) {
     const BlockIndex first = block_of(hot.region * region_size);
-    const BlockIndex end = std::min(block_count(), std::max<BlockIndex>(block_of((hot.region + 1ULL) * region_size), first + 1));
+    const BlockIndex end =
+        std::min(block_count(),
+                 std::max<BlockIndex>(block_of((hot.region + 1ULL) * region_size), first + 1));
     for (BlockIndex block = first; block < end; ++block) {
       const MapWord word = live_->word(block);
       if (word.epoch() < hot.epoch) live_->set_word(block, MapWord::of(hot.epoch, word.state()));
@@ -281,11 +316,13 @@ void Engine::give_recovered_epochs(const IntentRecord& intents) {
 Task<Result<void>> Engine::open_layers() {
   holds_ = CO_TRY(environment_.directory.open_directory(HoldLayer::directory_name, true));
   next_layer_ = map_->state().next_layer;
-  // Of a cut that died between its two phases: its epoch goes on, and nothing was held in the layer.
+  // Of a cut that died between its two phases: its epoch goes on, and nothing was held in the
+  // layer.
   const std::vector<Layer> recorded = map_->state().layers;
   for (const Layer& layer : recorded) {
     if (layer.epoch < live_->epoch()) continue;
-    CO_TRY(co_await map_->append(LayerEvent{.layer = layer.id, .epoch = layer.epoch, .present = false}));
+    CO_TRY(co_await map_->append(
+        LayerEvent{.layer = layer.id, .epoch = layer.epoch, .present = false}));
   }
   for (const Layer& layer : map_->state().layers) {
     auto opened = co_await HoldLayer::open(loop_, *holds_,
@@ -296,7 +333,8 @@ Task<Result<void>> Engine::open_layers() {
                                            block_count());
     if (!opened) {
       co_return failure(std::move(opened).error().with_context(
-          fmt::format("cannot open a hold of the volume '{}'; 'berth volume check --repair' gives its checkpoints up",
+          fmt::format("cannot open a hold of the volume '{}'; 'berth volume check --repair' gives "
+                      "its checkpoints up",
                       environment_.directory.path())));
     }
     layers_.push_back(std::move(*opened));
@@ -304,7 +342,9 @@ Task<Result<void>> Engine::open_layers() {
   refresh_layers();
   // Files of layers that are gone: of a cut that was not recorded, or a removal cut short.
   for (const std::string& name : CO_TRY(holds_->list())) {
-    const auto same = [&name](const auto& layer) { return HoldLayer::file_name(layer->id()) == name; };
+    const auto same = [&name](const auto& layer) {
+      return HoldLayer::file_name(layer->id()) == name;
+    };
     if (std::ranges::none_of(layers_, same)) (void)holds_->remove(name);
   }
   co_return Result<void>{};
@@ -312,7 +352,8 @@ Task<Result<void>> Engine::open_layers() {
 
 Task<Result<void>> Engine::roll_forward() {
   if (const auto resize = map_->state().pending_resize) CO_TRY(co_await finish_resize(*resize));
-  if (const auto revert = map_->state().pending_revert; revert && !sabotaged(Sabotage::forget_revert)) {
+  if (const auto revert = map_->state().pending_revert;
+      revert && !sabotaged(Sabotage::forget_revert)) {
     CO_TRY(co_await finish_revert(*revert));
   }
   co_return Result<void>{};
@@ -329,7 +370,8 @@ Task<Result<void>> Engine::close() {
   const FileIdentity identity = CO_TRY(data_->identity());
   CO_TRY(co_await map_->append(CloseEvent{.epoch = live_->epoch(), .data = identity}));
   co_await tasks_.drained();
-  co_return LiveMap::remove(environment_.live_store, map_->superblock().volume, live_->page_count());
+  co_return LiveMap::remove(environment_.live_store, map_->superblock().volume,
+                            live_->page_count());
 }
 
 VolumeInfo Engine::info() const {

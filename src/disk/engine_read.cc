@@ -1,8 +1,8 @@
 // What was: checkpoints' bytes (rule 8), and which blocks have changed since (rule 1).
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include <fmt/format.h>
 
 #include "disk/engine.h"
 #include "disk/sabotage.h"
@@ -14,7 +14,8 @@ constexpr std::uint64_t pages_between_yields = 64;  // of a changes query: about
 
 }  // namespace
 
-HeldBlock Engine::find_held(Epoch checkpoint, BlockIndex block, std::shared_ptr<HoldLayer>* layer) const {
+HeldBlock Engine::find_held(Epoch checkpoint, BlockIndex block,
+                            std::shared_ptr<HoldLayer>* layer) const {
   for (const auto& candidate : layers_) {
     if (candidate->epoch() < checkpoint) continue;
     const HeldBlock held = candidate->find(block);
@@ -25,8 +26,8 @@ HeldBlock Engine::find_held(Epoch checkpoint, BlockIndex block, std::shared_ptr<
   return {};
 }
 
-Task<Result<void>> Engine::read_held(HoldLayer& layer, HeldBlock held, BlockIndex block, std::uint64_t within,
-                                     MutableBytes into) {
+Task<Result<void>> Engine::read_held(HoldLayer& layer, HeldBlock held, BlockIndex block,
+                                     std::uint64_t within, MutableBytes into) {
   switch (held.kind) {
     case HeldKind::data:
       if (is_aligned(within, into.size()) && is_aligned(into.data())) {
@@ -37,17 +38,16 @@ Task<Result<void>> Engine::read_held(HoldLayer& layer, HeldBlock held, BlockInde
         std::memcpy(into.data(), whole.data() + within, into.size());
         co_return Result<void>{};
       }
-    case HeldKind::backing:
-      co_return co_await read_backing(block_offset(block) + within, into);
+    case HeldKind::backing: co_return co_await read_backing(block_offset(block) + within, into);
     case HeldKind::zero:
-    case HeldKind::none:
-      break;
+    case HeldKind::none: break;
   }
   std::memset(into.data(), 0, into.size());
   co_return Result<void>{};
 }
 
-Task<Result<void>> Engine::read_as_of(CheckpointView view, std::uint64_t offset, MutableBytes into) {
+Task<Result<void>> Engine::read_as_of(CheckpointView view, std::uint64_t offset,
+                                      MutableBytes into) {
   while (!into.empty()) {
     const BlockIndex first = block_of(offset);
     std::shared_ptr<HoldLayer> layer;  // kept: it may be given up while we read
@@ -55,19 +55,22 @@ Task<Result<void>> Engine::read_as_of(CheckpointView view, std::uint64_t offset,
     const std::uint64_t end = offset + into.size();
     if (held.kind != HeldKind::none) {
       const std::size_t length = std::min(end, block_offset(first + 1)) - offset;
-      CO_TRY(co_await read_held(*layer, held, first, offset - block_offset(first), into.first(length)));
+      CO_TRY(co_await read_held(*layer, held, first, offset - block_offset(first),
+                                into.first(length)));
       offset += length;
       into = into.subspan(length);
       continue;
     }
-    // A run that nobody holds is live. Whoever overwrites a block of it meanwhile holds it first, so a
-    // second look at the index tells which blocks to read again.
+    // A run that nobody holds is live. Whoever overwrites a block of it meanwhile holds it first,
+    // so a second look at the index tells which blocks to read again.
     BlockIndex stop = first + 1;
-    while (block_offset(stop) < end && find_held(view.epoch, stop, nullptr).kind == HeldKind::none) ++stop;
+    while (block_offset(stop) < end && find_held(view.epoch, stop, nullptr).kind == HeldKind::none)
+      ++stop;
     const std::size_t length = std::min(end, block_offset(stop)) - offset;
     const MutableBytes part = into.first(length);
     CO_TRY(co_await read_live(offset, part));
-    for (BlockIndex block = first; block < stop && !sabotaged(Sabotage::trust_first_look); ++block) {
+    for (BlockIndex block = first; block < stop && !sabotaged(Sabotage::trust_first_look);
+         ++block) {
       const HeldBlock appeared = find_held(view.epoch, block, &layer);
       if (appeared.kind == HeldKind::none) continue;
       const std::uint64_t start = std::max(offset, block_offset(block));
@@ -85,7 +88,8 @@ Task<Result<void>> Engine::read_as_of(CheckpointView view, std::uint64_t offset,
 
 class EngineCheckpointReader final : public CheckpointReader {
  public:
-  EngineCheckpointReader(Engine& engine, CheckpointInfo info) : engine_(engine), info_(std::move(info)) {
+  EngineCheckpointReader(Engine& engine, CheckpointInfo info)
+      : engine_(engine), info_(std::move(info)) {
     ++engine_.readers_[info_.name];
   }
   EngineCheckpointReader(const EngineCheckpointReader&) = delete;
@@ -117,7 +121,8 @@ class EngineCheckpointReader final : public CheckpointReader {
         extent.hole = extent.zero = held.kind == HeldKind::zero;
       }
       offset += extent.length;
-      if (!extents.empty() && extents.back().hole == extent.hole && extents.back().zero == extent.zero) {
+      if (!extents.empty() && extents.back().hole == extent.hole &&
+          extents.back().zero == extent.zero) {
         extents.back().length += extent.length;
       } else {
         if (extents.size() == extents_max) break;
@@ -131,12 +136,14 @@ class EngineCheckpointReader final : public CheckpointReader {
   Result<void> still_there() const {
     const Checkpoint* checkpoint = engine_.map_->state().find_checkpoint(info_.name);
     if (checkpoint != nullptr && !checkpoint->lost) return {};
-    return failure(ErrorKind::precondition, fmt::format("the checkpoint '{}' was given up: its data is gone", info_.name));
+    return failure(ErrorKind::precondition,
+                   fmt::format("the checkpoint '{}' was given up: its data is gone", info_.name));
   }
   Result<void> check(std::uint64_t offset, std::uint64_t length) const {
     if (offset > info_.size || length > info_.size - offset) {
-      return failure(ErrorKind::invalid_argument, fmt::format("{} bytes at offset {} are not within the checkpoint's {}",
-                                                              length, offset, info_.size));
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("{} bytes at offset {} are not within the checkpoint's {}", length,
+                                 offset, info_.size));
     }
     return still_there();
   }
@@ -147,12 +154,15 @@ class EngineCheckpointReader final : public CheckpointReader {
 
 Result<std::unique_ptr<CheckpointReader>> Engine::read_checkpoint(const std::string& name) {
   const Checkpoint* checkpoint = map_->state().find_checkpoint(name);
-  if (checkpoint == nullptr) return failure(ErrorKind::not_found, fmt::format("there is no checkpoint '{}'", name));
+  if (checkpoint == nullptr)
+    return failure(ErrorKind::not_found, fmt::format("there is no checkpoint '{}'", name));
   if (checkpoint->provisional) {
-    return failure(ErrorKind::precondition, fmt::format("the group of checkpoint '{}' is not decided yet", name));
+    return failure(ErrorKind::precondition,
+                   fmt::format("the group of checkpoint '{}' is not decided yet", name));
   }
   if (checkpoint->lost) {
-    return failure(ErrorKind::precondition, fmt::format("the checkpoint '{}' was given up: its data is gone", name));
+    return failure(ErrorKind::precondition,
+                   fmt::format("the checkpoint '{}' was given up: its data is gone", name));
   }
   return std::make_unique<EngineCheckpointReader>(*this, describe(*checkpoint));
 }
@@ -169,7 +179,8 @@ Result<Epoch> Engine::epoch_for_changes(const ChangesRequest& request, bool* exa
     epoch = refpoint->epoch;
     nonce = refpoint->nonce;
     provisional = refpoint->provisional;
-  } else if (const Checkpoint* checkpoint = state.find_checkpoint(request.since); checkpoint != nullptr) {
+  } else if (const Checkpoint* checkpoint = state.find_checkpoint(request.since);
+             checkpoint != nullptr) {
     epoch = checkpoint->epoch;
     nonce = checkpoint->nonce;
     provisional = checkpoint->provisional;
@@ -179,14 +190,17 @@ Result<Epoch> Engine::epoch_for_changes(const ChangesRequest& request, bool* exa
   }
   if (request.nonce && *request.nonce != nonce && !sabotaged(Sabotage::ignore_nonce)) {
     return failure(ErrorKind::full_backup_required,
-                   fmt::format("the reference point '{}' is another one than the one asked for", request.since));
+                   fmt::format("the reference point '{}' is another one than the one asked for",
+                               request.since));
   }
   if (provisional) {
-    return failure(ErrorKind::precondition, fmt::format("the group of '{}' is not decided yet", request.since));
+    return failure(ErrorKind::precondition,
+                   fmt::format("the group of '{}' is not decided yet", request.since));
   }
   if (epoch < state.vouched_since) {
     return failure(ErrorKind::full_backup_required,
-                   fmt::format("the data file was changed while the volume was closed, after '{}'", request.since));
+                   fmt::format("the data file was changed while the volume was closed, after '{}'",
+                               request.since));
   }
   *exact = epoch >= state.recovered;
   return epoch;
@@ -199,14 +213,17 @@ Task<Result<ChangesPage>> Engine::changes(ChangesRequest request) {
   if (!request.until.empty()) {
     const Checkpoint* checkpoint = map_->state().find_checkpoint(request.until);
     if (checkpoint == nullptr) {
-      co_return failure(ErrorKind::not_found, fmt::format("there is no checkpoint '{}'", request.until));
+      co_return failure(ErrorKind::not_found,
+                        fmt::format("there is no checkpoint '{}'", request.until));
     }
     if (checkpoint->lost) {
-      co_return failure(ErrorKind::precondition, fmt::format("the checkpoint '{}' was given up", request.until));
+      co_return failure(ErrorKind::precondition,
+                        fmt::format("the checkpoint '{}' was given up", request.until));
     }
     if (checkpoint->epoch < since) {
-      co_return failure(ErrorKind::precondition,
-                        fmt::format("the checkpoint '{}' is older than '{}'", request.until, request.since));
+      co_return failure(
+          ErrorKind::precondition,
+          fmt::format("the checkpoint '{}' is older than '{}'", request.until, request.since));
     }
     until = CheckpointView{.epoch = checkpoint->epoch, .size = checkpoint->size};
   }
@@ -227,20 +244,24 @@ Task<Result<ChangesPage>> Engine::changes(ChangesRequest request) {
       co_await loop_.yield();
       // The volume may have shrunk, the checkpoint gone, while others ran.
       if (end > size() || (until && map_->state().find_checkpoint(request.until) == nullptr)) {
-        co_return failure(ErrorKind::precondition, "the volume or the checkpoint has changed under the query");
+        co_return failure(ErrorKind::precondition,
+                          "the volume or the checkpoint has changed under the query");
       }
     }
   }
   co_return page;
 }
 
-/// The changed blocks of one map page within [start, end), both bytes; synchronous, so of one instant.
-void Engine::collect_changes(std::uint64_t page, Epoch since, std::optional<CheckpointView> until, std::uint64_t start,
-                             std::uint64_t end, std::size_t extents_max, ChangesPage& into) const {
+/// The changed blocks of one map page within [start, end), both bytes; synchronous, so of one
+/// instant.
+void Engine::collect_changes(std::uint64_t page, Epoch since, std::optional<CheckpointView> until,
+                             std::uint64_t start, std::uint64_t end, std::size_t extents_max,
+                             ChangesPage& into) const {
   std::vector<const HoldLayer*> holders;
   if (until) {
     for (const auto& layer : layers_) {
-      if (layer->epoch() >= until->epoch && layer->touches_page(page)) holders.push_back(layer.get());
+      if (layer->epoch() >= until->epoch && layer->touches_page(page))
+        holders.push_back(layer.get());
     }
   }
   if (holders.empty() && live_->page(page).epoch_max <= since) {
@@ -253,7 +274,8 @@ void Engine::collect_changes(std::uint64_t page, Epoch since, std::optional<Chec
       if (held.kind != HeldKind::none) return held.word.epoch();
     }
     const Epoch live = live_->word(block).epoch();
-    // A live epoch beyond `until` without a hold comes from a recovery: it stays, and over-reports (rule 1).
+    // A live epoch beyond `until` without a hold comes from a recovery: it stays, and over-reports
+    // (rule 1).
     if (until && live > until->epoch && sabotaged(Sabotage::cap_live_epochs)) return Epoch{0};
     return live;
   };

@@ -1,14 +1,13 @@
 // Resize and revert: durable decisions that are rolled forward (rule 11).
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include <fmt/format.h>
 
 #include "disk/engine.h"
 
 namespace berth::disk {
 namespace {
-
 
 /// Keeps everybody else's requests out while it lives.
 class Exclusive {
@@ -27,7 +26,8 @@ class Exclusive {
 };
 
 Error unfinished(std::string_view what, Result<void> reason) {
-  const std::string text = fmt::format("the {} could not be finished; close the volume and open it again", what);
+  const std::string text =
+      fmt::format("the {} could not be finished; close the volume and open it again", what);
   if (reason) return {ErrorKind::io_error, text};
   return {ErrorKind::io_error, text, std::move(reason).error()};
 }
@@ -42,24 +42,29 @@ Task<> Engine::shut_others_out() {
 
 Task<Result<void>> Engine::resize(std::uint64_t new_size) {
   if (new_size == 0 || new_size > volume_size_max || new_size % sector_size != 0) {
-    co_return failure(ErrorKind::invalid_argument, fmt::format("a size of {} is not a multiple of {} up to {}", new_size,
-                                                               sector_size, volume_size_max));
+    co_return failure(ErrorKind::invalid_argument,
+                      fmt::format("a size of {} is not a multiple of {} up to {}", new_size,
+                                  sector_size, volume_size_max));
   }
   CO_TRY(may_change_points());
   if (cut_busy_) co_return failure(ErrorKind::in_use, "a cut is under way");
   const std::uint64_t old_size = size();
   if (new_size == old_size) co_return Result<void>{};
   if (new_size < old_size && !map_->state().checkpoints.empty()) {
-    co_return failure(ErrorKind::precondition, "a volume with checkpoints cannot shrink: delete or convert them first");
+    co_return failure(ErrorKind::precondition,
+                      "a volume with checkpoints cannot shrink: delete or convert them first");
   }
   if (old_size % sector_size != 0) {
-    co_return failure(ErrorKind::unsupported, fmt::format("a volume of {} bytes, which are no whole sectors, keeps its size", old_size));
+    co_return failure(
+        ErrorKind::unsupported,
+        fmt::format("a volume of {} bytes, which are no whole sectors, keeps its size", old_size));
   }
   const Exclusive alone(exclusive_, exclusive_ended_);
   co_await shut_others_out();
   co_await close_gate();
   auto done = co_await resize_behind_gate(old_size, new_size);
-  if (map_->state().pending_resize || map_->failed()) unfinished_ = unfinished("resize", std::move(done));
+  if (map_->state().pending_resize || map_->failed())
+    unfinished_ = unfinished("resize", std::move(done));
   open_gate();
   if (unfinished_) co_return failure(Error(*unfinished_));
   co_return done;
@@ -77,7 +82,8 @@ Task<Result<void>> Engine::resize_behind_gate(std::uint64_t old_size, std::uint6
     }
     CO_TRY(co_await sync_data());
   }
-  const ResizeEvent event{.size = new_size, .old_size = old_size, .epoch = live_->epoch(), .finished = false};
+  const ResizeEvent event{
+      .size = new_size, .old_size = old_size, .epoch = live_->epoch(), .finished = false};
   // The new live map must be whole before the record makes it the one that counts.
   CO_TRY(co_await flush_map(dirty_epochs | dirty_states));
   auto next = CO_TRY(resized_live_map(event));
@@ -101,16 +107,20 @@ Result<LiveMap> Engine::resized_live_map(const ResizeEvent& event) {
   if (key.page_count == live_->page_count()) return LiveMap::adopt(environment_.live_store, key);
   LiveMap next = TRY(LiveMap::create(environment_.live_store, key, live_->epoch()));
   for (std::uint64_t page = 0; page < std::min(next.page_count(), live_->page_count()); ++page) {
+    const std::uint8_t dirt = live_->page(page).dirt;
     next.page(page) = live_->page(page);
-    if (live_->page(page).epoch_max != 0 || live_->page(page).sequence != 0 || live_->page(page).dirt != 0) {
+    next.page(page).dirt = clean_page;
+    next.mark_dirty(page, dirt);
+    if (live_->page(page).epoch_max != 0 || live_->page(page).sequence != 0 ||
+        live_->page(page).dirt != 0) {
       std::ranges::copy(live_->page_words(page), next.page_words(page).begin());
     }
   }
   return next;
 }
 
-/// From the durable decision to the end; also after a death, with the volume at its new size already and
-/// nobody else at work. Every step may be done twice.
+/// From the durable decision to the end; also after a death, with the volume at its new size
+/// already and nobody else at work. Every step may be done twice.
 Task<Result<void>> Engine::finish_resize(ResizeEvent event) {
   const BlockIndex old_blocks = divide_up(event.old_size, block_size_);
   if (event.size > event.old_size) {
@@ -120,13 +130,15 @@ Task<Result<void>> Engine::finish_resize(ResizeEvent event) {
   } else {
     // Words beyond the end would be believed by a later growth.
     const BlockIndex words_end = live_->page_count() * words_per_page;
-    for (BlockIndex block = block_count(); block < words_end; ++block) live_->set_word(block, MapWord{});
+    for (BlockIndex block = block_count(); block < words_end; ++block)
+      live_->set_word(block, MapWord{});
     backing_size_ = std::min(backing_size_, event.size);
     CO_TRY(co_await map_->truncate_pages(live_->page_count()));
   }
   CO_TRY(co_await flush_map(dirty_epochs | dirty_states));
   const FileIdentity identity = CO_TRY(data_->identity());
-  if (event.size < event.old_size && identity.device_id.empty()) CO_TRY(data_->truncate(event.size));
+  if (event.size < event.old_size && identity.device_id.empty())
+    CO_TRY(data_->truncate(event.size));
   event.finished = true;
   co_return co_await map_->append(event);
 }
@@ -141,8 +153,9 @@ Task<Result<void>> Engine::revert(std::string checkpoint) {
     co_return failure(ErrorKind::not_found, fmt::format("there is no checkpoint '{}'", checkpoint));
   }
   if (target->lost || target->provisional) {
-    co_return failure(ErrorKind::precondition, fmt::format("the checkpoint '{}' cannot be reverted to: it is {}",
-                                                           checkpoint, target->lost ? "given up" : "undecided"));
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the checkpoint '{}' cannot be reverted to: it is {}", checkpoint,
+                                  target->lost ? "given up" : "undecided"));
   }
   const Exclusive alone(exclusive_, exclusive_ended_);
   co_await shut_others_out();
@@ -157,11 +170,14 @@ Task<Result<void>> Engine::revert(std::string checkpoint) {
   co_return failure(Error(*unfinished_));
 }
 
-/// Ordinary writing of old content: it is tracked, and held for the checkpoints that need what it replaces.
+/// Ordinary writing of old content: it is tracked, and held for the checkpoints that need what it
+/// replaces.
 Task<Result<void>> Engine::finish_revert(RevertEvent event) {
   const Checkpoint* target = map_->state().find_checkpoint(event.checkpoint);
   if (target == nullptr) {
-    co_return failure(ErrorKind::corrupt, fmt::format("the checkpoint '{}' of an unfinished revert is gone", event.checkpoint));
+    co_return failure(
+        ErrorKind::corrupt,
+        fmt::format("the checkpoint '{}' of an unfinished revert is gone", event.checkpoint));
   }
   const CheckpointView view{.epoch = target->epoch, .size = target->size};
   ++readers_[event.checkpoint];

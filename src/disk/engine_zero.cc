@@ -8,7 +8,8 @@
 namespace berth::disk {
 namespace {
 
-// Large requests go in pieces of this many bytes, so that none holds many intents or locks (rule 10).
+// Large requests go in pieces of this many bytes, so that none holds many intents or locks (rule
+// 10).
 constexpr std::uint64_t piece_size = 32 * MiB;
 
 }  // namespace
@@ -36,7 +37,9 @@ Task<Result<void>> Engine::zero_range(std::uint64_t offset, std::uint64_t length
     }
     const std::uint64_t part = std::min(length, block_offset(block + 1) - offset);
     if (state_of(live_->word(block)) != BlockState::zero) {
-      if (fast_only) co_return failure(ErrorKind::unsupported, "part of a block cannot be zeroed without writing");
+      if (fast_only)
+        co_return failure(ErrorKind::unsupported,
+                          "part of a block cannot be zeroed without writing");
       const AlignedBuffer zeros = AlignedBuffer::zeroed(part);
       CO_TRY(co_await write_live(offset, zeros.bytes()));
     }
@@ -49,11 +52,13 @@ Task<Result<void>> Engine::zero_range(std::uint64_t offset, std::uint64_t length
 Task<Result<void>> Engine::zero_blocks(BlockIndex first, BlockIndex last, bool fast_only) {
   const bool done = CO_TRY(co_await zero_run(first, last));
   if (done) co_return Result<void>{};
-  for (BlockIndex block = first; block <= last; ++block) CO_TRY(co_await zero_block(block, fast_only));
+  for (BlockIndex block = first; block <= last; ++block)
+    CO_TRY(co_await zero_block(block, fast_only));
   co_return Result<void>{};
 }
 
-/// All of the blocks in one go, where none needs a hold and none is busy. False: they go one by one.
+/// All of the blocks in one go, where none needs a hold and none is busy. False: they go one by
+/// one.
 Task<Result<bool>> Engine::zero_run(BlockIndex first, BlockIndex last) {
   for (;;) {
     co_await pass_gate();
@@ -77,9 +82,11 @@ Task<Result<void>> Engine::zero_block(BlockIndex block, bool fast_only) {
     co_await pass_gate();
     const MapWord word = live_->word(block);
     const Epoch epoch = live_->epoch();
-    if (state_of(word) == BlockState::zero) co_return Result<void>{};  // its content does not change
+    if (state_of(word) == BlockState::zero)
+      co_return Result<void>{};  // its content does not change
     if (needs_hold(block, word)) {
-      if (fast_only) co_return failure(ErrorKind::unsupported, "a checkpoint needs the block's content first");
+      if (fast_only)
+        co_return failure(ErrorKind::unsupported, "a checkpoint needs the block's content first");
       CO_TRY(co_await hold_block(block));
     } else if (!intents_.is_hot(region_of(block), epoch)) {
       CO_TRY(co_await intents_.announce(region_of(block), region_of(block), epoch));
@@ -94,12 +101,13 @@ Task<Result<void>> Engine::zero_block(BlockIndex block, bool fast_only) {
   co_return Result<void>{};
 }
 
-/// Makes blocks read zeros: one store each decides. Giving their space back is a kindness, and may fail. The
-/// caller holds their locks and has checked everything else, this instant.
+/// Makes blocks read zeros: one store each decides. Giving their space back is a kindness, and may
+/// fail. The caller holds their locks and has checked everything else, this instant.
 Task<> Engine::punch(BlockIndex first, BlockIndex last) {
   BlockState zeroed = BlockState::zero;
   if (has_backing_ && sabotaged(Sabotage::zero_becomes_absent)) zeroed = BlockState::absent;
-  for (std::uint64_t region = region_of(first); region <= region_of(last); ++region) intents_.enter(region);
+  for (std::uint64_t region = region_of(first); region <= region_of(last); ++region)
+    intents_.enter(region);
   for (BlockIndex block = first; block <= last; ++block) {
     if (state_of(live_->word(block)) != BlockState::zero) live_->set_word(block, current(zeroed));
   }
@@ -108,7 +116,8 @@ Task<> Engine::punch(BlockIndex first, BlockIndex last) {
   const std::uint64_t length = block_offset(last) + block_length(last) - start;
   if (is_aligned(start, length)) (void)co_await data_->punch(start, length);
   end_mutation();
-  for (std::uint64_t region = region_of(first); region <= region_of(last); ++region) intents_.leave(region);
+  for (std::uint64_t region = region_of(first); region <= region_of(last); ++region)
+    intents_.leave(region);
 }
 
 // --- Discard.
@@ -133,7 +142,8 @@ Task<Result<void>> Engine::discard_blocks(BlockIndex first, BlockIndex last) {
   const bool done = CO_TRY(co_await zero_run(first, last));
   if (done) co_return Result<void>{};
   for (BlockIndex block = first; block <= last; ++block) {
-    // What a checkpoint needs stays where it is: holding it would cost more space than is given back.
+    // What a checkpoint needs stays where it is: holding it would cost more space than is given
+    // back.
     if (needs_hold(block, live_->word(block))) continue;
     CO_TRY(co_await zero_block(block, false));
   }
@@ -142,7 +152,8 @@ Task<Result<void>> Engine::discard_blocks(BlockIndex first, BlockIndex last) {
 
 // --- Allocation.
 
-Task<Result<std::vector<AllocationExtent>>> Engine::allocation(std::uint64_t offset, std::uint64_t length,
+Task<Result<std::vector<AllocationExtent>>> Engine::allocation(std::uint64_t offset,
+                                                               std::uint64_t length,
                                                                std::size_t extents_max) {
   CO_TRY(check_range(offset, length));
   std::vector<AllocationExtent> extents;
@@ -152,16 +163,19 @@ Task<Result<std::vector<AllocationExtent>>> Engine::allocation(std::uint64_t off
     BlockIndex block = block_of(offset) + 1;
     while (block_offset(block) < end && state_of(live_->word(block)) == state) ++block;
     std::uint64_t run_end = std::min(end, block_offset(block));
-    AllocationExtent extent{.length = 0, .hole = state == BlockState::zero, .zero = state == BlockState::zero};
+    AllocationExtent extent{
+        .length = 0, .hole = state == BlockState::zero, .zero = state == BlockState::zero};
     if (state == BlockState::present) {
-      // Within what is the data file's, its own holes count: a fresh volume is all present and all hole.
+      // Within what is the data file's, its own holes count: a fresh volume is all present and all
+      // hole.
       const std::uint64_t data = CO_TRY(data_->next_data(offset));
       extent.hole = extent.zero = data > offset;
       const std::uint64_t boundary = extent.hole ? data : CO_TRY(data_->next_hole(offset));
       run_end = std::min(run_end, boundary);
     }
     extent.length = run_end - offset;
-    if (!extents.empty() && extents.back().hole == extent.hole && extents.back().zero == extent.zero) {
+    if (!extents.empty() && extents.back().hole == extent.hole &&
+        extents.back().zero == extent.zero) {
       extents.back().length += extent.length;
     } else {
       if (extents.size() == extents_max) break;

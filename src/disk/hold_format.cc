@@ -35,30 +35,34 @@ void encode_hold_header(const HoldHeader& header, MutableBytes sector) {
   out.le<std::uint64_t>(header.layer);
   out.le<std::uint32_t>(hold_format_version);
   out.le<std::uint32_t>(header.block_size);
-  store_le<std::uint64_t>(sector.data() + checksum_offset, checksum_without_itself(sector.first(header_length)));
+  store_le<std::uint64_t>(sector.data() + checksum_offset,
+                          checksum_without_itself(sector.first(header_length)));
 }
 
 Result<HoldHeader> decode_hold_header(Bytes sector) {
   Reader in(sector);
-  if (in.le<std::uint64_t>() != header_magic) return failure(ErrorKind::corrupt, "this is not a hold (no magic number)");
+  if (in.le<std::uint64_t>() != header_magic)
+    return failure(ErrorKind::corrupt, "this is not a hold (no magic number)");
   const auto stored = in.le<std::uint64_t>();
   HoldHeader header;
   const Bytes id = in.raw(16);
   header.layer = in.le<std::uint64_t>();
   const auto version = in.le<std::uint32_t>();
   header.block_size = in.le<std::uint32_t>();
-  if (!in.ok() || sector.size() < header_length || checksum_without_itself(sector.first(header_length)) != stored) {
+  if (!in.ok() || sector.size() < header_length ||
+      checksum_without_itself(sector.first(header_length)) != stored) {
     return failure(ErrorKind::corrupt, "the hold's header has a bad checksum");
   }
   std::memcpy(header.volume.bytes.data(), id.data(), id.size());
-  if (version != hold_format_version) return failure(ErrorKind::unsupported, "the hold has a format unknown here");
+  if (version != hold_format_version)
+    return failure(ErrorKind::unsupported, "the hold has a format unknown here");
   return header;
 }
 
-// magic u32, kind u32, checksum u64, volume id 16, layer u64, slot u64, block u64, word u32, pad u32,
-// checksum of the data u64.
-void encode_hold_entry(const Id128& volume, LayerId layer, std::uint64_t slot, const HoldEntry& entry,
-                       MutableBytes sector) {
+// magic u32, kind u32, checksum u64, volume id 16, layer u64, slot u64, block u64, word u32, pad
+// u32, checksum of the data u64.
+void encode_hold_entry(const Id128& volume, LayerId layer, std::uint64_t slot,
+                       const HoldEntry& entry, MutableBytes sector) {
   std::memset(sector.data(), 0, sector.size());
   Writer out(sector);
   out.le<std::uint32_t>(entry_magic);
@@ -72,10 +76,12 @@ void encode_hold_entry(const Id128& volume, LayerId layer, std::uint64_t slot, c
   out.le<std::uint32_t>(0);
   out.le<std::uint64_t>(entry.data_checksum);
   CHECK(out.ok() && out.position() == entry_length);
-  store_le<std::uint64_t>(sector.data() + checksum_offset, checksum_without_itself(sector.first(entry_length)));
+  store_le<std::uint64_t>(sector.data() + checksum_offset,
+                          checksum_without_itself(sector.first(entry_length)));
 }
 
-std::optional<HoldEntry> decode_hold_entry(const Id128& volume, LayerId layer, std::uint64_t slot, Bytes sector) {
+std::optional<HoldEntry> decode_hold_entry(const Id128& volume, LayerId layer, std::uint64_t slot,
+                                           Bytes sector) {
   Reader in(sector);
   if (in.le<std::uint32_t>() != entry_magic) return std::nullopt;
   const auto kind = in.le<std::uint32_t>();

@@ -1,5 +1,5 @@
-// The hold file, byte by byte (docs/formats/hold.md): a header sector, then slots of one header sector
-// and one block each. Pure: no I/O; decoders take any bytes.
+// The hold file, byte by byte (docs/formats/hold.md): a header sector, then slots of one header
+// sector and one block each. Pure: no I/O; decoders take any bytes.
 #pragma once
 
 #include <optional>
@@ -25,9 +25,10 @@ struct HoldEntry {
   HeldKind kind = HeldKind::none;
   std::uint64_t data_checksum = 0;  // of the block's bytes; 0 where the kind is not data
 };
-void encode_hold_entry(const Id128& volume, LayerId layer, std::uint64_t slot, const HoldEntry& entry,
-                       MutableBytes sector);
+void encode_hold_entry(const Id128& volume, LayerId layer, std::uint64_t slot,
+                       const HoldEntry& entry, MutableBytes sector);
 /// nullopt for anything but a whole entry of this layer and slot.
-std::optional<HoldEntry> decode_hold_entry(const Id128& volume, LayerId layer, std::uint64_t slot, Bytes sector);
+std::optional<HoldEntry> decode_hold_entry(const Id128& volume, LayerId layer, std::uint64_t slot,
+                                           Bytes sector);
 
 }  // namespace berth::disk

@@ -1,9 +1,9 @@
 #include "disk/hold_layer.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include <fmt/format.h>
 
 #include "base/checksum.h"
 #include "disk/hold_format.h"
@@ -13,19 +13,23 @@ namespace berth::disk {
 
 std::string HoldLayer::file_name(LayerId id) { return fmt::format("{:016x}", id); }
 
-Task<Result<std::shared_ptr<HoldLayer>>> HoldLayer::create(Loop& loop, Directory& holds, Identity identity) {
-  auto file = CO_TRY(co_await open_locked(loop, holds, file_name(identity.id), {.create = true, .direct = true}));
+Task<Result<std::shared_ptr<HoldLayer>>> HoldLayer::create(Loop& loop, Directory& holds,
+                                                           Identity identity) {
+  auto file = CO_TRY(
+      co_await open_locked(loop, holds, file_name(identity.id), {.create = true, .direct = true}));
   CO_TRY(file->truncate(0));
   std::shared_ptr<HoldLayer> layer(new HoldLayer(loop, std::move(file), identity));
   AlignedBuffer header(sector_size);
   encode_hold_header(
-      {.volume = identity.volume, .layer = identity.id, .block_size = identity.block_size}, header.bytes());
+      {.volume = identity.volume, .layer = identity.id, .block_size = identity.block_size},
+      header.bytes());
   CO_TRY(co_await layer->file_->write(0, header.bytes()));
   CO_TRY(co_await layer->file_->sync());
   co_return layer;
 }
 
-Task<Result<std::shared_ptr<HoldLayer>>> HoldLayer::open(Loop& loop, Directory& holds, Identity identity,
+Task<Result<std::shared_ptr<HoldLayer>>> HoldLayer::open(Loop& loop, Directory& holds,
+                                                         Identity identity,
                                                          std::uint64_t block_count) {
   auto file = CO_TRY(co_await open_locked(loop, holds, file_name(identity.id), {.direct = true}));
   std::shared_ptr<HoldLayer> layer(new HoldLayer(loop, std::move(file), identity));
@@ -33,29 +37,35 @@ Task<Result<std::shared_ptr<HoldLayer>>> HoldLayer::open(Loop& loop, Directory& 
   AlignedBuffer sector = AlignedBuffer::zeroed(sector_size);
   CO_TRY(co_await layer->file_->read(0, sector.bytes()));
   const HoldHeader header = CO_TRY(decode_hold_header(sector.bytes()));
-  if (header.volume != identity.volume || header.layer != identity.id || header.block_size != identity.block_size) {
-    co_return failure(ErrorKind::corrupt, fmt::format("the hold '{}' is of another volume", layer->file_->name()));
+  if (header.volume != identity.volume || header.layer != identity.id ||
+      header.block_size != identity.block_size) {
+    co_return failure(ErrorKind::corrupt,
+                      fmt::format("the hold '{}' is of another volume", layer->file_->name()));
   }
   CO_TRY(co_await layer->read_index(loop, block_count));
   co_return layer;
 }
 
-// Entries are relied on in any order within the window of slots in flight, so a torn one can lie up to that
-// far before the end: there, the bytes are verified too. Before it every slot was once whole.
+// Entries are relied on in any order within the window of slots in flight, so a torn one can lie up
+// to that far before the end: there, the bytes are verified too. Before it every slot was once
+// whole.
 Task<Result<void>> HoldLayer::read_index(Loop& loop, std::uint64_t block_count) {
   const std::uint64_t size = CO_TRY(file_->size());
   const std::uint64_t slots = size <= sector_size ? 0 : divide_up(size - sector_size, frame_size());
-  const std::uint64_t window_start = slots > 2 * slots_in_flight_max ? slots - 2 * slots_in_flight_max : 0;
+  const std::uint64_t window_start =
+      slots > 2 * slots_in_flight_max ? slots - 2 * slots_in_flight_max : 0;
   AlignedBuffer frame = AlignedBuffer::zeroed(frame_size());
   std::uint64_t since_yield = 0;
   for (std::uint64_t slot = 0; slot < slots; ++slot) {
     const bool verify = slot >= window_start;
     const std::size_t wanted = verify ? frame_size() : sector_size;
     const std::size_t got = CO_TRY(co_await file_->read(slot_offset(slot), frame.first(wanted)));
-    const auto entry = decode_hold_entry(identity_.volume, identity_.id, slot, frame.first(std::min(got, sector_size)));
+    const auto entry = decode_hold_entry(identity_.volume, identity_.id, slot,
+                                         frame.first(std::min(got, sector_size)));
     bool whole = entry.has_value() && entry->block < block_count;
     if (whole && verify && entry->kind == HeldKind::data) {
-      whole = got == frame_size() && checksum64(frame.bytes().subspan(sector_size)) == entry->data_checksum;
+      whole = got == frame_size() &&
+              checksum64(frame.bytes().subspan(sector_size)) == entry->data_checksum;
     }
     if (!whole) {
       if (verify) {
@@ -63,8 +73,8 @@ Task<Result<void>> HoldLayer::read_index(Loop& loop, std::uint64_t block_count) 
         torn_.push_back(slot);
         continue;
       }
-      co_return failure(ErrorKind::corrupt,
-                        fmt::format("the hold '{}' is damaged at slot {} of {}", file_->name(), slot, slots));
+      co_return failure(ErrorKind::corrupt, fmt::format("the hold '{}' is damaged at slot {} of {}",
+                                                        file_->name(), slot, slots));
     }
     if (!holds(entry->block)) {
       insert(entry->block,
@@ -91,14 +101,19 @@ void HoldLayer::insert(BlockIndex block, HeldBlock held) {
   if (held.kind == HeldKind::data) ++data_entries_;
 }
 
-Task<Result<void>> HoldLayer::append(BlockIndex block, MapWord word, HeldKind kind, AlignedBuffer& frame,
-                                     bool durable) {
+Task<Result<void>> HoldLayer::append(BlockIndex block, MapWord word, HeldKind kind,
+                                     AlignedBuffer& frame, bool durable) {
   const std::uint64_t slot = co_await take_slot();
   if (slot > UINT32_MAX) co_return failure(ErrorKind::limit, "a hold has no slots left");
 
-  const Bytes data = kind == HeldKind::data ? Bytes(frame.bytes().subspan(sector_size, identity_.block_size)) : Bytes{};
+  const Bytes data = kind == HeldKind::data
+                         ? Bytes(frame.bytes().subspan(sector_size, identity_.block_size))
+                         : Bytes{};
   encode_hold_entry(identity_.volume, identity_.id, slot,
-                    {.block = block, .word = word, .kind = kind, .data_checksum = data.empty() ? 0 : checksum64(data)},
+                    {.block = block,
+                     .word = word,
+                     .kind = kind,
+                     .data_checksum = data.empty() ? 0 : checksum64(data)},
                     frame.first(sector_size));
   auto done = co_await file_->write(slot_offset(slot), frame.first(sector_size + data.size()));
   if (done && durable) done = co_await sync_after(syncs_begun_ + 1);
@@ -151,7 +166,8 @@ Task<Result<void>> HoldLayer::sync_after(std::uint64_t ticket) {
 Task<Result<void>> HoldLayer::read(HeldBlock held, std::uint64_t offset, MutableBytes into) {
   CHECK(held.kind == HeldKind::data && offset + into.size() <= identity_.block_size);
   if (into.size() != identity_.block_size) {
-    const std::size_t got = CO_TRY(co_await file_->read(slot_offset(held.slot) + sector_size + offset, into));
+    const std::size_t got =
+        CO_TRY(co_await file_->read(slot_offset(held.slot) + sector_size + offset, into));
     if (got != into.size()) co_return failure(bad_slot(held.slot));
     co_return Result<void>{};
   }
@@ -159,7 +175,8 @@ Task<Result<void>> HoldLayer::read(HeldBlock held, std::uint64_t offset, Mutable
   const std::size_t got = CO_TRY(co_await file_->read(slot_offset(held.slot), frame.bytes()));
   if (got != frame_size()) co_return failure(bad_slot(held.slot));
   const Bytes data = frame.bytes().subspan(sector_size);
-  const auto entry = decode_hold_entry(identity_.volume, identity_.id, held.slot, frame.first(sector_size));
+  const auto entry =
+      decode_hold_entry(identity_.volume, identity_.id, held.slot, frame.first(sector_size));
   if (!entry || entry->data_checksum != checksum64(data)) co_return failure(bad_slot(held.slot));
   std::memcpy(into.data(), data.data(), data.size());
   co_return Result<void>{};
@@ -168,7 +185,8 @@ Task<Result<void>> HoldLayer::read(HeldBlock held, std::uint64_t offset, Mutable
 Task<Result<void>> HoldLayer::sync() { co_return co_await sync_after(syncs_begun_ + 1); }
 
 Error HoldLayer::bad_slot(std::uint64_t slot) const {
-  return {ErrorKind::corrupt, fmt::format("the hold '{}' is damaged at slot {}", file_->name(), slot)};
+  return {ErrorKind::corrupt,
+          fmt::format("the hold '{}' is damaged at slot {}", file_->name(), slot)};
 }
 
 }  // namespace berth::disk

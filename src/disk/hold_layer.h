@@ -1,10 +1,10 @@
 // HoldLayer: the old blocks of one cut, kept for its checkpoint and for older ones (rules 7 and 8).
 //
-// One append-only file of fixed slots (docs/formats/hold.md). An entry says what a block was at the end of
-// the layer's epoch: its word, and its bytes, or that it was zero, or that it read the backing. The first
-// entry of a block wins. append() returns when the entry is in the index and may be relied on: written,
-// and, where the layer is durable, synced; entries that come together share a sync.
-// On the volume's loop. A failed append leaves no entry.
+// One append-only file of fixed slots (docs/formats/hold.md). An entry says what a block was at the
+// end of the layer's epoch: its word, and its bytes, or that it was zero, or that it read the
+// backing. The first entry of a block wins. append() returns when the entry is in the index and may
+// be relied on: written, and, where the layer is durable, synced; entries that come together share
+// a sync. On the volume's loop. A failed append leaves no entry.
 #pragma once
 
 #include <array>
@@ -42,9 +42,11 @@ class HoldLayer {
   static std::string file_name(LayerId id);
 
   /// A new, empty layer; its name is durable after a sync of the directory.
-  static Task<Result<std::shared_ptr<HoldLayer>>> create(Loop& loop, Directory& holds, Identity identity);
+  static Task<Result<std::shared_ptr<HoldLayer>>> create(Loop& loop, Directory& holds,
+                                                         Identity identity);
   /// Reads the index. A torn tail is cut off in silence; damage before it is `corrupt`.
-  static Task<Result<std::shared_ptr<HoldLayer>>> open(Loop& loop, Directory& holds, Identity identity,
+  static Task<Result<std::shared_ptr<HoldLayer>>> open(Loop& loop, Directory& holds,
+                                                       Identity identity,
                                                        std::uint64_t block_count);
 
   LayerId id() const { return identity_.id; }
@@ -54,20 +56,25 @@ class HoldLayer {
   HeldBlock find(BlockIndex block) const;
   bool holds(BlockIndex block) const { return find(block).kind != HeldKind::none; }
   /// Whether it may hold anything of the map page; for scans.
-  bool touches_page(std::uint64_t page) const { return page < index_.size() && index_[page] != nullptr; }
+  bool touches_page(std::uint64_t page) const {
+    return page < index_.size() && index_[page] != nullptr;
+  }
 
   /// `frame` is one slot in memory: a sector of header, then the block's bytes (data only).
-  Task<Result<void>> append(BlockIndex block, MapWord word, HeldKind kind, AlignedBuffer& frame, bool durable);
+  Task<Result<void>> append(BlockIndex block, MapWord word, HeldKind kind, AlignedBuffer& frame,
+                            bool durable);
   std::size_t frame_size() const { return sector_size + identity_.block_size; }
 
-  /// Bytes of a held block (kind data), from `offset` within it; the entry's checksum is verified when
-  /// the whole block is read.
+  /// Bytes of a held block (kind data), from `offset` within it; the entry's checksum is verified
+  /// when the whole block is read.
   Task<Result<void>> read(HeldBlock held, std::uint64_t offset, MutableBytes into);
 
   /// Makes every entry durable: before a clean close.
   Task<Result<void>> sync();
 
-  std::uint64_t bytes_used() const { return data_entries_ * identity_.block_size + entries_ * sector_size; }
+  std::uint64_t bytes_used() const {
+    return data_entries_ * identity_.block_size + entries_ * sector_size;
+  }
   std::uint64_t entries() const { return entries_; }
 
  private:

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-
 namespace berth::disk {
 
 IntentLog::IntentLog(Loop& loop, Gate& tasks, MapFile& map, std::size_t hot_regions_max,
@@ -31,7 +30,8 @@ void IntentLog::set_region_count(std::uint64_t count) {
 void IntentLog::restore(const IntentRecord& newest) {
   sequence_ = newest.sequence;
   for (const HotRegion& region : newest.regions) {
-    if (region.region < hot_epoch_.size() && hot_epoch_[region.region] == 0) make_hot(region.region, region.epoch);
+    if (region.region < hot_epoch_.size() && hot_epoch_[region.region] == 0)
+      make_hot(region.region, region.epoch);
   }
 }
 
@@ -70,7 +70,8 @@ Task<Result<void>> IntentLog::announce(std::uint64_t first, std::uint64_t last, 
 }
 
 bool IntentLog::pending_fits() const {
-  const auto cold = std::ranges::count_if(pending_, [this](std::uint32_t region) { return hot_epoch_[region] == 0; });
+  const auto cold = std::ranges::count_if(
+      pending_, [this](std::uint32_t region) { return hot_epoch_[region] == 0; });
   return hot_count_ + static_cast<std::size_t>(cold) <= hot_max_;
 }
 
@@ -84,7 +85,8 @@ IntentRecord IntentLog::next_record() const {
     if (!is_current(entry) || pending_epoch_[entry.region] != 0) continue;
     record.regions.push_back({.region = entry.region, .epoch = hot_epoch_[entry.region]});
   }
-  for (const HotRegion& region : record.regions) record.epoch = std::max(record.epoch, region.epoch);
+  for (const HotRegion& region : record.regions)
+    record.epoch = std::max(record.epoch, region.epoch);
   return record;
 }
 
@@ -95,10 +97,12 @@ Task<> IntentLog::commit_loop() {
       co_await changed_.wait();
       continue;
     }
-    // The pending entries stay in the list until they are durable, so that nobody announces them twice.
+    // The pending entries stay in the list until they are durable, so that nobody announces them
+    // twice.
     IntentRecord record = next_record();
-    const std::vector<HotRegion> batch(record.regions.begin(),
-                                       record.regions.begin() + static_cast<std::ptrdiff_t>(pending_.size()));
+    const std::vector<HotRegion> batch(
+        record.regions.begin(),
+        record.regions.begin() + static_cast<std::ptrdiff_t>(pending_.size()));
     auto written = co_await map_.write_intents(std::move(record));
     if (!written) {
       fail(std::move(written).error());

@@ -1,9 +1,9 @@
-// IntentLog: which regions of a volume are hot, that is, may have been written since their map pages went
-// to disk. No data goes into a region before the region's intent is durable (rule 3).
+// IntentLog: which regions of a volume are hot, that is, may have been written since their map
+// pages went to disk. No data goes into a region before the region's intent is durable (rule 3).
 //
-// announce() returns when the regions are hot in the given epoch; requests that come together share one
-// commit. The hot set is bounded; when it fills up, `request_cooling` is called, and the engine, having
-// flushed the map, cools what it may. On the volume's loop.
+// announce() returns when the regions are hot in the given epoch; requests that come together share
+// one commit. The hot set is bounded; when it fills up, `request_cooling` is called, and the
+// engine, having flushed the map, cools what it may. On the volume's loop.
 #pragma once
 
 #include <functional>
@@ -30,13 +30,13 @@ class IntentLog {
   /// Whether data may be written into the region in this epoch. One load and compare.
   bool is_hot(std::uint64_t region, Epoch epoch) const { return hot_epoch_[region] >= epoch; }
 
-  /// Makes the regions [first, last] hot, at most announce_max of them. They may have cooled again when
-  /// this returns: ask is_hot() before submitting.
+  /// Makes the regions [first, last] hot, at most announce_max of them. They may have cooled again
+  /// when this returns: ask is_hot() before submitting.
   Task<Result<void>> announce(std::uint64_t first, std::uint64_t last, Epoch epoch);
   static constexpr std::uint64_t announce_max = 32 * MiB / region_size + 2;
 
-  /// Brackets every write that changes map words of the region: meanwhile it does not cool, and after it
-  /// only when a flush has captured the map since.
+  /// Brackets every write that changes map words of the region: meanwhile it does not cool, and
+  /// after it only when a flush has captured the map since.
   void enter(std::uint64_t region) {
     ++in_flight_[region];
     touched_[region] = ++activations_;
@@ -45,8 +45,8 @@ class IntentLog {
 
   /// A point in the order of announcements and writes; taken before a flush captures the map.
   std::uint64_t now() const { return activations_; }
-  /// Forgets the regions without writes in flight or since `captured`, oldest first, until `keep` are
-  /// left. Their map pages must be durable, captured at or after that point.
+  /// Forgets the regions without writes in flight or since `captured`, oldest first, until `keep`
+  /// are left. Their map pages must be durable, captured at or after that point.
   void cool(std::uint64_t captured, std::size_t keep);
 
   std::size_t hot_count() const { return hot_count_; }
@@ -77,13 +77,14 @@ class IntentLog {
   std::function<void()> request_cooling_;
 
   // By region.
-  std::vector<Epoch> hot_epoch_;            // 0: cold
-  std::vector<Epoch> pending_epoch_;        // wanted by the next commit; 0: not wanted
-  std::vector<std::uint16_t> in_flight_;    // writes between enter() and leave()
-  std::vector<std::uint64_t> activation_;   // when it last became hot
-  std::vector<std::uint64_t> touched_;      // when the last write entered
+  std::vector<Epoch> hot_epoch_;           // 0: cold
+  std::vector<Epoch> pending_epoch_;       // wanted by the next commit; 0: not wanted
+  std::vector<std::uint16_t> in_flight_;   // writes between enter() and leave()
+  std::vector<std::uint64_t> activation_;  // when it last became hot
+  std::vector<std::uint64_t> touched_;     // when the last write entered
 
-  std::vector<Entry> hot_;  // oldest first; an entry whose region was activated again since is stale
+  std::vector<Entry>
+      hot_;  // oldest first; an entry whose region was activated again since is stale
   std::size_t hot_count_ = 0;
   std::vector<std::uint32_t> pending_;
   std::uint64_t activations_ = 0;

@@ -1,9 +1,9 @@
 // The journal of a volume: every cut, release, conversion, resize, open and close, one checksummed
 // record each, and the state that they add up to (docs/formats/block-map.md, "Journal").
 //
-// An operation is one record, so it has happened or it has not. `VolumeState::apply` is the only place
-// where the meaning of a record is defined: the running engine and the next open both go through it.
-// Pure: no I/O (map_file.h does that). Decoders take any bytes.
+// An operation is one record, so it has happened or it has not. `VolumeState::apply` is the only
+// place where the meaning of a record is defined: the running engine and the next open both go
+// through it. Pure: no I/O (map_file.h does that). Decoders take any bytes.
 #pragma once
 
 #include <map>
@@ -46,7 +46,8 @@ struct Refpoint {
 
 struct Layer {
   LayerId id = 0;
-  Epoch epoch = 0;  // of the cut that made it: it holds blocks as they were at the end of this epoch
+  Epoch epoch =
+      0;  // of the cut that made it: it holds blocks as they were at the end of this epoch
 };
 
 // --- Events. Names of checkpoints and reference points are unique among themselves.
@@ -77,8 +78,8 @@ struct SettleEvent {
 enum class OpenKind : std::uint8_t { clean, takeover, power_loss, foreign_data };
 struct OpenEvent {
   OpenKind kind = OpenKind::clean;
-  Epoch epoch = 0;  // the current one from here on
-  Id128 session;    // ties the live map to this open
+  Epoch epoch = 0;                   // the current one from here on
+  Id128 session;                     // ties the live map to this open
   std::uint64_t intents_before = 0;  // intent records up to this sequence say nothing any more
   Epoch recovered = 0;  // power_loss: the newest epoch given to blocks that were hot; else 0
 };
@@ -89,8 +90,8 @@ struct CloseEvent {
 struct ResizeEvent {
   std::uint64_t size = 0;      // bytes
   std::uint64_t old_size = 0;  // bytes
-  Epoch epoch = 0;         // new blocks changed in it
-  bool finished = false;   // false: decided, to be rolled forward; true: done
+  Epoch epoch = 0;             // new blocks changed in it
+  bool finished = false;       // false: decided, to be rolled forward; true: done
 };
 struct RevertEvent {
   std::string checkpoint;
@@ -99,15 +100,16 @@ struct RevertEvent {
 struct LostEvent {  // every volatile checkpoint that depends on a layer no durable one needs
   std::vector<std::string> checkpoints;
 };
-/// A layer for a cut that is about to be, recorded before the gate opens where older checkpoints exist: what
-/// is held in it from then on they need, whether or not the cut itself gets its record.
+/// A layer for a cut that is about to be, recorded before the gate opens where older checkpoints
+/// exist: what is held in it from then on they need, whether or not the cut itself gets its record.
 struct LayerEvent {
   LayerId layer = 0;
   Epoch epoch = 0;
   bool present = true;  // false: the cut was called off before its epoch ended
 };
-using JournalEvent = std::variant<CutEvent, ReleaseEvent, ConvertEvent, DeleteRefpointEvent, SettleEvent, OpenEvent,
-                           CloseEvent, ResizeEvent, RevertEvent, LostEvent, LayerEvent>;
+using JournalEvent =
+    std::variant<CutEvent, ReleaseEvent, ConvertEvent, DeleteRefpointEvent, SettleEvent, OpenEvent,
+                 CloseEvent, ResizeEvent, RevertEvent, LostEvent, LayerEvent>;
 
 struct VolumeState {
   std::uint64_t size = 0;           // bytes
@@ -117,9 +119,9 @@ struct VolumeState {
   Id128 session;
   std::uint64_t intents_before = 0;
   bool clean = false;
-  FileIdentity data;         // valid if clean
-  Epoch recovered = 0;       // reference points before it get inexact answers
-  Epoch vouched_since = 0;   // reference points before it are void: the data changed behind our back
+  FileIdentity data;        // valid if clean
+  Epoch recovered = 0;      // reference points before it get inexact answers
+  Epoch vouched_since = 0;  // reference points before it are void: the data changed behind our back
   LayerId next_layer = 1;
   std::vector<Checkpoint> checkpoints;  // by epoch, ascending
   std::map<std::string, Refpoint> refpoints;
@@ -164,12 +166,13 @@ struct JournalRecord {
 constexpr std::size_t journal_header_size = 64;
 
 /// The record, padded with zeros to whole sectors.
-std::vector<std::byte> encode_state(const Id128& volume, std::uint64_t generation, const VolumeState& state);
-std::vector<std::byte> encode_event(const Id128& volume, std::uint64_t generation, std::uint64_t sequence,
-                                    const JournalEvent& event);
+std::vector<std::byte> encode_state(const Id128& volume, std::uint64_t generation,
+                                    const VolumeState& state);
+std::vector<std::byte> encode_event(const Id128& volume, std::uint64_t generation,
+                                    std::uint64_t sequence, const JournalEvent& event);
 
-/// What the first sector of a record says of its length, so that the rest can be read; nullopt if there
-/// is no record of this volume.
+/// What the first sector of a record says of its length, so that the rest can be read; nullopt if
+/// there is no record of this volume.
 struct RecordHead {
   std::uint64_t generation = 0;
   std::uint64_t sequence = 0;

@@ -1,7 +1,7 @@
 // The bytes of the journal's records (docs/formats/block-map.md, "Journal").
-#include <fmt/format.h>
-
 #include <cstring>
+
+#include <fmt/format.h>
 
 #include "base/checksum.h"
 #include "disk/journal.h"
@@ -11,7 +11,7 @@ namespace berth::disk {
 namespace {
 
 constexpr std::uint32_t record_magic = 0x4e524a42;  // "BJRN"
-constexpr std::uint16_t kind_state = 0;             // events are numbered from 1, in the variant's order
+constexpr std::uint16_t kind_state = 0;  // events are numbered from 1, in the variant's order
 constexpr std::size_t text_length_max = 4096;
 
 // --- A growing buffer of little-endian fields.
@@ -298,7 +298,8 @@ VolumeState get_state(Source& in) {
   state.vouched_since = in.le<std::uint32_t>();
   state.next_layer = in.le<std::uint64_t>();
   const auto checkpoints = in.count(60);
-  for (std::uint32_t i = 0; i < checkpoints && in.ok(); ++i) state.checkpoints.push_back(get_checkpoint(in));
+  for (std::uint32_t i = 0; i < checkpoints && in.ok(); ++i)
+    state.checkpoints.push_back(get_checkpoint(in));
   const auto refpoints = in.count(50);
   for (std::uint32_t i = 0; i < refpoints && in.ok(); ++i) {
     Refpoint refpoint = get_refpoint(in);
@@ -314,8 +315,8 @@ VolumeState get_state(Source& in) {
   return state;
 }
 
-// magic u32, kind u16, version u16, checksum u64, volume id 16, generation u64, sequence u64, length u32
-// (header and payload), pad to 64, payload. The checksum covers header and payload.
+// magic u32, kind u16, version u16, checksum u64, volume id 16, generation u64, sequence u64,
+// length u32 (header and payload), pad to 64, payload. The checksum covers header and payload.
 std::vector<std::byte> frame(const Id128& volume, std::uint64_t generation, std::uint64_t sequence,
                              std::uint16_t kind, Sink payload) {
   const std::size_t length = journal_header_size + payload.bytes().size();
@@ -336,7 +337,8 @@ std::vector<std::byte> frame(const Id128& volume, std::uint64_t generation, std:
 }
 
 template <std::size_t... Index>
-std::optional<JournalEvent> get_event(Source& in, std::uint16_t kind, std::index_sequence<Index...> /*all*/) {
+std::optional<JournalEvent> get_event(Source& in, std::uint16_t kind,
+                                      std::index_sequence<Index...> /*all*/) {
   std::optional<JournalEvent> event;
   const auto try_one = [&]<std::size_t I>(std::integral_constant<std::size_t, I> /*index*/) {
     if (kind == I + 1) get(in, event.emplace().emplace<I>());
@@ -347,17 +349,19 @@ std::optional<JournalEvent> get_event(Source& in, std::uint16_t kind, std::index
 
 }  // namespace
 
-std::vector<std::byte> encode_state(const Id128& volume, std::uint64_t generation, const VolumeState& state) {
+std::vector<std::byte> encode_state(const Id128& volume, std::uint64_t generation,
+                                    const VolumeState& state) {
   Sink payload;
   put(payload, state);
   return frame(volume, generation, 0, kind_state, std::move(payload));
 }
 
-std::vector<std::byte> encode_event(const Id128& volume, std::uint64_t generation, std::uint64_t sequence,
-                                    const JournalEvent& event) {
+std::vector<std::byte> encode_event(const Id128& volume, std::uint64_t generation,
+                                    std::uint64_t sequence, const JournalEvent& event) {
   Sink payload;
   std::visit([&payload](const auto& one) { put(payload, one); }, event);
-  return frame(volume, generation, sequence, static_cast<std::uint16_t>(event.index() + 1), std::move(payload));
+  return frame(volume, generation, sequence, static_cast<std::uint16_t>(event.index() + 1),
+               std::move(payload));
 }
 
 std::optional<RecordHead> peek_record(const Id128& volume, Bytes sector) {
@@ -370,8 +374,8 @@ std::optional<RecordHead> peek_record(const Id128& volume, Bytes sector) {
   head.generation = in.le<std::uint64_t>();
   head.sequence = in.le<std::uint64_t>();
   head.length = in.le<std::uint32_t>();
-  if (!in.ok() || std::memcmp(id.data(), volume.bytes.data(), id.size()) != 0 || head.length < journal_header_size ||
-      head.length > journal_area_size) {
+  if (!in.ok() || std::memcmp(id.data(), volume.bytes.data(), id.size()) != 0 ||
+      head.length < journal_header_size || head.length > journal_area_size) {
     return std::nullopt;
   }
   return head;
@@ -379,25 +383,31 @@ std::optional<RecordHead> peek_record(const Id128& volume, Bytes sector) {
 
 Result<JournalRecord> decode_record(const Id128& volume, Bytes record) {
   const auto head = peek_record(volume, record);
-  if (!head || head->length > record.size()) return failure(ErrorKind::corrupt, "the journal's record is cut short");
-  std::vector<std::byte> copy(record.begin(), record.begin() + static_cast<std::ptrdiff_t>(head->length));
+  if (!head || head->length > record.size())
+    return failure(ErrorKind::corrupt, "the journal's record is cut short");
+  std::vector<std::byte> copy(record.begin(),
+                              record.begin() + static_cast<std::ptrdiff_t>(head->length));
   const auto stored = load_le<std::uint64_t>(copy.data() + 8);
   store_le<std::uint64_t>(copy.data() + 8, 0);
-  if (checksum64(copy) != stored) return failure(ErrorKind::corrupt, "the journal's record has a bad checksum");
+  if (checksum64(copy) != stored)
+    return failure(ErrorKind::corrupt, "the journal's record has a bad checksum");
 
   const auto kind = load_le<std::uint16_t>(record.data() + 4);
   Source in(Bytes(copy).subspan(journal_header_size));
-  JournalRecord decoded{.generation = head->generation, .sequence = head->sequence, .content = VolumeState{}};
+  JournalRecord decoded{
+      .generation = head->generation, .sequence = head->sequence, .content = VolumeState{}};
   if (kind == kind_state) {
     decoded.content = get_state(in);
   } else {
     auto event = get_event(in, kind, std::make_index_sequence<std::variant_size_v<JournalEvent>>{});
     if (!event) {
-      return failure(ErrorKind::unsupported, fmt::format("the journal has a record of kind {}, unknown here", kind));
+      return failure(ErrorKind::unsupported,
+                     fmt::format("the journal has a record of kind {}, unknown here", kind));
     }
     decoded.content = std::move(*event);
   }
-  if (!in.ok() || !in.at_end()) return failure(ErrorKind::corrupt, "the journal's record does not decode");
+  if (!in.ok() || !in.at_end())
+    return failure(ErrorKind::corrupt, "the journal's record does not decode");
   return decoded;
 }
 

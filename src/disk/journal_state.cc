@@ -1,7 +1,7 @@
 // What the records of the journal mean: VolumeState::apply.
-#include <fmt/format.h>
-
 #include <algorithm>
+
+#include <fmt/format.h>
 
 #include "disk/journal.h"
 #include "disk/sabotage.h"
@@ -14,7 +14,8 @@ auto by_name(const std::string& name) {
 }
 
 std::unexpected<Error> impossible(std::string_view what, const std::string& name) {
-  return failure(ErrorKind::corrupt, fmt::format("the journal {} '{}', which cannot be at this point", what, name));
+  return failure(ErrorKind::corrupt,
+                 fmt::format("the journal {} '{}', which cannot be at this point", what, name));
 }
 
 }  // namespace
@@ -40,7 +41,8 @@ const Refpoint* VolumeState::find_refpoint(const std::string& name) const {
 
 bool VolumeState::layer_is_durable(Epoch layer_epoch) const {
   return std::ranges::any_of(checkpoints, [layer_epoch](const Checkpoint& checkpoint) {
-    return !checkpoint.lost && checkpoint.durability == Durability::durable && checkpoint.epoch <= layer_epoch;
+    return !checkpoint.lost && checkpoint.durability == Durability::durable &&
+           checkpoint.epoch <= layer_epoch;
   });
 }
 
@@ -68,7 +70,8 @@ Result<void> VolumeState::on(const CutEvent& event) {
     return impossible("cuts an epoch twice for", event.checkpoint);
   }
   if (!event.checkpoint.empty()) {
-    if (find_checkpoint(event.checkpoint) != nullptr) return impossible("creates the checkpoint", event.checkpoint);
+    if (find_checkpoint(event.checkpoint) != nullptr)
+      return impossible("creates the checkpoint", event.checkpoint);
     checkpoints.push_back({.name = event.checkpoint,
                            .epoch = event.epoch,
                            .nonce = event.nonce,
@@ -79,7 +82,8 @@ Result<void> VolumeState::on(const CutEvent& event) {
                            .provisional = !event.group.is_nil()});
   }
   if (!event.refpoint.empty()) {
-    if (find_refpoint(event.refpoint) != nullptr) return impossible("creates the reference point", event.refpoint);
+    if (find_refpoint(event.refpoint) != nullptr)
+      return impossible("creates the reference point", event.refpoint);
     refpoints[event.refpoint] = {.name = event.refpoint,
                                  .epoch = event.epoch,
                                  .nonce = event.nonce,
@@ -94,7 +98,8 @@ Result<void> VolumeState::on(const CutEvent& event) {
 }
 
 Result<void> VolumeState::on(const ReleaseEvent& event) {
-  if (find_checkpoint(event.checkpoint) == nullptr) return impossible("releases the checkpoint", event.checkpoint);
+  if (find_checkpoint(event.checkpoint) == nullptr)
+    return impossible("releases the checkpoint", event.checkpoint);
   remove_checkpoint(event.checkpoint);
   return {};
 }
@@ -102,7 +107,8 @@ Result<void> VolumeState::on(const ReleaseEvent& event) {
 Result<void> VolumeState::on(const ConvertEvent& event) {
   const Checkpoint* checkpoint = find_checkpoint(event.checkpoint);
   if (checkpoint == nullptr) return impossible("converts the checkpoint", event.checkpoint);
-  if (find_refpoint(event.refpoint) != nullptr) return impossible("creates the reference point", event.refpoint);
+  if (find_refpoint(event.refpoint) != nullptr)
+    return impossible("creates the reference point", event.refpoint);
   refpoints[event.refpoint] = {.name = event.refpoint,
                                .epoch = checkpoint->epoch,
                                .nonce = checkpoint->nonce,
@@ -115,7 +121,8 @@ Result<void> VolumeState::on(const ConvertEvent& event) {
 }
 
 Result<void> VolumeState::on(const DeleteRefpointEvent& event) {
-  if (refpoints.erase(event.refpoint) == 0) return impossible("deletes the reference point", event.refpoint);
+  if (refpoints.erase(event.refpoint) == 0)
+    return impossible("deletes the reference point", event.refpoint);
   return {};
 }
 
@@ -129,7 +136,9 @@ Result<void> VolumeState::on(const SettleEvent& event) {
     }
     return {};
   }
-  const auto undecided = [&event](const auto& point) { return point.group == event.group && point.provisional; };
+  const auto undecided = [&event](const auto& point) {
+    return point.group == event.group && point.provisional;
+  };
   std::erase_if(checkpoints, undecided);
   std::erase_if(refpoints, [&undecided](const auto& entry) { return undecided(entry.second); });
   drop_needless_layers();
@@ -169,7 +178,8 @@ Result<void> VolumeState::on(const ResizeEvent& event) {
     pending_resize.reset();
     return {};
   }
-  if (event.size == 0 || event.size > volume_size_max) return impossible("resizes to", std::to_string(event.size));
+  if (event.size == 0 || event.size > volume_size_max)
+    return impossible("resizes to", std::to_string(event.size));
   size = event.size;
   backing_limit = std::min(backing_limit, event.size);
   pending_resize = event;
@@ -181,8 +191,10 @@ Result<void> VolumeState::on(const RevertEvent& event) {
     pending_revert.reset();
     return {};
   }
-  if (find_checkpoint(event.checkpoint) == nullptr) return impossible("reverts to the checkpoint", event.checkpoint);
-  // Its data must outlive a power loss now: half a revert without its source would be neither old nor new.
+  if (find_checkpoint(event.checkpoint) == nullptr)
+    return impossible("reverts to the checkpoint", event.checkpoint);
+  // Its data must outlive a power loss now: half a revert without its source would be neither old
+  // nor new.
   mutable_checkpoint(event.checkpoint)->durability = Durability::durable;
   pending_revert = event;
   return {};
@@ -206,7 +218,8 @@ Result<void> VolumeState::on(const LayerEvent& event) {
 
 Result<void> VolumeState::on(const LostEvent& event) {
   for (const std::string& name : event.checkpoints) {
-    if (Checkpoint* checkpoint = mutable_checkpoint(name); checkpoint != nullptr) checkpoint->lost = true;
+    if (Checkpoint* checkpoint = mutable_checkpoint(name); checkpoint != nullptr)
+      checkpoint->lost = true;
     if (pending_revert && pending_revert->checkpoint == name) pending_revert.reset();
   }
   drop_needless_layers();

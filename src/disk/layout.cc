@@ -1,8 +1,8 @@
 #include "disk/layout.h"
 
-#include <fmt/format.h>
-
 #include <cstring>
+
+#include <fmt/format.h>
 
 #include "base/checksum.h"
 
@@ -68,28 +68,33 @@ Result<Superblock> decode_superblock(Bytes sector) {
   superblock.block_size = in.le<std::uint32_t>();
   const Bytes id = in.raw(16);
   superblock.created_ms = static_cast<std::int64_t>(in.le<std::uint64_t>());
-  const std::array<std::uint64_t, 7> layout{in.le<std::uint64_t>(), in.le<std::uint64_t>(), in.le<std::uint64_t>(),
-                                            in.le<std::uint64_t>(), in.le<std::uint64_t>(), in.le<std::uint64_t>(),
+  const std::array<std::uint64_t, 7> layout{in.le<std::uint64_t>(), in.le<std::uint64_t>(),
+                                            in.le<std::uint64_t>(), in.le<std::uint64_t>(),
+                                            in.le<std::uint64_t>(), in.le<std::uint64_t>(),
                                             in.le<std::uint64_t>()};
   if (!in.ok() || !is_sealed(sector)) {
     return failure(ErrorKind::corrupt, "the block map's superblock has a bad checksum");
   }
   if (version != map_format_version) {
     return failure(ErrorKind::unsupported,
-                   fmt::format("the block map has format {}, this program knows {}", version, map_format_version));
+                   fmt::format("the block map has format {}, this program knows {}", version,
+                               map_format_version));
   }
   std::memcpy(superblock.volume.bytes.data(), id.data(), id.size());
-  const std::array<std::uint64_t, 7> known{intent_ring_offset, intent_slot_size, intent_slot_count, journal_offset_a,
-                                           journal_offset_b,   journal_area_size, pages_offset};
-  if (layout != known || superblock.block_size < block_size_min || superblock.block_size > block_size_max ||
-      !std::has_single_bit(superblock.block_size)) {
-    return failure(ErrorKind::unsupported, "the block map has a layout that this program does not know");
+  const std::array<std::uint64_t, 7> known{intent_ring_offset, intent_slot_size, intent_slot_count,
+                                           journal_offset_a,   journal_offset_b, journal_area_size,
+                                           pages_offset};
+  if (layout != known || superblock.block_size < block_size_min ||
+      superblock.block_size > block_size_max || !std::has_single_bit(superblock.block_size)) {
+    return failure(ErrorKind::unsupported,
+                   "the block map has a layout that this program does not know");
   }
   return superblock;
 }
 
 // magic u32, pad u32, checksum u64, volume id 16, page u64, sequence u64, pad to 64, words.
-void encode_page(const Id128& volume, PageHeader header, std::span<const MapWord> words, MutableBytes sector) {
+void encode_page(const Id128& volume, PageHeader header, std::span<const MapWord> words,
+                 MutableBytes sector) {
   CHECK(sector.size() == page_size && words.size() <= words_per_page);
   std::memset(sector.data(), 0, page_size);
   Writer out(sector);
@@ -99,7 +104,8 @@ void encode_page(const Id128& volume, PageHeader header, std::span<const MapWord
   out.raw(volume.bytes);
   out.le<std::uint64_t>(header.page);
   out.le<std::uint64_t>(header.sequence);
-  static_assert(std::endian::native == std::endian::little, "words are copied as they lie in memory");
+  static_assert(std::endian::native == std::endian::little,
+                "words are copied as they lie in memory");
   std::memcpy(sector.data() + page_header_size, words.data(), words.size_bytes());
   seal(sector);
 }
@@ -115,8 +121,8 @@ std::optional<PageHeader> decode_page(const Id128& volume, std::uint64_t page, B
   PageHeader header;
   header.page = in.le<std::uint64_t>();
   header.sequence = in.le<std::uint64_t>();
-  if (std::memcmp(id.data(), volume.bytes.data(), id.size()) != 0 || header.page != page || header.sequence == 0 ||
-      !is_sealed(sector.first(page_size))) {
+  if (std::memcmp(id.data(), volume.bytes.data(), id.size()) != 0 || header.page != page ||
+      header.sequence == 0 || !is_sealed(sector.first(page_size))) {
     return std::nullopt;
   }
   std::memcpy(words.data(), sector.data() + page_header_size, words_per_page * sizeof(MapWord));
@@ -127,10 +133,11 @@ std::size_t intent_record_size(std::size_t regions) {
   return round_up(intent_header_size + regions * sizeof(HotRegion), sector_size);
 }
 
-// magic u32, region count u32, checksum u64, volume id 16, sequence u64, epoch u32, pad to 64, regions.
-// The checksum covers the header and the regions, not the padding of the last sector.
+// magic u32, region count u32, checksum u64, volume id 16, sequence u64, epoch u32, pad to 64,
+// regions. The checksum covers the header and the regions, not the padding of the last sector.
 void encode_intents(const Id128& volume, const IntentRecord& record, MutableBytes into) {
-  CHECK(record.regions.size() <= intent_regions_max && into.size() >= intent_record_size(record.regions.size()));
+  CHECK(record.regions.size() <= intent_regions_max &&
+        into.size() >= intent_record_size(record.regions.size()));
   std::memset(into.data(), 0, into.size());
   Writer out(into);
   out.le<std::uint32_t>(intent_magic);

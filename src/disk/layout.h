@@ -1,6 +1,6 @@
-// The block map file, byte by byte (docs/formats/block-map.md): where everything lies, and the codecs
-// of its superblock, map pages and intent records. Pure: no I/O. Decoders take any bytes and answer
-// `corrupt` (or nullopt, where a torn slot is an ordinary sight) instead of trusting them.
+// The block map file, byte by byte (docs/formats/block-map.md): where everything lies, and the
+// codecs of its superblock, map pages and intent records. Pure: no I/O. Decoders take any bytes and
+// answer `corrupt` (or nullopt, where a torn slot is an ordinary sight) instead of trusting them.
 #pragma once
 
 #include <array>
@@ -45,7 +45,9 @@ constexpr std::size_t page_header_size = 64;
 constexpr std::size_t words_per_page = (page_size - page_header_size) / sizeof(MapWord);  // 1008
 
 constexpr std::uint64_t page_of(BlockIndex block) { return block / words_per_page; }
-constexpr std::uint64_t page_count_for(std::uint64_t blocks) { return divide_up(blocks, words_per_page); }
+constexpr std::uint64_t page_count_for(std::uint64_t blocks) {
+  return divide_up(blocks, words_per_page);
+}
 constexpr std::uint64_t page_slot_offset(std::uint64_t page, unsigned slot) {
   return pages_offset + (2 * page + slot) * page_size;
 }
@@ -54,9 +56,10 @@ struct PageHeader {
   std::uint64_t page = 0;
   std::uint64_t sequence = 0;  // 0: never written
 };
-void encode_page(const Id128& volume, PageHeader header, std::span<const MapWord> words, MutableBytes sector);
-/// The header, and the words into `words` (words_per_page of them); nullopt for any slot that does not
-/// hold a whole page of this volume with this number.
+void encode_page(const Id128& volume, PageHeader header, std::span<const MapWord> words,
+                 MutableBytes sector);
+/// The header, and the words into `words` (words_per_page of them); nullopt for any slot that does
+/// not hold a whole page of this volume with this number.
 std::optional<PageHeader> decode_page(const Id128& volume, std::uint64_t page, Bytes sector,
                                       std::span<MapWord> words);
 
@@ -67,7 +70,8 @@ struct HotRegion {
   friend bool operator==(const HotRegion&, const HotRegion&) = default;
 };
 constexpr std::size_t intent_header_size = 64;
-constexpr std::size_t intent_regions_max = (intent_slot_size - intent_header_size) / sizeof(HotRegion);
+constexpr std::size_t intent_regions_max =
+    (intent_slot_size - intent_header_size) / sizeof(HotRegion);
 
 struct IntentRecord {
   std::uint64_t sequence = 0;

@@ -1,8 +1,10 @@
 #include "disk/live_map.h"
 
-#include <fmt/format.h>
-
+#include <algorithm>
 #include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
 
 namespace berth::disk {
 namespace {
@@ -19,7 +21,8 @@ std::uint64_t words_offset(std::uint64_t page_count) {
 }
 
 std::uint64_t size_for(std::uint64_t page_count) {
-  return words_offset(page_count) + round_up(page_count * words_per_page * sizeof(MapWord), sector_size);
+  return words_offset(page_count) +
+         round_up(page_count * words_per_page * sizeof(MapWord), sector_size);
 }
 
 }  // namespace
@@ -34,12 +37,15 @@ struct LiveMap::Header {
   std::uint64_t page_count;
 };
 
-LiveMap::Header& LiveMap::header() const { return *reinterpret_cast<Header*>(memory_->bytes().data()); }
+LiveMap::Header& LiveMap::header() const {
+  return *reinterpret_cast<Header*>(memory_->bytes().data());
+}
 
 void LiveMap::locate(std::uint64_t page_count) {
   std::byte* base = memory_->bytes().data();
   pages_ = {reinterpret_cast<LivePage*>(base + sector_size), page_count};
-  words_ = {reinterpret_cast<MapWord*>(base + words_offset(page_count)), page_count * words_per_page};
+  words_ = {reinterpret_cast<MapWord*>(base + words_offset(page_count)),
+            page_count * words_per_page};
 }
 
 Result<LiveMap> LiveMap::create(SharedMemoryStore& store, const Key& key, Epoch epoch) {
@@ -63,16 +69,49 @@ Result<LiveMap> LiveMap::adopt(SharedMemoryStore& store, const Key& key) {
   const Header& header = map.header();
   const std::string boot = store.boot_id();
   if (map.memory_->bytes().size() < size_for(key.page_count) || header.magic != live_magic ||
-      std::strncmp(header.boot_id, boot.c_str(), boot_id_size - 1) != 0 || header.volume != key.volume ||
-      header.session != key.session || header.block_size != key.block_size || header.page_count != key.page_count) {
-    return failure(ErrorKind::not_found, "the live map there is of another volume, session or boot");
+      std::strncmp(header.boot_id, boot.c_str(), boot_id_size - 1) != 0 ||
+      header.volume != key.volume || header.session != key.session ||
+      header.block_size != key.block_size || header.page_count != key.page_count) {
+    return failure(ErrorKind::not_found,
+                   "the live map there is of another volume, session or boot");
   }
   map.locate(key.page_count);
+  // What a flush of the dead process was writing may not be there.
+  for (std::uint64_t index = 0; index < key.page_count; ++index) {
+    const std::uint8_t dirt = std::exchange(map.pages_[index].dirt, std::uint8_t{0});
+    if (dirt != 0)
+      map.mark_dirty(index, (dirt | dirt >> capturing_shift) & (dirty_epochs | dirty_states));
+  }
   return map;
 }
 
-Result<void> LiveMap::remove(SharedMemoryStore& store, const Id128& volume, std::uint64_t page_count) {
+Result<void> LiveMap::remove(SharedMemoryStore& store, const Id128& volume,
+                             std::uint64_t page_count) {
   return store.remove(name_of(volume, page_count));
+}
+
+void LiveMap::mark_dirty(std::uint64_t index, std::uint8_t dirt) {
+  LivePage& page = pages_[index];
+  if ((dirt & ~page.dirt & dirty_epochs) != 0) with_dirty_epochs_.push_back(index);
+  if ((dirt & ~page.dirt & dirty_states) != 0) with_dirty_states_.push_back(index);
+  page.dirt = static_cast<std::uint8_t>(page.dirt | dirt);
+}
+
+std::vector<std::uint64_t> LiveMap::take_dirty(std::uint8_t dirt) {
+  std::vector<std::uint64_t> taken;
+  const auto take_from = [&](std::vector<std::uint64_t>& list, std::uint8_t kind) {
+    if ((dirt & kind) == 0) return;
+    for (const std::uint64_t index : list) {
+      if ((pages_[index].dirt & kind) != 0) taken.push_back(index);
+    }
+    list.clear();
+  };
+  take_from(with_dirty_epochs_, dirty_epochs);
+  take_from(with_dirty_states_, dirty_states);
+  std::ranges::sort(taken);
+  const auto twice = std::ranges::unique(taken);
+  taken.erase(twice.begin(), twice.end());
+  return taken;
 }
 
 void LiveMap::set_session(const Id128& session) { header().session = session; }

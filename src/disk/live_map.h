@@ -1,14 +1,16 @@
 // LiveMap: the block map in shared memory. It outlives the process, so that a keeper's death loses
 // nothing; it does not outlive the machine (DESIGN §5, "Two kinds of death").
 //
-// Layout: a header sector, a table of pages, then all words in a row. Words are read and written on the
-// volume's loop only. A page's flags say what its disk version lacks; a flush moves them to "capturing"
-// and clears them when the page is durable, so that a death in between leaves the page dirty.
+// Layout: a header sector, a table of pages, then all words in a row. Words are read and written on
+// the volume's loop only. A page's flags say what its disk version lacks; a flush moves them to
+// "capturing" and clears them when the page is durable, so that a death in between leaves the page
+// dirty.
 #pragma once
 
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "async/memory.h"
 #include "base/ids.h"
@@ -44,9 +46,11 @@ class LiveMap {
 
   /// A new map of zero words.
   static Result<LiveMap> create(SharedMemoryStore& store, const Key& key, Epoch epoch);
-  /// The map that a dead process left, if it is this very volume's, session's and boot's; else not_found.
+  /// The map that a dead process left, if it is this very volume's, session's and boot's; else
+  /// not_found.
   static Result<LiveMap> adopt(SharedMemoryStore& store, const Key& key);
-  static Result<void> remove(SharedMemoryStore& store, const Id128& volume, std::uint64_t page_count);
+  static Result<void> remove(SharedMemoryStore& store, const Id128& volume,
+                             std::uint64_t page_count);
 
   /// From here on the map belongs to another session.
   void set_session(const Id128& session);
@@ -62,9 +66,15 @@ class LiveMap {
     words_[block] = word;
     LivePage& page = pages_[page_of(block)];
     if (page.epoch_max < word.epoch()) page.epoch_max = word.epoch();
-    if (old.epoch() != word.epoch()) page.dirt |= dirty_epochs;
-    if (old.state() != word.state()) page.dirt |= dirty_states;
+    if (old.epoch() != word.epoch()) mark_dirty(page_of(block), dirty_epochs);
+    if (old.state() != word.state()) mark_dirty(page_of(block), dirty_states);
   }
+
+  /// The page has dirt of this kind (both bits: of both).
+  void mark_dirty(std::uint64_t index, std::uint8_t dirt);
+  /// The pages that have any dirt of these kinds now, ascending. They are no longer listed as such:
+  /// the caller captures them, or marks them again.
+  std::vector<std::uint64_t> take_dirty(std::uint8_t dirt);
 
   std::uint64_t page_count() const { return pages_.size(); }
   LivePage& page(std::uint64_t index) { return pages_[index]; }
@@ -83,6 +93,9 @@ class LiveMap {
   std::unique_ptr<SharedMemory> memory_;
   std::span<LivePage> pages_;
   std::span<MapWord> words_;
+  // Pages that became dirty, by kind of dirt; may name one twice, or one that is clean again.
+  std::vector<std::uint64_t> with_dirty_epochs_;
+  std::vector<std::uint64_t> with_dirty_states_;
 };
 
 }  // namespace berth::disk

@@ -1,5 +1,6 @@
-// Opens a file of the volume under its lock. A process that has just died may still hold it for the moment
-// that its last writes take to land: they must have, before anybody else relies on what the file says.
+// Opens a file of the volume under its lock. A process that has just died may still hold it for the
+// moment that its last writes take to land: they must have, before anybody else relies on what the
+// file says.
 #pragma once
 
 #include <memory>

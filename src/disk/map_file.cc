@@ -1,9 +1,9 @@
 #include "disk/map_file.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include <fmt/format.h>
 
 #include "disk/locked_file.h"
 
@@ -13,20 +13,24 @@ namespace {
 std::uint64_t area_offset(unsigned area) { return area == 0 ? journal_offset_a : journal_offset_b; }
 
 Error damaged(std::string what) {
-  return {ErrorKind::corrupt, fmt::format("the block map is damaged: {}; 'berth volume check --repair' may help", what)};
+  return {
+      ErrorKind::corrupt,
+      fmt::format("the block map is damaged: {}; 'berth volume check --repair' may help", what)};
 }
 
 }  // namespace
 
-Task<Result<void>> MapFile::create(Loop& loop, Directory& directory, Superblock superblock, VolumeState state) {
-  MapFile map(loop, CO_TRY(directory.open(file_name, {.create = true, .exclusive = true, .direct = true})));
+Task<Result<void>> MapFile::create(Loop& loop, Directory& directory, Superblock superblock,
+                                   VolumeState state) {
+  MapFile map(
+      loop, CO_TRY(directory.open(file_name, {.create = true, .exclusive = true, .direct = true})));
   map.superblock_ = superblock;
   AlignedBuffer sector(sector_size);
   encode_superblock(superblock, sector.bytes());
   CO_TRY(co_await map.file_->write(superblock_offset, sector.bytes()));
   CO_TRY(co_await map.file_->write(superblock_copy_offset, sector.bytes()));
-  // The ring is written in full now, so that a commit never has to allocate: it must not meet a full disk.
-  // The same for the journal's beginnings: a checkpoint can still be deleted then.
+  // The ring is written in full now, so that a commit never has to allocate: it must not meet a
+  // full disk. The same for the journal's beginnings: a checkpoint can still be deleted then.
   const AlignedBuffer zeros = AlignedBuffer::zeroed(intent_slot_size);
   for (std::uint64_t slot = 0; slot < intent_slot_count; ++slot) {
     CO_TRY(co_await map.file_->write(intent_ring_offset + slot * intent_slot_size, zeros.bytes()));
@@ -38,8 +42,10 @@ Task<Result<void>> MapFile::create(Loop& loop, Directory& directory, Superblock 
   co_return co_await map.file_->sync();
 }
 
-Task<Result<std::unique_ptr<MapFile>>> MapFile::open(Loop& loop, Directory& directory, bool read_only) {
-  auto file = CO_TRY(co_await open_locked(loop, directory, file_name, {.read_only = read_only, .direct = true}));
+Task<Result<std::unique_ptr<MapFile>>> MapFile::open(Loop& loop, Directory& directory,
+                                                     bool read_only) {
+  auto file = CO_TRY(
+      co_await open_locked(loop, directory, file_name, {.read_only = read_only, .direct = true}));
   std::unique_ptr<MapFile> map(new MapFile(loop, std::move(file)));
   // What a dead process wrote and did not sync is readable now and may not be after a power loss.
   if (!read_only) CO_TRY(co_await map->file_->sync());
@@ -92,27 +98,32 @@ Task<Result<std::optional<MapFile::Area>>> MapFile::read_area(std::uint64_t offs
   area.state = std::move(std::get<VolumeState>(head->content));
   area.end = length;
   while (area.end < journal_area_size) {
-    auto record = CO_TRY(co_await read_record(offset + area.end, journal_area_size - area.end, &length));
-    if (!record || record->generation != area.generation || record->sequence != area.sequence + 1) break;
+    auto record =
+        CO_TRY(co_await read_record(offset + area.end, journal_area_size - area.end, &length));
+    if (!record || record->generation != area.generation || record->sequence != area.sequence + 1)
+      break;
     const auto* event = std::get_if<JournalEvent>(&record->content);
     if (event == nullptr) break;
     CO_TRY(area.state.apply(*event));
     ++area.sequence;
     area.end += length;
   }
-  // A record that cannot be read ends the journal when it was the last one, torn by a power loss; one with
-  // a successor was whole once, and without it everything after it would be lost in silence.
+  // A record that cannot be read ends the journal when it was the last one, torn by a power loss;
+  // one with a successor was whole once, and without it everything after it would be lost in
+  // silence.
   if (area.end + sector_size < journal_area_size) {
-    const auto next = CO_TRY(co_await read_record(offset + area.end + sector_size,
-                                                  journal_area_size - area.end - sector_size, &length));
+    const auto next = CO_TRY(co_await read_record(
+        offset + area.end + sector_size, journal_area_size - area.end - sector_size, &length));
     if (next && next->generation == area.generation && next->sequence > area.sequence + 1) {
-      co_return failure(damaged(fmt::format("record {} of the journal cannot be read", area.sequence + 1)));
+      co_return failure(
+          damaged(fmt::format("record {} of the journal cannot be read", area.sequence + 1)));
     }
   }
   co_return std::move(area);
 }
 
-Task<Result<std::optional<JournalRecord>>> MapFile::read_record(std::uint64_t offset, std::uint64_t area_left,
+Task<Result<std::optional<JournalRecord>>> MapFile::read_record(std::uint64_t offset,
+                                                                std::uint64_t area_left,
                                                                 std::uint64_t* padded_length) {
   AlignedBuffer sector(sector_size);
   const std::size_t got = CO_TRY(co_await file_->read(offset, sector.bytes()));
@@ -129,8 +140,9 @@ Task<Result<std::optional<JournalRecord>>> MapFile::read_record(std::uint64_t of
 
 Result<void> MapFile::usable() const {
   if (!failed_) return {};
-  return failure(ErrorKind::io_error, fmt::format("a sync of '{}' has failed; close the volume and open it again",
-                                                  file_->name()));
+  return failure(
+      ErrorKind::io_error,
+      fmt::format("a sync of '{}' has failed; close the volume and open it again", file_->name()));
 }
 
 Task<Result<void>> MapFile::write_aligned(std::uint64_t offset, Bytes bytes) {
@@ -150,8 +162,9 @@ Task<Result<void>> MapFile::append(JournalEvent event) {
   }
   const std::uint64_t offset = area_offset(area_) + journal_end_;
   if (auto written = co_await write_aligned(offset, record); !written) {
-    // A full disk has taken nothing, and the next record goes to the same place. Any other failure leaves
-    // open what the next reader will find there, so this was the last record until the next open.
+    // A full disk has taken nothing, and the next record goes to the same place. Any other failure
+    // leaves open what the next reader will find there, so this was the last record until the next
+    // open.
     if (written.error().kind() != ErrorKind::no_space) failed_ = true;
     co_return written;
   }
@@ -182,8 +195,8 @@ Task<Result<std::optional<IntentRecord>>> MapFile::read_intents() {
   std::optional<IntentRecord> newest;
   AlignedBuffer slot_bytes = AlignedBuffer::zeroed(intent_slot_size);
   for (std::uint64_t slot = 0; slot < intent_slot_count; ++slot) {
-    const std::size_t got =
-        CO_TRY(co_await file_->read(intent_ring_offset + slot * intent_slot_size, slot_bytes.bytes()));
+    const std::size_t got = CO_TRY(
+        co_await file_->read(intent_ring_offset + slot * intent_slot_size, slot_bytes.bytes()));
     auto record = decode_intents(superblock_.volume, slot_bytes.first(got));
     if (record && (!newest || record->sequence > newest->sequence)) newest = std::move(record);
   }
@@ -195,11 +208,13 @@ Task<Result<void>> MapFile::write_intents(IntentRecord record) {
   const std::size_t length = intent_record_size(record.regions.size());
   encode_intents(superblock_.volume, record, intent_buffer_.first(length));
   const std::uint64_t slot = record.sequence % intent_slot_count;
-  CO_TRY(co_await file_->write(intent_ring_offset + slot * intent_slot_size, intent_buffer_.first(length)));
+  CO_TRY(co_await file_->write(intent_ring_offset + slot * intent_slot_size,
+                               intent_buffer_.first(length)));
   co_return co_await sync();
 }
 
-Task<Result<std::vector<MapFile::LoadedPage>>> MapFile::read_pages(std::uint64_t first, std::size_t count,
+Task<Result<std::vector<MapFile::LoadedPage>>> MapFile::read_pages(std::uint64_t first,
+                                                                   std::size_t count,
                                                                    std::span<MapWord> words) {
   AlignedBuffer slots = AlignedBuffer::zeroed(2 * count * page_size);
   CO_TRY(co_await file_->read(page_slot_offset(first, 0), slots.bytes()));
@@ -216,8 +231,8 @@ Task<Result<std::vector<MapFile::LoadedPage>>> MapFile::read_pages(std::uint64_t
       loaded[i] = {.sequence = header->sequence, .slot = slot};
       std::ranges::copy(candidate, page_words.begin());
     }
-    // A torn slot beside a valid one is what a power loss leaves. A page whose first write was torn has
-    // a zero slot beside it, and never had an older version. Both slots damaged is neither.
+    // A torn slot beside a valid one is what a power loss leaves. A page whose first write was torn
+    // has a zero slot beside it, and never had an older version. Both slots damaged is neither.
     if (foreign && loaded[i].sequence == 0) {
       const Bytes pair = slots.bytes().subspan(2 * i * page_size, 2 * page_size);
       loaded[i].damaged = !is_zero(pair.first(page_size)) && !is_zero(pair.last(page_size));
@@ -253,7 +268,8 @@ Task<Result<void>> MapFile::sync() {
     failed_ = true;
     co_return synced;
   }
-  // The kernel reports lost pages to one sync only: one that was under way beside it succeeds, and lies.
+  // The kernel reports lost pages to one sync only: one that was under way beside it succeeds, and
+  // lies.
   co_return usable();
 }
 

@@ -1,8 +1,8 @@
-// MapFile: the block map on disk. Reads and writes what layout.h and journal.h define, in the order that
-// the rules want; the engine above decides when.
+// MapFile: the block map on disk. Reads and writes what layout.h and journal.h define, in the order
+// that the rules want; the engine above decides when.
 //
-// One per open volume, on its loop. The file is locked while this lives. A failed sync is remembered:
-// from then on nothing is written any more and every call fails with io_error (rule 4).
+// One per open volume, on its loop. The file is locked while this lives. A failed sync is
+// remembered: from then on nothing is written any more and every call fails with io_error (rule 4).
 #pragma once
 
 #include <memory>
@@ -21,16 +21,20 @@ class MapFile {
   static constexpr const char* file_name = "map";
 
   /// A new map with this state, durable but for its name (the caller syncs the directory).
-  static Task<Result<void>> create(Loop& loop, Directory& directory, Superblock superblock, VolumeState state);
+  static Task<Result<void>> create(Loop& loop, Directory& directory, Superblock superblock,
+                                   VolumeState state);
 
-  /// Reads the superblock and the journal; syncs first, so that nothing that is read can be lost later.
-  static Task<Result<std::unique_ptr<MapFile>>> open(Loop& loop, Directory& directory, bool read_only);
+  /// Reads the superblock and the journal; syncs first, so that nothing that is read can be lost
+  /// later.
+  static Task<Result<std::unique_ptr<MapFile>>> open(Loop& loop, Directory& directory,
+                                                     bool read_only);
 
   const Superblock& superblock() const { return superblock_; }
   const VolumeState& state() const { return state_; }
   bool failed() const { return failed_; }
 
-  /// Makes the event durable, then applies it. Events of one volume are appended one after the other.
+  /// Makes the event durable, then applies it. Events of one volume are appended one after the
+  /// other.
   Task<Result<void>> append(JournalEvent event);
 
   /// The newest whole record of the ring.
@@ -66,7 +70,8 @@ class MapFile {
   Task<Result<void>> read_superblock();
   Task<Result<void>> read_journal();
   Task<Result<std::optional<Area>>> read_area(std::uint64_t offset);
-  Task<Result<std::optional<JournalRecord>>> read_record(std::uint64_t offset, std::uint64_t area_left,
+  Task<Result<std::optional<JournalRecord>>> read_record(std::uint64_t offset,
+                                                         std::uint64_t area_left,
                                                          std::uint64_t* padded_length);
   Task<Result<void>> write_aligned(std::uint64_t offset, Bytes bytes);
   Task<Result<void>> compact();

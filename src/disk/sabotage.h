@@ -9,12 +9,12 @@ namespace berth::disk {
 
 enum class Sabotage : std::uint8_t {
   none = 0,
-  cap_live_epochs,          // rule 1: changes(until) takes a live epoch beyond `until` for unchanged
-  reuse_recovered_epoch,    // rule 2: the epoch is not advanced after recovery
-  data_before_intent,       // rule 3: writes do not wait for their intent
-  presence_before_data,     // rule 4: a flush captures the map after it has synced the data
-  cut_without_drain,        // rule 5: the epoch advances while writes are in flight
-  ignore_expired_lease,     // rule 6: a cut commits although its gate had opened again
+  cap_live_epochs,        // rule 1: changes(until) takes a live epoch beyond `until` for unchanged
+  reuse_recovered_epoch,  // rule 2: the epoch is not advanced after recovery
+  data_before_intent,     // rule 3: writes do not wait for their intent
+  presence_before_data,   // rule 4: a flush captures the map after it has synced the data
+  cut_without_drain,      // rule 5: the epoch advances while writes are in flight
+  ignore_expired_lease,   // rule 6: a cut commits although its gate had opened again
   drop_layer_with_its_own,  // rule 7: a layer goes with its checkpoint although older ones need it
   trust_first_look,         // rule 8: a checkpoint reader does not look at the index again
   ignore_nonce,             // rule 9: a reference point is known by its name alone

@@ -12,7 +12,8 @@
 
 namespace berth::disk {
 
-/// A volume's count of cuts. A block's epoch is the one in which its content last changed; 0 = never.
+/// A volume's count of cuts. A block's epoch is the one in which its content last changed; 0 =
+/// never.
 using Epoch = std::uint32_t;
 constexpr Epoch epoch_max = (1U << 30) - 1;
 

@@ -1,13 +1,13 @@
 // Volume: a virtual disk that knows what changed since when, and holds what checkpoints need.
 //
 // One volume is one directory (DESIGN §5; docs/formats/) and lives on one loop, in one process: the
-// directory's data file is locked while it is open. All calls are made on that loop. Reads and writes
-// may overlap in any number. Errors of I/O fail the request that met them; a failed sync fails that
-// flush and every later one until the volume is opened again (`io_error`).
+// directory's data file is locked while it is open. All calls are made on that loop. Reads and
+// writes may overlap in any number. Errors of I/O fail the request that met them; a failed sync
+// fails that flush and every later one until the volume is opened again (`io_error`).
 //
-// Two kinds of death are survived (DESIGN §5). When the process dies, the next open goes on with the
-// live map and nothing is lost. When the machine does, the map file and its intents answer, and what
-// was hot is reported as changed (`exact: false`).
+// Two kinds of death are survived (DESIGN §5). When the process dies, the next open goes on with
+// the live map and nothing is lost. When the machine does, the map file and its intents answer, and
+// what was hot is reported as changed (`exact: false`).
 #pragma once
 
 #include <functional>
@@ -25,11 +25,12 @@
 
 namespace berth::disk {
 
-/// Opens what a backing names (a file path, "volume:NAME@CHECKPOINT", "nbd://…", an image of another
-/// format) as a read-only file. Supplied by whoever wires the process.
+/// Opens what a backing names (a file path, "volume:NAME@CHECKPOINT", "nbd://…", an image of
+/// another format) as a read-only file. Supplied by whoever wires the process.
 using BackingOpener = std::function<Task<Result<std::unique_ptr<File>>>(std::string specification)>;
 
-/// Something that an administrator should hear of: a volatile checkpoint given up, an inexact recovery.
+/// Something that an administrator should hear of: a volatile checkpoint given up, an inexact
+/// recovery.
 struct VolumeEvent {
   enum class Kind { recovered_from_power_loss, checkpoint_lost, io_failed };
   Kind kind;
@@ -47,10 +48,10 @@ struct VolumeEnvironment {
 };
 
 struct CreateOptions {
-  std::uint64_t size = 0;                        // bytes; 0: the size of the adopted data or backing
+  std::uint64_t size = 0;  // bytes; 0: the size of the adopted data or backing
   std::uint32_t block_size = block_size_default;  // bytes, a power of two
-  std::string backing;                           // specification for the BackingOpener; "" for none
-  bool adopt = false;  // `data` is there already (a raw image or a link): take it as it is
+  std::string backing;  // specification for the BackingOpener; "" for none
+  bool adopt = false;   // `data` is there already (a raw image or a link): take it as it is
 };
 
 struct OpenOptions {
@@ -60,7 +61,8 @@ struct OpenOptions {
 
 enum class Durability : std::uint8_t {
   durable,   // survives power loss; costs a sync for the first write to a block after the cut
-  volatile_  // survives the process, not power loss; given up before a guest's write fails for space
+  volatile_  // survives the process, not power loss; given up before a guest's write fails for
+             // space
 };
 
 struct CutRequest {
@@ -74,12 +76,12 @@ struct CheckpointInfo {
   std::string name;
   Epoch epoch = 0;  // the last epoch that is part of it
   Durability durability = Durability::durable;
-  std::uint64_t size = 0;          // bytes of the volume at the cut
-  std::int64_t created_ms = 0;     // Unix time
-  std::uint64_t held_bytes = 0;    // space in the hold layers at or after it that only it still needs
-  Id128 group;                     // nil if alone
-  bool provisional = false;        // its group has not committed
-  bool lost = false;               // volatile, and given up for space
+  std::uint64_t size = 0;        // bytes of the volume at the cut
+  std::int64_t created_ms = 0;   // Unix time
+  std::uint64_t held_bytes = 0;  // space in the hold layers at or after it that only it still needs
+  Id128 group;                   // nil if alone
+  bool provisional = false;      // its group has not committed
+  bool lost = false;             // volatile, and given up for space
 };
 
 /// {volume, epoch, nonce}: all that a reference point is. It holds no data.
@@ -95,17 +97,17 @@ struct RefpointInfo {
 };
 
 struct CutOutcome {
-  Epoch epoch = 0;                         // the last epoch before the cut
-  Duration gate_closed{};                  // how long writes waited
+  Epoch epoch = 0;         // the last epoch before the cut
+  Duration gate_closed{};  // how long writes waited
   std::optional<CheckpointInfo> checkpoint;
   std::optional<RefpointInfo> refpoint;
 };
 
 struct ChangesRequest {
-  std::string since;               // a reference point (or a checkpoint), by name
-  std::optional<Id128> nonce;      // when given, must be the one of `since`
-  std::string until;               // a checkpoint, by name; "" is the live volume, now
-  std::uint64_t offset = 0;        // bytes
+  std::string since;           // a reference point (or a checkpoint), by name
+  std::optional<Id128> nonce;  // when given, must be the one of `since`
+  std::string until;           // a checkpoint, by name; "" is the live volume, now
+  std::uint64_t offset = 0;    // bytes
   std::uint64_t length = UINT64_MAX;
   std::size_t extents_max = 65536;
 };
@@ -130,10 +132,10 @@ struct VolumeInfo {
   std::uint32_t block_size = 0;  // bytes
   std::string backing;           // "" for none
   Epoch epoch = 0;               // the current one
-  bool failed = false;             // a sync has failed; open it again
-  std::size_t hot_regions = 0;     // what a power loss now would over-report, in regions of 4 MiB
+  bool failed = false;           // a sync has failed; open it again
+  std::size_t hot_regions = 0;   // what a power loss now would over-report, in regions of 4 MiB
   std::size_t hot_regions_max = 0;
-  std::uint64_t held_bytes = 0;    // in all hold layers
+  std::uint64_t held_bytes = 0;  // in all hold layers
   std::uint64_t requests_in_flight = 0;
   std::size_t checkpoints = 0;
   std::size_t refpoints = 0;
@@ -151,12 +153,15 @@ class Volume {
   /// Makes a volume in the (empty but for adopted `data`) directory: durable when it returns.
   static Task<Result<void>> create(VolumeEnvironment environment, CreateOptions options);
 
-  /// Opens it, recovering what must be. `in_use` if somebody has it open; `corrupt` with what is wrong.
-  static Task<Result<std::unique_ptr<Volume>>> open(VolumeEnvironment environment, OpenOptions options);
+  /// Opens it, recovering what must be. `in_use` if somebody has it open; `corrupt` with what is
+  /// wrong.
+  static Task<Result<std::unique_ptr<Volume>>> open(VolumeEnvironment environment,
+                                                    OpenOptions options);
 
   virtual ~Volume() = default;
 
-  /// Waits for what is in flight, makes everything durable, and marks the map clean. Call nothing after it.
+  /// Waits for what is in flight, makes everything durable, and marks the map clean. Call nothing
+  /// after it.
   virtual Task<Result<void>> close() = 0;
   /// Process death, in simulations: drops everything where it stands.
   virtual void abandon() = 0;
@@ -169,7 +174,8 @@ class Volume {
   virtual Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length) = 0;
   /// `fast_only`: `unsupported` where bytes would have to be written.
   virtual Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length, bool fast_only) = 0;
-  virtual Task<Result<std::vector<AllocationExtent>>> allocation(std::uint64_t offset, std::uint64_t length,
+  virtual Task<Result<std::vector<AllocationExtent>>> allocation(std::uint64_t offset,
+                                                                 std::uint64_t length,
                                                                  std::size_t extents_max) = 0;
 
   // --- Cuts.
@@ -198,7 +204,8 @@ class Volume {
 
   // --- The rest.
   virtual Task<Result<void>> resize(std::uint64_t size) = 0;
-  /// Copies up to `bytes_max` of the backing's absent blocks in; the bytes copied, 0 when all is here.
+  /// Copies up to `bytes_max` of the backing's absent blocks in; the bytes copied, 0 when all is
+  /// here.
   virtual Task<Result<std::uint64_t>> populate(std::uint64_t bytes_max) = 0;
   virtual VolumeInfo info() const = 0;
 };
@@ -209,7 +216,8 @@ class CheckpointReader {
   virtual ~CheckpointReader() = default;
   virtual const CheckpointInfo& info() const = 0;
   virtual Task<Result<void>> read(std::uint64_t offset, MutableBytes into) = 0;
-  virtual Task<Result<std::vector<AllocationExtent>>> allocation(std::uint64_t offset, std::uint64_t length,
+  virtual Task<Result<std::vector<AllocationExtent>>> allocation(std::uint64_t offset,
+                                                                 std::uint64_t length,
                                                                  std::size_t extents_max) = 0;
 };
 

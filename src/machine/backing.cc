@@ -118,7 +118,8 @@ disk::BackingOpener make_backing_opener(UringLoop& loop, BackingPlaces places) {
 
 void remove_stale_image_sockets(const std::string& directory) {
   for (const std::string& name : names_in(directory)) {
-    if (name.starts_with(image_socket_prefix)) ::unlink((directory + '/' + name).c_str());
+    if (name.starts_with(image_socket_prefix))
+      ::unlink(fmt::format("{}/{}", directory, name).c_str());
   }
 }
 

@@ -36,8 +36,8 @@ class Copy {
   Task<> copy_pieces() {
     const AlignedBuffer buffer(copy_piece_size);
     while (!error_) {
-      auto copied = co_await copy_next(buffer);
-      if (!copied && !error_) error_ = std::move(copied).error();
+      const auto copied = co_await copy_next(buffer);
+      if (!copied && !error_) error_ = copied.error();
       if (!copied || !*copied) co_return;
     }
   }

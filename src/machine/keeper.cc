@@ -3,8 +3,10 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <deque>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include <fcntl.h>
 #include <sys/resource.h>
@@ -37,6 +39,7 @@ namespace {
 
 constexpr Duration last_answers_timeout =
     std::chrono::seconds(2);  // for clients to read them, at the end
+constexpr std::size_t remembered_events_max = 16;
 constexpr rlim_t open_files_wanted = 16384;
 
 const char* name_of(disk::VolumeEvent::Kind kind) {
@@ -171,6 +174,10 @@ class Keeper {
   void report(const disk::VolumeEvent& event) {
     log_warning("{}: {}", name_of(event.kind), event.message);
     server_.send_event(name_of(event.kind), event.message);
+    if (events_.size() == remembered_events_max) events_.pop_front();
+    events_.push_back({{"event", name_of(event.kind)},
+                       {"message", event.message},
+                       {"at", format_time(loop_.wall_time())}});
   }
 
   /// What comes in first, what it stands on last; also after an open that got half way.
@@ -210,7 +217,8 @@ class Keeper {
                    {"volume", options_.volume},
                    {"protocol", control_protocol_version},
                    {"volume_open", is_open_ && !stopping_},
-                   {"started_at", format_time(started_at_)}};
+                   {"started_at", format_time(started_at_)},
+                   {"events", Json(std::vector<Json>(events_.begin(), events_.end()))}};
   }
 
   Task<Result<Json>> shutdown() {
@@ -235,6 +243,7 @@ class Keeper {
   Event volume_closed_;
   bool is_closed_ = false;
   Result<void> outcome_;
+  std::deque<Json> events_;  // of the volume, for clients that come later; the last ones
   std::shared_ptr<CheckpointReaders> readers_ = std::make_shared<CheckpointReaders>();
   ControlServer server_;
   std::unique_ptr<Directory> directory_;
@@ -282,8 +291,9 @@ int run_keeper(const KeeperOptions& options) {
   raise_open_files_limit();
   const auto outcome = run(options, take_descriptors(options.listen_fds));
   if (!outcome) {
-    log_error("{}: cannot keep the volume '{}': {}", to_string(outcome.error().kind()),
-              options.volume, outcome.error().message());
+    // The daemon reads this line: see docs/formats/keeper-control.md.
+    log_error("keeper {}: {}: cannot keep the volume '{}': {}", options.id,
+              to_string(outcome.error().kind()), options.volume, outcome.error().message());
     return 1;
   }
   log_info("ended");

@@ -79,6 +79,7 @@ class NbdClient {
   explicit NbdClient(const std::string& uri, const std::vector<std::string>& contexts = {})
       : handle_(::nbd_create(), &::nbd_close) {
     for (const auto& context : contexts) ::nbd_add_meta_context(handle_.get(), context.c_str());
+    ::nbd_set_uri_allow_local_file(handle_.get(), true);  // of certificates
     is_connected_ = ::nbd_connect_uri(handle_.get(), uri.c_str()) == 0;
   }
   bool is_connected() const { return is_connected_; }

@@ -67,6 +67,7 @@ TEST_F(KeeperTest, KeepsAVolumeFromItsFirstWriteToACleanEnd) {
   const auto hello = call(*client, "hello");
   EXPECT_EQ((*hello)["pid"], keeper->id());
   EXPECT_EQ((*hello)["volume"], "disk");
+  EXPECT_EQ((*hello)["events"], Json::array());
 
   const std::string uri = serve(*client, "s");
   NbdClient nbd(uri);
@@ -224,6 +225,40 @@ TEST_F(KeeperTest, TcpNeedsTlsOrLoopbackOrAWord) {
                 .error()
                 .kind(),
             ErrorKind::not_found);
+}
+
+TEST_F(KeeperTest, TlsLetsInWhoHasACertificate) {
+  const std::string certificates = directory_ / "pki";
+  std::filesystem::create_directory(certificates);
+  const std::string script = "cd " + certificates +
+                             " && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 "
+                             "-nodes -keyout ca-key.pem -out ca-cert.pem"
+                             " -days 2 -subj /CN=ca 2>/dev/null"
+                             " && for side in server client; do"
+                             " openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
+                             "-keyout $side-key.pem -out $side.csr"
+                             " -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 2>/dev/null"
+                             " && openssl x509 -req -in $side.csr -CA ca-cert.pem -CAkey "
+                             "ca-key.pem -CAcreateserial -out $side-cert.pem"
+                             " -days 2 -copy_extensions copy 2>/dev/null || exit 1; done"
+                             " && mkdir stranger && cp ca-cert.pem stranger/";
+  ASSERT_EQ(std::system(script.c_str()), 0);
+
+  create("disk");
+  const auto keeper = start("disk");
+  const auto client = keeper->connect(*loop_);
+  ASSERT_TRUE(client);
+  const auto served =
+      call(*client, "serve.start", {{"tcp", "127.0.0.1:0"}, {"tls_dir", certificates}});
+  ASSERT_TRUE(served) << served.error().message();
+  const std::string uri = (*served)["uri"];
+  EXPECT_THAT(uri, HasSubstr("nbds://"));
+  NbdClient known(uri + "?tls-certificates=" + certificates);
+  ASSERT_TRUE(known.is_connected()) << NbdClient::error();
+  EXPECT_TRUE(known.write(0, "secret"));
+  EXPECT_EQ(known.read(0, 6), "secret");
+  EXPECT_FALSE(NbdClient(uri + "?tls-certificates=" + certificates + "/stranger").is_connected());
+  EXPECT_FALSE(NbdClient("nbd" + uri.substr(4)).is_connected());
 }
 
 TEST_F(KeeperTest, AVolumeStandsOnACheckpointOfAnother) {

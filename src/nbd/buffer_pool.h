@@ -1,4 +1,5 @@
-// BufferPool: page-aligned memory for payloads, kept for the next request instead of going back to malloc.
+// BufferPool: page-aligned memory for payloads, kept for the next request instead of going back to
+// malloc.
 //
 // One loop. The pool outlives its buffers. What is lent is bounded by those who borrow (Limits in
 // transmission.h), what is kept by `kept_bytes_max`.
@@ -26,7 +27,9 @@ class BufferPool {
    public:
     Buffer() = default;
     Buffer(Buffer&& other) noexcept
-        : pool_(std::exchange(other.pool_, nullptr)), memory_(std::move(other.memory_)), length_(other.length_) {}
+        : pool_(std::exchange(other.pool_, nullptr)),
+          memory_(std::move(other.memory_)),
+          length_(other.length_) {}
     Buffer& operator=(Buffer&& other) noexcept {
       give_back();
       pool_ = std::exchange(other.pool_, nullptr);
@@ -58,7 +61,8 @@ class BufferPool {
   BufferPool(const BufferPool&) = delete;
   BufferPool& operator=(const BufferPool&) = delete;
 
-  /// `length` bytes with any content; at most payload_length_max. Ends the process when there is no memory.
+  /// `length` bytes with any content; at most payload_length_max. Ends the process when there is no
+  /// memory.
   Buffer take(std::size_t length);
 
  private:
@@ -67,7 +71,8 @@ class BufferPool {
 
   void put(AlignedBuffer memory);
 
-  std::array<std::vector<AlignedBuffer>, class_count> kept_;  // of `smallest` bytes, twice that, and so on
+  std::array<std::vector<AlignedBuffer>, class_count>
+      kept_;  // of `smallest` bytes, twice that, and so on
   std::size_t kept_bytes_ = 0;
 };
 

@@ -1,13 +1,14 @@
 #include "nbd/client_connection.h"
 
-#include <fmt/format.h>
-#include <libnbd.h>
-#include <poll.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <utility>
+
+#include <libnbd.h>
+#include <poll.h>
+
+#include <fmt/format.h>
 
 #include "base/units.h"
 #include "nbd/protocol.h"
@@ -17,11 +18,14 @@ namespace {
 
 Error nbd_error(const char* what) {
   const char* reason = ::nbd_get_error();
-  return Error::from_errno(::nbd_get_errno(), fmt::format("{}: {}", what, reason == nullptr ? "unknown" : reason));
+  return Error::from_errno(::nbd_get_errno(),
+                           fmt::format("{}: {}", what, reason == nullptr ? "unknown" : reason));
 }
 
 int milliseconds_until(Instant deadline) {
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now())
+          .count();
   return static_cast<int>(std::clamp<std::int64_t>(left, 0, 60'000));
 }
 
@@ -32,10 +36,11 @@ int on_completion(void* operation, int* error) {
   return 1;  // libnbd may forget the command
 }
 
-int on_extents(void* operation, const char* /*context*/, std::uint64_t /*offset*/, std::uint32_t* entries,
-               std::size_t count, int* /*error*/) {
+int on_extents(void* operation, const char* /*context*/, std::uint64_t /*offset*/,
+               std::uint32_t* entries, std::size_t count, int* /*error*/) {
   auto& extents = static_cast<ClientOperation*>(operation)->extents;
-  for (std::size_t i = 0; i + 1 < count; i += 2) extents.push_back({.length = entries[i], .flags = entries[i + 1]});
+  for (std::size_t i = 0; i + 1 < count; i += 2)
+    extents.push_back({.length = entries[i], .flags = entries[i + 1]});
   return 0;
 }
 
@@ -45,11 +50,13 @@ void ClientConnection::Close::operator()(nbd_handle* handle) const { ::nbd_close
 
 ClientConnection::~ClientConnection() = default;
 
-Result<std::unique_ptr<ClientConnection>> ClientConnection::connect(const std::string& uri, Instant deadline,
+Result<std::unique_ptr<ClientConnection>> ClientConnection::connect(const std::string& uri,
+                                                                    Instant deadline,
                                                                     Interrupt interrupt) {
   std::unique_ptr<ClientConnection> connection(new ClientConnection);
   TRY(connection->prepare());
-  if (::nbd_aio_connect_uri(connection->handle_.get(), uri.c_str()) != 0) return failure(nbd_error("cannot connect"));
+  if (::nbd_aio_connect_uri(connection->handle_.get(), uri.c_str()) != 0)
+    return failure(nbd_error("cannot connect"));
   TRY(connection->finish_handshake(deadline, interrupt));
   TRY(connection->learn());
   return connection;
@@ -70,8 +77,10 @@ Result<void> ClientConnection::prepare() {
 Result<void> ClientConnection::finish_handshake(Instant deadline, const Interrupt& interrupt) {
   while (::nbd_aio_is_ready(handle_.get()) == 0) {
     TRY(wait(interrupt.wakeup, deadline));
-    if (interrupt.interrupted(interrupt.context)) return failure(ErrorKind::cancelled, "the file was closed");
-    if (std::chrono::steady_clock::now() >= deadline) return failure(ErrorKind::timed_out, "no answer to the handshake");
+    if (interrupt.interrupted(interrupt.context))
+      return failure(ErrorKind::cancelled, "the file was closed");
+    if (std::chrono::steady_clock::now() >= deadline)
+      return failure(ErrorKind::timed_out, "no answer to the handshake");
   }
   return {};
 }
@@ -81,28 +90,37 @@ Result<void> ClientConnection::learn() {
   const std::int64_t minimum = ::nbd_get_block_size(handle_.get(), LIBNBD_SIZE_MINIMUM);
   const std::int64_t maximum = ::nbd_get_block_size(handle_.get(), LIBNBD_SIZE_MAXIMUM);
   const int context = ::nbd_can_meta_context(handle_.get(), LIBNBD_CONTEXT_BASE_ALLOCATION);
-  if (size < 0 || minimum < 0 || maximum < 0 || context < 0) return failure(nbd_error("cannot learn about the export"));
-  block_minimum_ = static_cast<std::uint32_t>(std::clamp<std::int64_t>(minimum, 1, block_minimum_max));
+  if (size < 0 || minimum < 0 || maximum < 0 || context < 0)
+    return failure(nbd_error("cannot learn about the export"));
+  block_minimum_ =
+      static_cast<std::uint32_t>(std::clamp<std::int64_t>(minimum, 1, block_minimum_max));
   if (!std::has_single_bit(block_minimum_)) {
-    return failure(ErrorKind::protocol, fmt::format("the server has blocks of {} bytes", block_minimum_));
+    return failure(ErrorKind::protocol,
+                   fmt::format("the server has blocks of {} bytes", block_minimum_));
   }
   size_ = round_down(static_cast<std::uint64_t>(size), block_minimum_);  // the rest cannot be read
   const std::int64_t payload = maximum == 0 ? payload_length_max : maximum;
-  payload_max_ = static_cast<std::uint32_t>(
-      round_down(std::clamp<std::int64_t>(payload, block_minimum_max, payload_length_max), block_minimum_));
+  payload_max_ = static_cast<std::uint32_t>(round_down(
+      std::clamp<std::int64_t>(payload, block_minimum_max, payload_length_max), block_minimum_));
   knows_holes_ = context == 1;
   return {};
 }
 
-Result<void> ClientConnection::start_read(std::uint64_t offset, MutableBytes into, ClientOperation& operation) {
-  const nbd_completion_callback completion{.callback = on_completion, .user_data = &operation, .free = nullptr};
-  if (::nbd_aio_pread(handle_.get(), into.data(), into.size(), offset, completion, 0) >= 0) return {};
+Result<void> ClientConnection::start_read(std::uint64_t offset, MutableBytes into,
+                                          ClientOperation& operation) {
+  const nbd_completion_callback completion{
+      .callback = on_completion, .user_data = &operation, .free = nullptr};
+  if (::nbd_aio_pread(handle_.get(), into.data(), into.size(), offset, completion, 0) >= 0)
+    return {};
   return failure(nbd_error("cannot read"));
 }
 
-Result<void> ClientConnection::start_status(std::uint64_t offset, std::uint64_t length, ClientOperation& operation) {
-  const nbd_extent_callback extents{.callback = on_extents, .user_data = &operation, .free = nullptr};
-  const nbd_completion_callback completion{.callback = on_completion, .user_data = &operation, .free = nullptr};
+Result<void> ClientConnection::start_status(std::uint64_t offset, std::uint64_t length,
+                                            ClientOperation& operation) {
+  const nbd_extent_callback extents{
+      .callback = on_extents, .user_data = &operation, .free = nullptr};
+  const nbd_completion_callback completion{
+      .callback = on_completion, .user_data = &operation, .free = nullptr};
   if (::nbd_aio_block_status(handle_.get(), length, offset, extents, completion, 0) >= 0) return {};
   return failure(nbd_error("cannot ask for the block status"));
 }

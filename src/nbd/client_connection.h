@@ -1,8 +1,9 @@
-// ClientConnection: one connection of libnbd to an export, opened for reading. Used by one thread, the one of a
-// ClientFile; nothing else touches libnbd.
+// ClientConnection: one connection of libnbd to an export, opened for reading. Used by one thread,
+// the one of a ClientFile; nothing else touches libnbd.
 //
-// A connection that has failed stays so: every operation that was under way on it ends when it goes, without
-// another word, and libnbd lets go of its memory. Errors are `disconnected`, `timed_out`, `cancelled` or libnbd's own.
+// A connection that has failed stays so: every operation that was under way on it ends when it
+// goes, without another word, and libnbd lets go of its memory. Errors are `disconnected`,
+// `timed_out`, `cancelled` or libnbd's own.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +29,9 @@ struct ClientOperation {
 
 class ClientConnection {
  public:
-  /// Connects and completes the handshake, or gives up at `deadline`, or when `wakeup` (an eventfd) becomes
-  /// readable and `interrupted(context)`, which reads it, says so. Resolving a name cannot be interrupted.
+  /// Connects and completes the handshake, or gives up at `deadline`, or when `wakeup` (an eventfd)
+  /// becomes readable and `interrupted(context)`, which reads it, says so. Resolving a name cannot
+  /// be interrupted.
   struct Interrupt {
     int wakeup = -1;
     bool (*interrupted)(void* context) = nullptr;
@@ -50,8 +52,8 @@ class ClientConnection {
   Result<void> start_read(std::uint64_t offset, MutableBytes into, ClientOperation& operation);
   Result<void> start_status(std::uint64_t offset, std::uint64_t length, ClientOperation& operation);
 
-  /// Waits until something has moved, `wakeup` is readable, or until the deadline; which does not matter.
-  /// An error when the connection has failed.
+  /// Waits until something has moved, `wakeup` is readable, or until the deadline; which does not
+  /// matter. An error when the connection has failed.
   Result<void> wait(int wakeup, Instant deadline);
 
  private:

@@ -1,11 +1,5 @@
 #include "nbd/client_file.h"
 
-#include <fmt/format.h>
-#include <poll.h>
-#include <spdlog/spdlog.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
@@ -19,6 +13,13 @@
 #include <utility>
 #include <vector>
 
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
 #include "base/aligned_buffer.h"
 #include "base/units.h"
 #include "nbd/client_connection.h"
@@ -27,7 +28,7 @@
 namespace berth::nbd {
 namespace {
 
-constexpr std::size_t operations_max = 64;             // on the connection at one time; more wait in order
+constexpr std::size_t operations_max = 64;  // on the connection at one time; more wait in order
 constexpr std::uint64_t status_length_max = 1 * GiB;  // asked for at once
 constexpr Duration pause_max = std::chrono::seconds(5);
 constexpr Duration post_pause = std::chrono::milliseconds(1);
@@ -36,20 +37,25 @@ Instant now() { return std::chrono::steady_clock::now(); }
 
 }  // namespace
 
-/// Owns the thread. What the loop's thread and other callers leave here is guarded by mutex_; everything else
-/// belongs to the thread.
+/// Owns the thread. What the loop's thread and other callers leave here is guarded by mutex_;
+/// everything else belongs to the thread.
 class ClientFile::Worker {
  public:
   Worker(UringLoop& loop, std::string uri, Options options)
-      : loop_(loop), uri_(std::move(uri)), options_(options), wakeup_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+      : loop_(loop),
+        uri_(std::move(uri)),
+        options_(options),
+        wakeup_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
   ~Worker();
 
-  /// Starts the thread; resumes `waiter` when the first attempt to connect has ended: see outcome().
+  /// Starts the thread; resumes `waiter` when the first attempt to connect has ended: see
+  /// outcome().
   void start(std::coroutine_handle<> waiter);
   Result<void> take_outcome() { return std::exchange(outcome_, Result<void>{}); }
 
   /// Loop thread.
   void submit(FileRequest& request);
+  void stop();
   /// Any thread; waits. The extents from `offset` on, at least one, with their offset.
   Result<std::vector<StatusExtent>> status(std::uint64_t offset);
 
@@ -125,12 +131,16 @@ class ClientFile::Worker {
 };
 
 ClientFile::Worker::~Worker() {
+  stop();
+  if (thread_.joinable()) thread_.join();
+}
+
+void ClientFile::Worker::stop() {
   {
     const std::scoped_lock lock(mutex_);
     stop_ = true;
   }
   wake();
-  if (thread_.joinable()) thread_.join();
 }
 
 void ClientFile::Worker::start(std::coroutine_handle<> waiter) {
@@ -140,7 +150,8 @@ void ClientFile::Worker::start(std::coroutine_handle<> waiter) {
 
 void ClientFile::Worker::wake() {
   const std::uint64_t one = 1;
-  static_cast<void>(!::write(wakeup_.get(), &one, sizeof one));  // fails only when it is readable anyway
+  static_cast<void>(
+      !::write(wakeup_.get(), &one, sizeof one));  // fails only when it is readable anyway
 }
 
 void ClientFile::Worker::forget_wakeups() {
@@ -152,6 +163,10 @@ void ClientFile::Worker::submit(FileRequest& request) {
   request.next = nullptr;
   {
     const std::scoped_lock lock(mutex_);
+    if (stop_) {  // nobody may be there any more to take it
+      request.result = -ECANCELED;
+      return loop_.post(request.waiter);
+    }
     (new_first_ == nullptr ? new_first_ : new_last_->next) = &request;
     new_last_ = &request;
   }
@@ -162,10 +177,12 @@ Result<std::vector<StatusExtent>> ClientFile::Worker::status(std::uint64_t offse
   Query query;
   query.offset = offset;
   std::unique_lock lock(mutex_);
+  if (stop_) return failure(ErrorKind::cancelled, fmt::format("'{}' was closed", uri_));
   new_queries_.push_back(&query);
   wake();
   query_done_.wait(lock, [&] { return query.done; });
-  if (query.error != 0) return errno_failure(query.error, fmt::format("cannot learn where '{}' has holes", uri_));
+  if (query.error != 0)
+    return errno_failure(query.error, fmt::format("cannot learn where '{}' has holes", uri_));
   return std::move(query.extents);
 }
 
@@ -198,8 +215,9 @@ Result<std::unique_ptr<ClientConnection>> ClientFile::Worker::connect() {
     worker.forget_wakeups();
     return worker.stopped();
   };
-  return ClientConnection::connect(uri_, now() + options_.connect_timeout,
-                                   {.wakeup = wakeup_.get(), .interrupted = interrupted, .context = this});
+  return ClientConnection::connect(
+      uri_, now() + options_.connect_timeout,
+      {.wakeup = wakeup_.get(), .interrupted = interrupted, .context = this});
 }
 
 bool ClientFile::Worker::connect_first() {
@@ -209,7 +227,8 @@ bool ClientFile::Worker::connect_first() {
     size_ = connection_->size();
     knows_holes_ = connection_->knows_holes();
   } else {
-    outcome_ = failure(std::move(connected).error().with_context(fmt::format("cannot open '{}'", uri_)));
+    outcome_ =
+        failure(std::move(connected).error().with_context(fmt::format("cannot open '{}'", uri_)));
   }
   ended_.push_back(opener_);
   post_ended();
@@ -224,7 +243,8 @@ void ClientFile::Worker::serve_connection() {
     outcome = start_jobs();
     if (outcome) outcome = connection_->wait(wakeup_.get(), next_deadline());
     if (const Result<void> collected = collect_done(); outcome) outcome = collected;
-    if (outcome && now() >= next_deadline()) outcome = failure(ErrorKind::timed_out, "the NBD server does not answer");
+    if (outcome && now() >= next_deadline())
+      outcome = failure(ErrorKind::timed_out, "the NBD server does not answer");
     post_ended();
   }
   if (outcome) return;
@@ -257,7 +277,8 @@ void ClientFile::Worker::reconnect() {
       changed_ = connection_->size() != size_;
       if (!changed_) return;
       connection_.reset();
-      spdlog::error("nbd client: {} has another size than before: nothing more is read from it", uri_);
+      spdlog::error("nbd client: {} has another size than before: nothing more is read from it",
+                    uri_);
       break;
     }
     spdlog::warn("nbd client: {}: attempt {} of {}: {}", uri_, attempt, options_.attempts_max,
@@ -298,7 +319,9 @@ void ClientFile::Worker::take_new_jobs() {
     Job& job = jobs_.emplace_back();
     job.read = request;
     job.read->done = 0;
-    job.end = request->offset >= size ? request->offset : request->offset + std::min(request->length, size - request->offset);
+    job.end = request->offset >= size
+                  ? request->offset
+                  : request->offset + std::min(request->length, size - request->offset);
     request = next;
   }
   for (Query* query : queries) jobs_.emplace_back().query = query;
@@ -307,7 +330,8 @@ void ClientFile::Worker::take_new_jobs() {
 Result<void> ClientFile::Worker::start_jobs() {
   std::size_t started = 0;
   for (auto job = jobs_.begin(); job != jobs_.end() && started < operations_max;) {
-    if (job->read != nullptr && job->read->offset + job->read->done == job->end) {  // nothing to read, or an error
+    if (job->read != nullptr &&
+        job->read->offset + job->read->done == job->end) {  // nothing to read, or an error
       end_job(*job, static_cast<std::int64_t>(job->read->done));
       job = jobs_.erase(job);
       continue;
@@ -326,12 +350,15 @@ Result<void> ClientFile::Worker::start_piece(Job& job) {
   const std::uint64_t block = connection_->block_minimum();
   if (job.query != nullptr) {
     const std::uint64_t offset = round_down(job.query->offset, block);
-    return connection_->start_status(offset, std::min(status_length_max, size_ - offset), job.operation);
+    return connection_->start_status(offset, std::min(status_length_max, size_ - offset),
+                                     job.operation);
   }
   const std::uint64_t offset = job.read->offset + job.read->done;
-  const std::uint64_t length = std::min<std::uint64_t>(job.end - offset, connection_->payload_max() - block);
+  const std::uint64_t length =
+      std::min<std::uint64_t>(job.end - offset, connection_->payload_max() - block);
   job.piece_offset = round_down(offset, block);
-  job.piece_length = std::min<std::uint64_t>(round_up(offset + length, block), size_) - job.piece_offset;
+  job.piece_length =
+      std::min<std::uint64_t>(round_up(offset + length, block), size_) - job.piece_offset;
   std::byte* into = job.read->data + job.read->done;
   if (job.piece_offset != offset || job.piece_length != length) {
     job.bounce = AlignedBuffer(job.piece_length);
@@ -339,10 +366,12 @@ Result<void> ClientFile::Worker::start_piece(Job& job) {
   } else {
     job.bounce = {};
   }
-  return connection_->start_read(job.piece_offset, MutableBytes(into, job.piece_length), job.operation);
+  return connection_->start_read(job.piece_offset, MutableBytes(into, job.piece_length),
+                                 job.operation);
 }
 
-/// An error when the server has said that it is going. What ended with the connection was not answered.
+/// An error when the server has said that it is going. What ended with the connection was not
+/// answered.
 Result<void> ClientFile::Worker::collect_done() {
   for (auto job = jobs_.begin(); job != jobs_.end();) {
     const int error = job->operation.error;
@@ -364,11 +393,13 @@ bool ClientFile::Worker::advance(Job& job) {
     return true;
   }
   if (job.query != nullptr) {
-    std::uint64_t skip = job.query->offset - round_down(job.query->offset, connection_->block_minimum());
+    std::uint64_t skip =
+        job.query->offset - round_down(job.query->offset, connection_->block_minimum());
     for (const StatusExtent& extent : job.operation.extents) {
       const std::uint64_t skipped = std::min(skip, extent.length);
       skip -= skipped;
-      if (extent.length != skipped) job.query->extents.push_back({extent.length - skipped, extent.flags});
+      if (extent.length != skipped)
+        job.query->extents.push_back({extent.length - skipped, extent.flags});
     }
     end_job(job, job.query->extents.empty() ? -EPROTO : 0);
     return true;
@@ -376,7 +407,8 @@ bool ClientFile::Worker::advance(Job& job) {
   const std::uint64_t offset = job.read->offset + job.read->done;
   const std::uint64_t until = std::min(job.end, job.piece_offset + job.piece_length);
   if (job.bounce) {
-    std::memcpy(job.read->data + job.read->done, job.bounce.data() + (offset - job.piece_offset), until - offset);
+    std::memcpy(job.read->data + job.read->done, job.bounce.data() + (offset - job.piece_offset),
+                until - offset);
   }
   job.read->done += until - offset;
   if (until != job.end) return false;
@@ -425,7 +457,8 @@ Instant ClientFile::Worker::next_deadline() const {
 ClientFile::ClientFile(std::unique_ptr<Worker> worker) : worker_(std::move(worker)) {}
 ClientFile::~ClientFile() = default;
 
-Task<Result<std::unique_ptr<ClientFile>>> ClientFile::open(UringLoop& loop, std::string uri, Options options) {
+Task<Result<std::unique_ptr<ClientFile>>> ClientFile::open(UringLoop& loop, std::string uri,
+                                                           Options options) {
   struct Wait {
     Worker& worker;
     static bool await_ready() noexcept { return false; }
@@ -437,6 +470,8 @@ Task<Result<std::unique_ptr<ClientFile>>> ClientFile::open(UringLoop& loop, std:
   CO_TRY(worker->take_outcome());
   co_return std::unique_ptr<ClientFile>(new ClientFile(std::move(worker)));
 }
+
+void ClientFile::close() { worker_->stop(); }
 
 void ClientFile::submit(FileRequest& request) {
   if (request.kind == FileRequest::Kind::read) return worker_->submit(request);
@@ -450,7 +485,9 @@ Result<void> ClientFile::truncate(std::uint64_t /*size*/) {
   return failure(ErrorKind::read_only, fmt::format("'{}' is only read here", name()));
 }
 
-Result<FileIdentity> ClientFile::identity() { return FileIdentity{.size = worker_->size(), .device_id = name()}; }
+Result<FileIdentity> ClientFile::identity() {
+  return FileIdentity{.size = worker_->size(), .device_id = name()};
+}
 
 const std::string& ClientFile::name() const { return worker_->uri(); }
 

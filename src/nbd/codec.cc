@@ -1,9 +1,9 @@
 #include "nbd/codec.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <limits>
+
+#include <fmt/format.h>
 
 namespace berth::nbd {
 namespace {
@@ -31,7 +31,8 @@ class Fields {
   std::byte* at_;
 };
 
-Fields chunk_header(std::byte* into, std::uint64_t cookie, Chunk chunk, ReplyType type, std::size_t payload_length) {
+Fields chunk_header(std::byte* into, std::uint64_t cookie, Chunk chunk, ReplyType type,
+                    std::size_t payload_length) {
   Fields fields(into);
   fields.put(structured_reply_magic);
   fields.put(chunk == Chunk::done ? reply_flag_done : std::uint16_t{0});
@@ -49,7 +50,8 @@ std::uint16_t flags_of(Command command, const Session& session) {
   const std::uint16_t any = command_flag_fua;
   switch (command) {
     case Command::read: return any | exposed(command_flag_df, flag_send_df);
-    case Command::write_zeroes: return any | command_flag_no_hole | exposed(command_flag_fast_zero, flag_send_fast_zero);
+    case Command::write_zeroes:
+      return any | command_flag_no_hole | exposed(command_flag_fast_zero, flag_send_fast_zero);
     case Command::block_status: return any | command_flag_req_one;
     default: return any;
   }
@@ -63,11 +65,13 @@ Refusal check_command(const Request& request, const Session& session) {
       if (read_only) return {WireError::permission, "the export is read-only"};
       return {};
     case Command::flush:
-      if (request.offset != 0 || request.length != 0) return {WireError::invalid, "a flush has no range"};
+      if (request.offset != 0 || request.length != 0)
+        return {WireError::invalid, "a flush has no range"};
       return {};
     case Command::trim:
       if (read_only) return {WireError::permission, "the export is read-only"};
-      if ((session.transmission_flags & flag_send_trim) == 0) return {WireError::invalid, "trim is not offered"};
+      if ((session.transmission_flags & flag_send_trim) == 0)
+        return {WireError::invalid, "trim is not offered"};
       return {};
     case Command::write_zeroes:
       if (read_only) return {WireError::permission, "the export is read-only"};
@@ -76,7 +80,8 @@ Refusal check_command(const Request& request, const Session& session) {
       }
       return {};
     case Command::block_status:
-      if (session.context_count == 0) return {WireError::invalid, "no metadata context was selected"};
+      if (session.context_count == 0)
+        return {WireError::invalid, "no metadata context was selected"};
       if (request.length == 0) return {WireError::invalid, "a block status request needs a length"};
       return {};
     case Command::cache:
@@ -88,16 +93,19 @@ Refusal check_command(const Request& request, const Session& session) {
 Refusal check_payload(const Request& request, const Session& session) {
   if (request.type != Command::read && request.type != Command::write) return {};
   if (request.length <= std::min<std::size_t>(session.block_maximum, payload_length_max)) return {};
-  // Where replies can be cut to pieces, this error says "ask for less" (NBD: Request types, NBD_CMD_READ).
+  // Where replies can be cut to pieces, this error says "ask for less" (NBD: Request types,
+  // NBD_CMD_READ).
   const bool may_shrink = request.type == Command::read && session.structured_replies;
-  return {may_shrink ? WireError::overflow : WireError::invalid, "the request is larger than the maximum payload"};
+  return {may_shrink ? WireError::overflow : WireError::invalid,
+          "the request is larger than the maximum payload"};
 }
 
 Refusal check_range(const Request& request, const Session& session) {
   if (request.type == Command::flush) return {};
   if (request.offset > session.size || request.length > session.size - request.offset) {
     const bool grows = request.type == Command::write || request.type == Command::write_zeroes;
-    return {grows ? WireError::no_space : WireError::invalid, "the request reaches beyond the end of the export"};
+    return {grows ? WireError::no_space : WireError::invalid,
+            "the request reaches beyond the end of the export"};
   }
   if (((request.offset | request.length) & (session.block_minimum - 1)) != 0) {
     return {WireError::invalid, "the request is not aligned to the minimum block size"};
@@ -110,7 +118,8 @@ Refusal check_range(const Request& request, const Session& session) {
 Result<Request> parse_request(std::span<const std::byte, request_size> bytes) {
   const std::byte* from = bytes.data();
   if (const auto magic = load_be<std::uint32_t>(from); magic != request_magic) {
-    return failure(ErrorKind::protocol, fmt::format("a request begins with {:#010x}, not with its magic number", magic));
+    return failure(ErrorKind::protocol,
+                   fmt::format("a request begins with {:#010x}, not with its magic number", magic));
   }
   return Request{.flags = load_be<std::uint16_t>(from + 4),
                  .type = static_cast<Command>(load_be<std::uint16_t>(from + 6)),
@@ -147,28 +156,36 @@ WireError wire_error(ErrorKind kind, const Request& request) {
     case ErrorKind::limit: return WireError::overflow;
     case ErrorKind::unsupported:
       // The protocol has this error for one purpose (NBD: Request types, NBD_CMD_WRITE_ZEROES).
-      return request.type == Command::write_zeroes && request.has(command_flag_fast_zero) ? WireError::unsupported
-                                                                                          : WireError::invalid;
+      return request.type == Command::write_zeroes && request.has(command_flag_fast_zero)
+                 ? WireError::unsupported
+                 : WireError::invalid;
     default: return WireError::io;
   }
 }
 
 std::size_t encode_simple_reply(ReplyHeader into, std::uint64_t cookie, WireError error) {
-  return Fields(into.data()).put(simple_reply_magic).put(static_cast<std::uint32_t>(error)).put(cookie).size();
+  return Fields(into.data())
+      .put(simple_reply_magic)
+      .put(static_cast<std::uint32_t>(error))
+      .put(cookie)
+      .size();
 }
 
 std::size_t encode_none(ReplyHeader into, std::uint64_t cookie) {
   return chunk_header(into.data(), cookie, Chunk::done, ReplyType::none, 0).size();
 }
 
-std::size_t encode_offset_data(ReplyHeader into, std::uint64_t cookie, Chunk chunk, std::uint64_t offset,
-                               std::uint32_t length) {
-  return chunk_header(into.data(), cookie, chunk, ReplyType::offset_data, sizeof offset + length).put(offset).size();
+std::size_t encode_offset_data(ReplyHeader into, std::uint64_t cookie, Chunk chunk,
+                               std::uint64_t offset, std::uint32_t length) {
+  return chunk_header(into.data(), cookie, chunk, ReplyType::offset_data, sizeof offset + length)
+      .put(offset)
+      .size();
 }
 
-std::size_t encode_offset_hole(ReplyHeader into, std::uint64_t cookie, Chunk chunk, std::uint64_t offset,
-                               std::uint32_t length) {
-  return chunk_header(into.data(), cookie, chunk, ReplyType::offset_hole, sizeof offset + sizeof length)
+std::size_t encode_offset_hole(ReplyHeader into, std::uint64_t cookie, Chunk chunk,
+                               std::uint64_t offset, std::uint32_t length) {
+  return chunk_header(into.data(), cookie, chunk, ReplyType::offset_hole,
+                      sizeof offset + sizeof length)
       .put(offset)
       .put(length)
       .size();
@@ -181,13 +198,16 @@ std::size_t encode_error(MutableBytes into, std::uint64_t cookie, Chunk chunk, W
   const std::size_t payload_length = 6 + message.size() + (offset ? sizeof *offset : 0);
   const ReplyType type = offset ? ReplyType::error_offset : ReplyType::error;
   Fields fields = chunk_header(into.data(), cookie, chunk, type, payload_length);
-  fields.put(static_cast<std::uint32_t>(error)).put(static_cast<std::uint16_t>(message.size())).text(message);
+  fields.put(static_cast<std::uint32_t>(error))
+      .put(static_cast<std::uint16_t>(message.size()))
+      .text(message);
   if (offset) fields.put(*offset);
   return fields.size();
 }
 
-std::size_t encode_block_status(MutableBytes into, std::uint64_t cookie, Chunk chunk, std::uint32_t context_id,
-                                std::span<const StatusExtent> extents, std::uint32_t length_max) {
+std::size_t encode_block_status(MutableBytes into, std::uint64_t cookie, Chunk chunk,
+                                std::uint32_t context_id, std::span<const StatusExtent> extents,
+                                std::uint32_t length_max) {
   CHECK(into.size() >= block_status_size(extents.size()));
   std::byte* descriptor = into.data() + block_status_size(0);
   std::uint32_t left = length_max;
@@ -208,7 +228,8 @@ std::size_t encode_block_status(MutableBytes into, std::uint64_t cookie, Chunk c
   }
   const auto size = static_cast<std::size_t>(descriptor - into.data());
   if (size == block_status_size(0)) return 0;
-  chunk_header(into.data(), cookie, chunk, ReplyType::block_status, size - chunk_header_size).put(context_id);
+  chunk_header(into.data(), cookie, chunk, ReplyType::block_status, size - chunk_header_size)
+      .put(context_id);
   return size;
 }
 

@@ -1,7 +1,9 @@
-// The transmission phase on the wire: requests in, replies out. Pure and synchronous; memory is the caller's.
+// The transmission phase on the wire: requests in, replies out. Pure and synchronous; memory is the
+// caller's.
 //
-// Encoders write into `into`, which the caller makes large enough (the sizes are below), and give the
-// number of bytes. Requests come from outside: whatever they hold, they end in an answer or in `protocol`.
+// Encoders write into `into`, which the caller makes large enough (the sizes are below), and give
+// the number of bytes. Requests come from outside: whatever they hold, they end in an answer or in
+// `protocol`.
 #pragma once
 
 #include <array>
@@ -35,7 +37,7 @@ Result<Request> parse_request(std::span<const std::byte, request_size> bytes);
 struct Session {
   std::uint64_t size = 0;  // bytes
   std::uint16_t transmission_flags = 0;
-  std::uint32_t block_minimum = 1;                  // bytes
+  std::uint32_t block_minimum = 1;                   // bytes
   std::uint32_t block_maximum = payload_length_max;  // bytes
   bool structured_replies = false;
   std::size_t context_count = 0;
@@ -74,16 +76,19 @@ enum class Chunk : std::uint8_t { more, done };
 
 std::size_t encode_none(ReplyHeader into, std::uint64_t cookie);
 /// `length` bytes of data follow it; at least one.
-std::size_t encode_offset_data(ReplyHeader into, std::uint64_t cookie, Chunk chunk, std::uint64_t offset,
-                               std::uint32_t length);
-std::size_t encode_offset_hole(ReplyHeader into, std::uint64_t cookie, Chunk chunk, std::uint64_t offset,
-                               std::uint32_t length);
-/// NBD_REPLY_TYPE_ERROR, or _ERROR_OFFSET with an offset. Long messages are cut. Needs error_chunk_size_max bytes.
+std::size_t encode_offset_data(ReplyHeader into, std::uint64_t cookie, Chunk chunk,
+                               std::uint64_t offset, std::uint32_t length);
+std::size_t encode_offset_hole(ReplyHeader into, std::uint64_t cookie, Chunk chunk,
+                               std::uint64_t offset, std::uint32_t length);
+/// NBD_REPLY_TYPE_ERROR, or _ERROR_OFFSET with an offset. Long messages are cut. Needs
+/// error_chunk_size_max bytes.
 std::size_t encode_error(MutableBytes into, std::uint64_t cookie, Chunk chunk, WireError error,
                          std::string_view message, std::optional<std::uint64_t> offset = {});
-/// Needs block_status_size(extents.size()) bytes. Extents with equal flags are joined, and what reaches beyond
-/// `length_max` is left out. Nothing at all (0) where they do not cover a first byte.
-std::size_t encode_block_status(MutableBytes into, std::uint64_t cookie, Chunk chunk, std::uint32_t context_id,
-                                std::span<const StatusExtent> extents, std::uint32_t length_max);
+/// Needs block_status_size(extents.size()) bytes. Extents with equal flags are joined, and what
+/// reaches beyond `length_max` is left out. Nothing at all (0) where they do not cover a first
+/// byte.
+std::size_t encode_block_status(MutableBytes into, std::uint64_t cookie, Chunk chunk,
+                                std::uint32_t context_id, std::span<const StatusExtent> extents,
+                                std::uint32_t length_max);
 
 }  // namespace berth::nbd

@@ -1,10 +1,10 @@
 #include "nbd/connection.h"
 
-#include <fmt/format.h>
-#include <spdlog/spdlog.h>
-
 #include <array>
 #include <utility>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include "async/deadline.h"
 #include "async/tls.h"
@@ -13,14 +13,15 @@ namespace berth::nbd {
 namespace {
 
 constexpr Duration close_timeout = std::chrono::seconds(5);
-// Room for the largest option, and for what a client with many small writes in flight sends at once.
+// Room for the largest option, and for what a client with many small writes in flight sends at
+// once.
 constexpr std::size_t receive_buffer_size = 256 * KiB;
 static_assert(receive_buffer_size >= option_header_size + option_length_max);
 
 }  // namespace
 
-Connection::Connection(Loop& loop, std::unique_ptr<Stream> stream, ExportDirectory& exports, BufferPool& pool,
-                       ConnectionOptions options)
+Connection::Connection(Loop& loop, std::unique_ptr<Stream> stream, ExportDirectory& exports,
+                       BufferPool& pool, ConnectionOptions options)
     : loop_(loop),
       peer_(stream->peer()),
       stream_(std::move(stream)),
@@ -50,13 +51,14 @@ Task<> Connection::serve() {
   if (!outcome && !ending_) {
     // A client that just goes is nobody's mistake.
     const bool went = outcome.error().kind() == ErrorKind::disconnected;
-    spdlog::log(went ? spdlog::level::debug : spdlog::level::warn, "nbd: {} was disconnected: {}", peer_,
-                outcome.error().message());
+    spdlog::log(went ? spdlog::level::debug : spdlog::level::warn, "nbd: {} was disconnected: {}",
+                peer_, outcome.error().message());
   }
   if (stream_ != nullptr) co_await close();
 }
 
-/// NBD: Terminating the transmission phase. Ends TLS in an orderly way, as far as the client lets us.
+/// NBD: Terminating the transmission phase. Ends TLS in an orderly way, as far as the client lets
+/// us.
 Task<> Connection::close() {
   Deadline deadline(loop_, close_timeout, [this] { cut(); });
   static_cast<void>(co_await stream_->finish_writing());
@@ -75,7 +77,8 @@ Task<Result<void>> Connection::handshake_and_transmit() {
   const bool transmits = CO_TRY(std::move(negotiated));
   if (!transmits || ending_) co_return Result<void>{};
 
-  transmission_.emplace(loop_, *stream_, *export_, pool_, handshake_.session(), handshake_.contexts(), options_.limits);
+  transmission_.emplace(loop_, *stream_, *export_, pool_, handshake_.session(),
+                        handshake_.contexts(), options_.limits);
   Result<void> outcome = co_await transmission_->run(input_);
   transmission_.reset();
   co_return outcome;
@@ -119,7 +122,8 @@ Task<Result<Handshake::Step>> Connection::receive() {
   co_return got == 0 ? Handshake::Step::end : Handshake::Step::receive;
 }
 
-/// A client asks for the same export several times: to learn of it, to select contexts, to go. It is found once.
+/// A client asks for the same export several times: to learn of it, to select contexts, to go. It
+/// is found once.
 Task<Handshake::Step> Connection::find_export() {
   const std::string name = handshake_.export_name();
   if (export_ == nullptr || export_found_as_ != name) {
@@ -141,8 +145,8 @@ Task<Result<void>> Connection::start_tls() {
   if (input_.size() != 0) {
     co_return failure(ErrorKind::protocol, "bytes in the clear follow NBD_OPT_STARTTLS");
   }
-  Result<std::unique_ptr<TlsStream>> secured =
-      co_await TlsStream::accept(loop_, options_.tls, std::move(stream_), options_.handshake_timeout);
+  Result<std::unique_ptr<TlsStream>> secured = co_await TlsStream::accept(
+      loop_, options_.tls, std::move(stream_), options_.handshake_timeout);
   if (!secured) {
     transport_ = nullptr;
     co_return failure(std::move(secured).error());

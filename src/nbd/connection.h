@@ -31,8 +31,8 @@ class Connection {
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
-  /// Until the client has left or was cut off, and every request of it has ended. Says in the log why a client
-  /// that did not leave by itself was cut off.
+  /// Until the client has left or was cut off, and every request of it has ended. Says in the log
+  /// why a client that did not leave by itself was cut off.
   Task<> serve();
 
   /// Ends soon: a handshake at once, transmission when the requests under way have been answered.

@@ -1,11 +1,11 @@
 // Export: what the NBD server serves. The seam between the protocol and whatever holds the bytes.
 //
-// One loop. Offsets and lengths are bytes, already checked against `size` by the server, and multiples of
-// block_minimum. Buffers are page aligned. Calls may overlap in any number; the order of overlapping
-// requests in flight is undefined, as the protocol allows.
-// Errors reach the client as the NBD error of their kind (no_space: ENOSPC, read_only: EPERM,
-// permission: EPERM, invalid_argument: EINVAL, limit: EOVERFLOW, all else: EIO). `unsupported` is ENOTSUP in answer
-// to a fast zero and EINVAL otherwise.
+// One loop. Offsets and lengths are bytes, already checked against `size` by the server, and
+// multiples of block_minimum. Buffers are page aligned. Calls may overlap in any number; the order
+// of overlapping requests in flight is undefined, as the protocol allows. Errors reach the client
+// as the NBD error of their kind (no_space: ENOSPC, read_only: EPERM, permission: EPERM,
+// invalid_argument: EINVAL, limit: EOVERFLOW, all else: EIO). `unsupported` is ENOTSUP in answer to
+// a fast zero and EINVAL otherwise.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,8 @@ constexpr std::uint32_t status_zero = 1U << 1;
 
 struct StatusExtent {
   std::uint64_t length = 0;  // bytes
-  std::uint32_t flags = 0;   // base:allocation: bit 0 hole, bit 1 zero; changed, dirty-bitmap: bit 0 changed
+  std::uint32_t flags =
+      0;  // base:allocation: bit 0 hole, bit 1 zero; changed, dirty-bitmap: bit 0 changed
 };
 
 struct ZeroOptions {
@@ -59,12 +60,15 @@ class Export {
   virtual Task<Result<void>> read(std::uint64_t offset, MutableBytes into) = 0;
   virtual Task<Result<void>> write(std::uint64_t offset, Bytes from, bool force_unit_access) = 0;
   virtual Task<Result<void>> flush() = 0;
-  virtual Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length, bool force_unit_access) = 0;
-  virtual Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length, ZeroOptions options) = 0;
+  virtual Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length,
+                                     bool force_unit_access) = 0;
+  virtual Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length,
+                                  ZeroOptions options) = 0;
 
   /// Extents from `offset` on, in order, without gaps, together at most `length` bytes and at most
   /// `extents_max` of them; at least one. `context` is "base:allocation" or one of info().contexts.
-  virtual Task<Result<std::vector<StatusExtent>>> block_status(std::string context, std::uint64_t offset,
+  virtual Task<Result<std::vector<StatusExtent>>> block_status(std::string context,
+                                                               std::uint64_t offset,
                                                                std::uint64_t length,
                                                                std::size_t extents_max) = 0;
 };

@@ -1,15 +1,16 @@
 #include "nbd/file_export.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <utility>
+
+#include <fmt/format.h>
 
 #include "base/units.h"
 
 namespace berth::nbd {
 
-Result<std::shared_ptr<FileExport>> FileExport::create(std::unique_ptr<File> file, Options options) {
+Result<std::shared_ptr<FileExport>> FileExport::create(std::unique_ptr<File> file,
+                                                       Options options) {
   ExportInfo info;
   info.name = std::move(options.name);
   info.size = round_down(TRY(file->size()), options.block_minimum);
@@ -33,13 +34,15 @@ Task<Result<void>> FileExport::write(std::uint64_t offset, Bytes from, bool forc
 
 Task<Result<void>> FileExport::flush() { co_return co_await file_->sync(); }
 
-Task<Result<void>> FileExport::discard(std::uint64_t offset, std::uint64_t length, bool force_unit_access) {
+Task<Result<void>> FileExport::discard(std::uint64_t offset, std::uint64_t length,
+                                       bool force_unit_access) {
   CO_TRY(co_await file_->punch(offset, length));
   if (force_unit_access) CO_TRY(co_await file_->sync());
   co_return Result<void>{};
 }
 
-Task<Result<void>> FileExport::zero(std::uint64_t offset, std::uint64_t length, ZeroOptions options) {
+Task<Result<void>> FileExport::zero(std::uint64_t offset, std::uint64_t length,
+                                    ZeroOptions options) {
   if (options.keep_allocated) {
     CO_TRY(co_await file_->zero(offset, length));
   } else {
@@ -49,10 +52,13 @@ Task<Result<void>> FileExport::zero(std::uint64_t offset, std::uint64_t length, 
   co_return Result<void>{};
 }
 
-Task<Result<std::vector<StatusExtent>>> FileExport::block_status(std::string context, std::uint64_t offset,
-                                                                 std::uint64_t length, std::size_t extents_max) {
+Task<Result<std::vector<StatusExtent>>> FileExport::block_status(std::string context,
+                                                                 std::uint64_t offset,
+                                                                 std::uint64_t length,
+                                                                 std::size_t extents_max) {
   if (context != base_allocation) {
-    co_return failure(ErrorKind::not_found, fmt::format("export '{}' has no context '{}'", info_.name, context));
+    co_return failure(ErrorKind::not_found,
+                      fmt::format("export '{}' has no context '{}'", info_.name, context));
   }
   std::vector<StatusExtent> extents;
   const std::uint64_t end = offset + length;

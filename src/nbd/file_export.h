@@ -1,4 +1,5 @@
-// FileExport: a File as it is, every byte of it: no tracking, no copies. What a raw disk costs over NBD.
+// FileExport: a File as it is, every byte of it: no tracking, no copies. What a raw disk costs over
+// NBD.
 //
 // On the file's loop. Writes are durable after flush(), or with force_unit_access.
 #pragma once
@@ -26,13 +27,16 @@ class FileExport final : public Export {
   Task<Result<void>> read(std::uint64_t offset, MutableBytes into) override;
   Task<Result<void>> write(std::uint64_t offset, Bytes from, bool force_unit_access) override;
   Task<Result<void>> flush() override;
-  Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length, bool force_unit_access) override;
+  Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length,
+                             bool force_unit_access) override;
   Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length, ZeroOptions options) override;
-  Task<Result<std::vector<StatusExtent>>> block_status(std::string context, std::uint64_t offset, std::uint64_t length,
+  Task<Result<std::vector<StatusExtent>>> block_status(std::string context, std::uint64_t offset,
+                                                       std::uint64_t length,
                                                        std::size_t extents_max) override;
 
  private:
-  FileExport(std::unique_ptr<File> file, ExportInfo info) : file_(std::move(file)), info_(std::move(info)) {}
+  FileExport(std::unique_ptr<File> file, ExportInfo info)
+      : file_(std::move(file)), info_(std::move(info)) {}
 
   std::unique_ptr<File> file_;
   ExportInfo info_;

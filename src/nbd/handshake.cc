@@ -1,10 +1,10 @@
 #include "nbd/handshake.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
 #include <optional>
+
+#include <fmt/format.h>
 
 namespace berth::nbd {
 namespace {
@@ -22,7 +22,9 @@ void append(std::vector<std::byte>& to, std::string_view text) {
 }
 
 /// NBD: Conventions. A string of ours that the protocol does not allow is cut.
-std::string_view as_string(std::string_view text) { return text.substr(0, std::min(text.find('\0'), string_length_max)); }
+std::string_view as_string(std::string_view text) {
+  return text.substr(0, std::min(text.find('\0'), string_length_max));
+}
 
 std::uint32_t block_minimum_of(const ExportInfo& info) {
   return std::bit_floor(std::clamp<std::uint32_t>(info.block_minimum, 1, block_minimum_max));
@@ -35,12 +37,14 @@ std::uint32_t block_preferred_of(const ExportInfo& info) {
 }
 
 std::uint32_t block_maximum_of(const ExportInfo& info) {
-  return std::clamp<std::uint32_t>(info.block_maximum, block_preferred_of(info), payload_length_max);
+  return std::clamp<std::uint32_t>(info.block_maximum, block_preferred_of(info),
+                                   payload_length_max);
 }
 
 }  // namespace
 
-/// The data of an option, field by field. Past its end everything is nothing, and ok() is false for good.
+/// The data of an option, field by field. Past its end everything is nothing, and ok() is false for
+/// good.
 class Handshake::OptionData {
  public:
   explicit OptionData(Bytes bytes) : bytes_(bytes) {}
@@ -83,7 +87,8 @@ Result<Handshake::Step> Handshake::receive(Bytes& input) {
   while (true) {
     const std::size_t before = input.size();
     const Step step = TRY(has_client_flags_ ? receive_option(input) : receive_client_flags(input));
-    // Each answer is sent before the next option is looked at: a client that sends without reading waits.
+    // Each answer is sent before the next option is looked at: a client that sends without reading
+    // waits.
     if (step != Step::receive || input.size() == before || !output_.empty()) return step;
   }
 }
@@ -112,7 +117,8 @@ Result<Handshake::Step> Handshake::receive_option(Bytes& input) {
   }
   if (input.size() < option_header_size) return Step::receive;
   if (const auto magic = load_be<std::uint64_t>(input.data()); magic != option_magic) {
-    return failure(ErrorKind::protocol, fmt::format("an option begins with {:#018x}, not with IHAVEOPT", magic));
+    return failure(ErrorKind::protocol,
+                   fmt::format("an option begins with {:#018x}, not with IHAVEOPT", magic));
   }
   const auto length = load_be<std::uint32_t>(input.data() + 12);
   if (length > option_length_skipped_max) {
@@ -139,15 +145,14 @@ Result<Handshake::Step> Handshake::receive_option(Bytes& input) {
 /// NBD: Option types; FORCEDTLS mode.
 Handshake::Step Handshake::begin_option(Bytes data) {
   const auto option = static_cast<Option>(option_);
-  if (tls_mode_ == TlsMode::required && !tls_started_ && option != Option::starttls && option != Option::abort) {
+  if (tls_mode_ == TlsMode::required && !tls_started_ && option != Option::starttls &&
+      option != Option::abort) {
     if (option == Option::export_name) return Step::end;
     return refuse(OptionReply::error_tls_required, "this server requires TLS");
   }
   switch (option) {
     case Option::export_name: return begin_export_name(data);
-    case Option::abort:
-      reply(OptionReply::ack, {});
-      return Step::end;
+    case Option::abort: reply(OptionReply::ack, {}); return Step::end;
     case Option::list: return begin_list(data);
     case Option::starttls: return begin_starttls(data);
     case Option::info:
@@ -178,7 +183,8 @@ Handshake::Step Handshake::begin_list(Bytes data) {
 Handshake::Step Handshake::begin_starttls(Bytes data) {
   if (!data.empty()) return refuse(OptionReply::error_invalid, "NBD_OPT_STARTTLS has no data");
   if (tls_started_) return refuse(OptionReply::error_invalid, "TLS has been started already");
-  if (tls_mode_ == TlsMode::off) return refuse(OptionReply::error_policy, "this server does not offer TLS here");
+  if (tls_mode_ == TlsMode::off)
+    return refuse(OptionReply::error_policy, "this server does not offer TLS here");
   reply(OptionReply::ack, {});
   return Step::start_tls;
 }
@@ -202,14 +208,17 @@ Handshake::Step Handshake::begin_info(Bytes data) {
     information_requests_.push_back(fields.number<std::uint16_t>());
   }
   if (!fields.at_end()) return refuse(OptionReply::error_invalid, "the option is malformed");
-  if (name_length > string_length_max) return refuse(OptionReply::error_too_big, "the export name is too long");
-  if (count > information_requests_max) return refuse(OptionReply::error_too_big, "too many information requests");
+  if (name_length > string_length_max)
+    return refuse(OptionReply::error_too_big, "the export name is too long");
+  if (count > information_requests_max)
+    return refuse(OptionReply::error_too_big, "too many information requests");
   return Step::find_export;
 }
 
 /// NBD: Option types, NBD_OPT_STRUCTURED_REPLY.
 Handshake::Step Handshake::begin_structured_reply(Bytes data) {
-  if (!data.empty()) return refuse(OptionReply::error_invalid, "NBD_OPT_STRUCTURED_REPLY has no data");
+  if (!data.empty())
+    return refuse(OptionReply::error_invalid, "NBD_OPT_STRUCTURED_REPLY has no data");
   structured_replies_ = true;
   return acknowledge();
 }
@@ -220,13 +229,15 @@ Handshake::Step Handshake::begin_meta_context(Bytes data) {
     contexts_export_.clear();  // replaced, also when it fails
     contexts_.clear();
   }
-  if (!structured_replies_) return refuse(OptionReply::error_invalid, "negotiate structured replies first");
+  if (!structured_replies_)
+    return refuse(OptionReply::error_invalid, "negotiate structured replies first");
   OptionData fields(data);
   const auto name_length = fields.number<std::uint32_t>();
   export_name_ = fields.string(name_length);
   const auto count = fields.number<std::uint32_t>();
   queries_.clear();
-  if (fields.ok() && count > context_queries_max) return refuse(OptionReply::error_too_big, "too many queries");
+  if (fields.ok() && count > context_queries_max)
+    return refuse(OptionReply::error_too_big, "too many queries");
   bool too_long = name_length > string_length_max;
   for (std::size_t i = 0; i < count && fields.ok(); ++i) {
     const auto length = fields.number<std::uint32_t>();
@@ -272,7 +283,8 @@ Handshake::Step Handshake::found_for_info(const ExportInfo& info) {
 /// NBD: Option reply types, NBD_REP_INFO.
 void Handshake::reply_information(const ExportInfo& info) {
   const auto wants = [this](Info what) {
-    return std::ranges::find(information_requests_, static_cast<std::uint16_t>(what)) != information_requests_.end();
+    return std::ranges::find(information_requests_, static_cast<std::uint16_t>(what)) !=
+           information_requests_.end();
   };
   const auto begin = [](Info what) {
     std::vector<std::byte> data;
@@ -306,7 +318,8 @@ void Handshake::reply_information(const ExportInfo& info) {
 /// What the transmission phase would be, if it began now.
 void Handshake::begin_session(const ExportInfo& info) {
   const bool contexts_hold = contexts_export_ == export_name_;
-  const bool begins = static_cast<Option>(option_) == Option::go || static_cast<Option>(option_) == Option::export_name;
+  const bool begins = static_cast<Option>(option_) == Option::go ||
+                      static_cast<Option>(option_) == Option::export_name;
   if (begins && !contexts_hold) contexts_.clear();  // they were selected for another export
   session_ = {.size = info.size,
               .transmission_flags = transmission_flags(info, structured_replies_),
@@ -316,8 +329,9 @@ void Handshake::begin_session(const ExportInfo& info) {
               .context_count = contexts_hold ? contexts_.size() : 0};
 }
 
-/// NBD: Metadata querying; The `base:` metadata namespace. To list, a query that ends in a colon stands for all
-/// contexts that begin with it ("base:", "qemu:", "qemu:dirty-bitmap:"), and no query at all for all there are.
+/// NBD: Metadata querying; The `base:` metadata namespace. To list, a query that ends in a colon
+/// stands for all contexts that begin with it ("base:", "qemu:", "qemu:dirty-bitmap:"), and no
+/// query at all for all there are.
 bool Handshake::matches_query(std::string_view context) const {
   const bool list = static_cast<Option>(option_) == Option::list_meta_context;
   if (list && queries_.empty()) return true;
@@ -334,7 +348,8 @@ Handshake::Step Handshake::found_for_meta_context(const ExportInfo& info) {
                        [this](const std::string& context) { return matches_query(context); });
   const bool select = static_cast<Option>(option_) == Option::set_meta_context;
   if (select && matching.size() > contexts_max) {
-    return refuse(OptionReply::error_too_big, fmt::format("at most {} contexts can be selected", contexts_max));
+    return refuse(OptionReply::error_too_big,
+                  fmt::format("at most {} contexts can be selected", contexts_max));
   }
   for (std::size_t id = 0; id < matching.size(); ++id) {
     std::vector<std::byte> data;

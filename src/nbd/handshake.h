@@ -1,13 +1,14 @@
-// The server's side of the fixed newstyle handshake, as a state machine: bytes in, bytes out, and what the
-// connection has to do in between. Pure: no I/O, no time.
+// The server's side of the fixed newstyle handshake, as a state machine: bytes in, bytes out, and
+// what the connection has to do in between. Pure: no I/O, no time.
 //
 //   S  greeting: magic numbers, handshake flags
 //   C  client flags
 //   C  option, S replies, as often as the client likes
 //   C  NBD_OPT_GO or NBD_OPT_EXPORT_NAME: the transmission phase; NBD_OPT_ABORT: the end
 //
-// Owned and driven by a Connection. Whatever the client sends, it ends in a Step or in `protocol`, after
-// which the connection is to be closed (NBD: Termination of the session during option haggling).
+// Owned and driven by a Connection. Whatever the client sends, it ends in a Step or in `protocol`,
+// after which the connection is to be closed (NBD: Termination of the session during option
+// haggling).
 #pragma once
 
 #include <cstdint>
@@ -88,8 +89,8 @@ class Handshake {
   bool has_client_flags_ = false;
   bool no_zeroes_ = false;
   std::size_t options_seen_ = 0;
-  std::uint32_t option_ = 0;         // the one under way
-  std::size_t skip_ = 0;             // bytes of it that are not looked at
+  std::uint32_t option_ = 0;  // the one under way
+  std::size_t skip_ = 0;      // bytes of it that are not looked at
   std::vector<std::byte> output_;
 
   // Of the option under way.

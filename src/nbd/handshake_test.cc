@@ -1,10 +1,10 @@
 #include "nbd/handshake.h"
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include <string>
 #include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 #include "nbd/wire.h"
 
@@ -20,7 +20,8 @@ ExportInfo volume_info() {
   return {.name = "volume",
           .description = "a disk",
           .size = 64 * MiB,
-          .contexts = {"berth:changed:monday", "qemu:dirty-bitmap:monday", "qemu:dirty-bitmap:tuesday"}};
+          .contexts = {"berth:changed:monday", "qemu:dirty-bitmap:monday",
+                       "qemu:dirty-bitmap:tuesday"}};
 }
 
 /// A handshake with a client that has said its flags.
@@ -110,7 +111,8 @@ TEST(Handshake, TakesMessagesInPiecesOfAnySize) {
     Handshake handshake(TlsMode::off);
     handshake.take_output();
     Wire wire = client_flags();
-    wire.raw(option(Option::structured_reply).bytes()).raw(option(Option::go, info_data("volume").bytes()).bytes());
+    wire.raw(option(Option::structured_reply).bytes())
+        .raw(option(Option::go, info_data("volume").bytes()).bytes());
     std::vector<std::byte> pending;
     Step step = Step::receive;
     Bytes left = wire.bytes();
@@ -160,10 +162,12 @@ TEST(Handshake, HasNoWordsForAnExportNameThatIsNotThere) {
 
 TEST(Handshake, TellsAllAboutAnExport) {
   Client client;
-  const Wire data = info_data("", {Info::name, Info::description, Info::block_size, static_cast<Info>(99)});
+  const Wire data =
+      info_data("", {Info::name, Info::description, Info::block_size, static_cast<Info>(99)});
   for (const Option which : {Option::info, Option::go}) {
     EXPECT_EQ(client.send(option(which, data.bytes())), Step::find_export);
-    EXPECT_EQ(client.handshake.found(volume_info()), which == Option::go ? Step::transmit : Step::receive);
+    EXPECT_EQ(client.handshake.found(volume_info()),
+              which == Option::go ? Step::transmit : Step::receive);
     const auto answers = client.answers();
     ASSERT_THAT(answers, SizeIs(5));
     EXPECT_EQ(answers[0].data, Wire()
@@ -194,7 +198,8 @@ TEST(Handshake, TellsOfItsBlocksUnaskedWhereTheyMatter) {
 
 TEST(Handshake, KeepsBlockSizesWithinTheProtocol) {
   Client client;
-  EXPECT_EQ(client.send(option(Option::go, info_data("volume", {Info::block_size}).bytes())), Step::find_export);
+  EXPECT_EQ(client.send(option(Option::go, info_data("volume", {Info::block_size}).bytes())),
+            Step::find_export);
   ExportInfo info = volume_info();
   info.block_minimum = MiB;
   info.block_preferred = 1;
@@ -253,11 +258,14 @@ TEST(Handshake, RefusesMalformedData) {
   client.negotiate_structured_replies();
   const std::vector<Wire> informations{
       Wire(),
-      Wire().counted("volume"),                                                     // no count
-      Wire().number<std::uint32_t>(99).text("volume").number<std::uint16_t>(0),     // a name beyond the end
-      Wire().counted("volume").number<std::uint16_t>(2).number<std::uint16_t>(0),   // fewer than it says
-      Wire().counted("volume").number<std::uint16_t>(0).number<std::uint16_t>(0),   // more than it says
-      Wire().counted(std::string_view("a\0b", 3)).number<std::uint16_t>(0),         // NUL
+      Wire().counted("volume"),  // no count
+      Wire().number<std::uint32_t>(99).text("volume").number<std::uint16_t>(
+          0),  // a name beyond the end
+      Wire().counted("volume").number<std::uint16_t>(2).number<std::uint16_t>(
+          0),  // fewer than it says
+      Wire().counted("volume").number<std::uint16_t>(0).number<std::uint16_t>(
+          0),                                                                // more than it says
+      Wire().counted(std::string_view("a\0b", 3)).number<std::uint16_t>(0),  // NUL
       Wire().number(~0U),
   };
   for (const Wire& data : informations) {
@@ -287,9 +295,12 @@ TEST(Handshake, RefusesStringsAndOptionsThatAreTooLong) {
 
   EXPECT_EQ(client.send(option(Option::info, info_data(longest + "n").bytes())), Step::receive);
   EXPECT_EQ(client.only_answer(), OptionReply::error_too_big);
-  EXPECT_EQ(client.send(option(Option::list_meta_context, context_data("", {longest + "n"}).bytes())), Step::receive);
+  EXPECT_EQ(
+      client.send(option(Option::list_meta_context, context_data("", {longest + "n"}).bytes())),
+      Step::receive);
   EXPECT_EQ(client.only_answer(), OptionReply::error_too_big);
-  EXPECT_EQ(client.send(option(Option::set_meta_context, context_data("", std::vector<std::string>(257)).bytes())),
+  EXPECT_EQ(client.send(option(Option::set_meta_context,
+                               context_data("", std::vector<std::string>(257)).bytes())),
             Step::receive);
   EXPECT_EQ(client.only_answer(), OptionReply::error_too_big);
 
@@ -298,7 +309,10 @@ TEST(Handshake, RefusesStringsAndOptionsThatAreTooLong) {
   EXPECT_EQ(client.only_answer(), OptionReply::error_too_big);
   EXPECT_EQ(client.send(option(Option::list)), Step::list_exports);
 
-  const Wire more = Wire().number(option_magic).number<std::uint32_t>(6).number<std::uint32_t>(option_length_skipped_max + 1);
+  const Wire more = Wire()
+                        .number(option_magic)
+                        .number<std::uint32_t>(6)
+                        .number<std::uint32_t>(option_length_skipped_max + 1);
   Bytes input = more.bytes();
   EXPECT_FALSE(client.handshake.receive(input));
 }
@@ -317,14 +331,17 @@ TEST(Handshake, ListsContextsByNameAndByNamespace) {
   const auto list = [&](const std::vector<std::string>& queries) {
     return client.contexts(Option::list_meta_context, queries);
   };
-  EXPECT_THAT(list({}), ElementsAre("base:allocation", "berth:changed:monday", "qemu:dirty-bitmap:monday",
-                                    "qemu:dirty-bitmap:tuesday"));
+  EXPECT_THAT(list({}), ElementsAre("base:allocation", "berth:changed:monday",
+                                    "qemu:dirty-bitmap:monday", "qemu:dirty-bitmap:tuesday"));
   EXPECT_THAT(list({"base:"}), ElementsAre("base:allocation"));
   EXPECT_THAT(list({"berth:"}), ElementsAre("berth:changed:monday"));
-  EXPECT_THAT(list({"qemu:"}), ElementsAre("qemu:dirty-bitmap:monday", "qemu:dirty-bitmap:tuesday"));
-  EXPECT_THAT(list({"qemu:dirty-bitmap:", "base:"}),
-              ElementsAre("base:allocation", "qemu:dirty-bitmap:monday", "qemu:dirty-bitmap:tuesday"));
-  EXPECT_THAT(list({"berth:changed:monday", "berth:changed:monday"}), ElementsAre("berth:changed:monday"));
+  EXPECT_THAT(list({"qemu:"}),
+              ElementsAre("qemu:dirty-bitmap:monday", "qemu:dirty-bitmap:tuesday"));
+  EXPECT_THAT(
+      list({"qemu:dirty-bitmap:", "base:"}),
+      ElementsAre("base:allocation", "qemu:dirty-bitmap:monday", "qemu:dirty-bitmap:tuesday"));
+  EXPECT_THAT(list({"berth:changed:monday", "berth:changed:monday"}),
+              ElementsAre("berth:changed:monday"));
   EXPECT_THAT(list({"x-unknown:", "base:unknown", "qemu", "", "mon"}), IsEmpty());
 }
 
@@ -340,7 +357,8 @@ TEST(Handshake, SelectsContextsByTheirFullNameAlone) {
               ElementsAre("base:allocation", "qemu:dirty-bitmap:tuesday"));
   EXPECT_EQ(client.send(option(Option::go, info_data("volume").bytes())), Step::find_export);
   EXPECT_EQ(client.handshake.found(volume_info()), Step::transmit);
-  EXPECT_THAT(client.handshake.contexts(), ElementsAre("base:allocation", "qemu:dirty-bitmap:tuesday"));
+  EXPECT_THAT(client.handshake.contexts(),
+              ElementsAre("base:allocation", "qemu:dirty-bitmap:tuesday"));
   EXPECT_EQ(client.handshake.session().context_count, 2U);
 }
 
@@ -373,9 +391,12 @@ TEST(Handshake, BoundsTheContextsOfAClient) {
   client.negotiate_structured_replies();
   ExportInfo info = volume_info();
   std::vector<std::string> queries;
-  for (std::size_t i = 0; i <= contexts_max; ++i) info.contexts.push_back("berth:changed:" + std::to_string(i));
-  for (std::size_t i = 0; i <= contexts_max; ++i) queries.push_back("berth:changed:" + std::to_string(i));
-  EXPECT_EQ(client.send(option(Option::set_meta_context, context_data("volume", queries).bytes())), Step::find_export);
+  for (std::size_t i = 0; i <= contexts_max; ++i)
+    info.contexts.push_back("berth:changed:" + std::to_string(i));
+  for (std::size_t i = 0; i <= contexts_max; ++i)
+    queries.push_back("berth:changed:" + std::to_string(i));
+  EXPECT_EQ(client.send(option(Option::set_meta_context, context_data("volume", queries).bytes())),
+            Step::find_export);
   EXPECT_EQ(client.handshake.found(info), Step::receive);
   EXPECT_EQ(client.only_answer(), OptionReply::error_too_big);
 }
@@ -402,7 +423,8 @@ TEST(Handshake, AllowsNothingBeforeTlsWhereItIsRequired) {
     EXPECT_EQ(client.only_answer(), OptionReply::error_tls_required);
   }
   EXPECT_EQ(Client(TlsMode::required).send(option(Option::abort)), Step::end);
-  EXPECT_EQ(Client(TlsMode::required).send(option(Option::export_name, as_bytes("volume"))), Step::end);
+  EXPECT_EQ(Client(TlsMode::required).send(option(Option::export_name, as_bytes("volume"))),
+            Step::end);
 }
 
 TEST(Handshake, StartsTlsOnceAndThenKnowsNothingOfWhatWasBefore) {
@@ -412,7 +434,8 @@ TEST(Handshake, StartsTlsOnceAndThenKnowsNothingOfWhatWasBefore) {
   client.handshake.tls_started();
   EXPECT_EQ(client.send(option(Option::starttls)), Step::receive);
   EXPECT_EQ(client.only_answer(), OptionReply::error_invalid);
-  EXPECT_EQ(client.send(option(Option::set_meta_context, context_data("volume", {}).bytes())), Step::receive);
+  EXPECT_EQ(client.send(option(Option::set_meta_context, context_data("volume", {}).bytes())),
+            Step::receive);
   EXPECT_EQ(client.only_answer(), OptionReply::error_invalid);
   client.negotiate_structured_replies();
 }

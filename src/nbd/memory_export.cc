@@ -1,10 +1,10 @@
 #include "nbd/memory_export.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
+
+#include <fmt/format.h>
 
 namespace berth::nbd {
 
@@ -18,14 +18,16 @@ MemoryExport::MemoryExport(Options options)
 
 MemoryExport::Piece MemoryExport::first_piece(std::uint64_t offset, std::uint64_t length) {
   const std::uint64_t begin = offset % block_size;
-  return {.block = offset / block_size, .begin = begin, .length = std::min(length, block_size - begin)};
+  return {
+      .block = offset / block_size, .begin = begin, .length = std::min(length, block_size - begin)};
 }
 
 Result<std::byte*> MemoryExport::allocate(std::uint64_t block) {
   if (const auto found = blocks_.find(block); found != blocks_.end()) return found->second.data();
   if (blocks_.size() >= blocks_max_) {
-    return failure(ErrorKind::no_space, fmt::format("export '{}' may have {} of memory and has used it up", info_.name,
-                                                    format_size(blocks_max_ * block_size)));
+    return failure(ErrorKind::no_space,
+                   fmt::format("export '{}' may have {} of memory and has used it up", info_.name,
+                               format_size(blocks_max_ * block_size)));
   }
   return blocks_.emplace(block, AlignedBuffer::zeroed(block_size)).first->second.data();
 }
@@ -63,7 +65,8 @@ Task<Result<void>> MemoryExport::flush() {
   co_return Result<void>{};
 }
 
-Task<Result<void>> MemoryExport::discard(std::uint64_t offset, std::uint64_t length, bool force_unit_access) {
+Task<Result<void>> MemoryExport::discard(std::uint64_t offset, std::uint64_t length,
+                                         bool force_unit_access) {
   while (length != 0) {
     const Piece piece = first_piece(offset, length);
     if (piece.whole() && blocks_.erase(piece.block) != 0) changed_.insert(piece.block);
@@ -89,7 +92,8 @@ Result<void> MemoryExport::zero_piece(const Piece& piece, bool keep_allocated) {
   return {};
 }
 
-Task<Result<void>> MemoryExport::zero(std::uint64_t offset, std::uint64_t length, ZeroOptions options) {
+Task<Result<void>> MemoryExport::zero(std::uint64_t offset, std::uint64_t length,
+                                      ZeroOptions options) {
   const auto is_slow = [&](const Piece& piece) {
     return options.keep_allocated || (!piece.whole() && blocks_.contains(piece.block));
   };
@@ -118,11 +122,14 @@ std::uint32_t MemoryExport::status_of(bool changed, std::uint64_t block) const {
   return blocks_.contains(block) ? 0 : status_hole | status_zero;
 }
 
-Task<Result<std::vector<StatusExtent>>> MemoryExport::block_status(std::string context, std::uint64_t offset,
-                                                                   std::uint64_t length, std::size_t extents_max) {
+Task<Result<std::vector<StatusExtent>>> MemoryExport::block_status(std::string context,
+                                                                   std::uint64_t offset,
+                                                                   std::uint64_t length,
+                                                                   std::size_t extents_max) {
   const bool changed = context != base_allocation;
   if (changed && context != changed_context_) {
-    co_return failure(ErrorKind::not_found, fmt::format("export '{}' has no context '{}'", info_.name, context));
+    co_return failure(ErrorKind::not_found,
+                      fmt::format("export '{}' has no context '{}'", info_.name, context));
   }
   std::vector<StatusExtent> extents;
   while (length != 0) {

@@ -1,5 +1,5 @@
-// MemoryExport: a sparse disk in RAM, for tests and demonstrations. Knows what is allocated, and what has
-// changed since mark().
+// MemoryExport: a sparse disk in RAM, for tests and demonstrations. Knows what is allocated, and
+// what has changed since mark().
 //
 // One loop; every call ends at once. Memory is allocated in blocks of 64 KiB as they are written.
 #pragma once
@@ -22,7 +22,8 @@ class MemoryExport final : public Export {
 
   struct Options {
     ExportInfo info;  // its contexts are set by this class
-    std::string changed_context;  // the name of the context that shows what has changed; "" for none
+    std::string
+        changed_context;  // the name of the context that shows what has changed; "" for none
     std::uint64_t allocated_bytes_max = 1 * GiB;  // no_space beyond
   };
   explicit MemoryExport(Options options);
@@ -37,10 +38,12 @@ class MemoryExport final : public Export {
   Task<Result<void>> write(std::uint64_t offset, Bytes from, bool force_unit_access) override;
   Task<Result<void>> flush() override;
   /// Gives whole blocks back, and leaves the rest of the range alone.
-  Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length, bool force_unit_access) override;
+  Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length,
+                             bool force_unit_access) override;
   /// Fast where no part of an allocated block has to be written.
   Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length, ZeroOptions options) override;
-  Task<Result<std::vector<StatusExtent>>> block_status(std::string context, std::uint64_t offset, std::uint64_t length,
+  Task<Result<std::vector<StatusExtent>>> block_status(std::string context, std::uint64_t offset,
+                                                       std::uint64_t length,
                                                        std::size_t extents_max) override;
 
  private:

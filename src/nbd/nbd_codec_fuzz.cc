@@ -1,7 +1,8 @@
-// The pure part of the NBD server: a handshake and, after it, requests, from any bytes in pieces of any size.
-// What the server says must be well formed, whatever it was told.
+// The pure part of the NBD server: a handshake and, after it, requests, from any bytes in pieces of
+// any size. What the server says must be well formed, whatever it was told.
 //
-// Input: a byte whose lowest bit requires TLS, a byte with the size of the pieces, then what the client sends.
+// Input: a byte whose lowest bit requires TLS, a byte with the size of the pieces, then what the
+// client sends.
 
 #include <algorithm>
 #include <cstddef>
@@ -23,37 +24,47 @@ ExportInfo volume_info(bool read_only) {
           .contexts = {"berth:changed:a", "qemu:dirty-bitmap:a", "qemu:dirty-bitmap:b"}};
 }
 
-/// Whether the output is a greeting, replies to options, or the answer to NBD_OPT_EXPORT_NAME.
-void check_output(const std::vector<std::byte>& output, bool greeting, bool export_name) {
+/// The output is a greeting, replies to options, or the answer to NBD_OPT_EXPORT_NAME.
+void check_output(const std::vector<std::byte>& output, bool greeting, bool transmits) {
   WireReader reader(output);
   if (greeting) CHECK(reader.raw(18).size() == 18);
-  while (reader.left() != 0 && !export_name) {
+  const bool replies =
+      reader.left() >= 8 && load_be<std::uint64_t>(output.data()) == option_reply_magic;
+  if (transmits && !replies) {
+    CHECK(output.size() == 10 || output.size() == 10 + export_name_padding_size);
+    return;
+  }
+  while (reader.left() != 0) {
     const OptionAnswer answer = read_option_answer(reader);
     CHECK(reader.ok() && static_cast<std::uint32_t>(answer.type) != 0);
   }
-  if (export_name) CHECK(output.size() == 10 || output.size() == 134);
 }
 
 /// Takes one request off the input and answers it; false where that is not possible.
 bool serve_request(Bytes& input, const Session& session) {
   if (input.size() < request_size) return false;
-  const auto request = parse_request(std::span<const std::byte, request_size>(input.data(), request_size));
+  const auto request =
+      parse_request(std::span<const std::byte, request_size>(input.data(), request_size));
   if (!request) return false;
   input = input.subspan(request_size);
   std::vector<std::byte> chunk(std::max(error_chunk_size_max, block_status_size(4)));
   const Refusal refusal = check_request(*request, session);
-  if (request->type == Command::write) input = input.subspan(std::min<std::size_t>(request->length, input.size()));
+  if (request->type == Command::write)
+    input = input.subspan(std::min<std::size_t>(request->length, input.size()));
   if (refusal) {
     CHECK(!refusal.reason.empty());
-    CHECK(encode_error(chunk, request->cookie, Chunk::done, refusal.error, refusal.reason) <= chunk.size());
+    CHECK(encode_error(chunk, request->cookie, Chunk::done, refusal.error, refusal.reason) <=
+          chunk.size());
     return true;
   }
   CHECK(request->type == Command::flush || request->offset + request->length <= session.size);
   const bool has_payload = request->type == Command::read || request->type == Command::write;
   CHECK(!has_payload || request->length <= payload_length_max);
   if (request->type == Command::block_status) {
-    const std::vector<StatusExtent> extents{{request->length / 2, 0}, {request->length, 3}, {1, 0}, {~0ULL, 1}};
-    const std::size_t size = encode_block_status(chunk, request->cookie, Chunk::done, 0, extents, request->length);
+    const std::vector<StatusExtent> extents{
+        {request->length / 2 + 1, 0}, {request->length, 3}, {1, 0}, {~0ULL, 1}};
+    const std::size_t size =
+        encode_block_status(chunk, request->cookie, Chunk::done, 0, extents, request->length);
     CHECK(size > block_status_size(0) && size <= chunk.size());
   }
   return request->type != Command::disconnect;
@@ -67,17 +78,14 @@ class Run {
   void run() {
     auto step = Handshake::Step::receive;
     bool greeting = true;
-    bool export_name = false;
     while (true) {
-      check_output(handshake_.take_output(), greeting, export_name);
+      check_output(handshake_.take_output(), greeting, step == Handshake::Step::transmit);
       greeting = false;
       if (step == Handshake::Step::end) return;
       if (step == Handshake::Step::transmit) break;
       const auto next = take(step);
       if (!next) return;
       step = *next;
-      // The one answer that is no option reply.
-      export_name = step == Handshake::Step::transmit && asked_by_export_name_;
     }
     CHECK(handshake_.contexts().size() == handshake_.session().context_count);
     Bytes rest = input_;
@@ -105,8 +113,6 @@ class Run {
   Result<Handshake::Step> receive() {
     Bytes view = pending_;
     const std::size_t before = view.size();
-    asked_by_export_name_ = before >= option_header_size &&
-                            load_be<std::uint32_t>(view.data() + 8) == static_cast<std::uint32_t>(Option::export_name);
     const Handshake::Step step = TRY(handshake_.receive(view));
     const std::size_t consumed = before - view.size();
     pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(consumed));
@@ -122,7 +128,6 @@ class Run {
   const std::size_t piece_;
   Bytes input_;
   std::vector<std::byte> pending_;
-  bool asked_by_export_name_ = false;
 };
 
 }  // namespace

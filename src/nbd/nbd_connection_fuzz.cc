@@ -1,10 +1,8 @@
-// A whole connection of the NBD server, on a loop that does nothing but run: any bytes from a client, in pieces,
-// over an export in memory. It must come to its end, with nothing left behind.
+// A whole connection of the NBD server, on a loop that does nothing but run: any bytes from a
+// client, in pieces, over an export in memory. It must come to its end, with nothing left behind.
 //
-// Input: a byte with the size of the pieces (times 16), a byte with the number of pieces after which the client takes
-// no more answers (0: it takes all), then what the client sends.
-
-#include <spdlog/spdlog.h>
+// Input: a byte with the size of the pieces (times 16), a byte with the number of pieces after
+// which the client takes no more answers (0: it takes all), then what the client sends.
 
 #include <algorithm>
 #include <cstddef>
@@ -12,6 +10,8 @@
 #include <deque>
 #include <memory>
 #include <utility>
+
+#include <spdlog/spdlog.h>
 
 #include "nbd/memory_export.h"
 #include "nbd/server.h"
@@ -60,7 +60,8 @@ class FuzzStream final : public Stream {
   Task<Result<void>> write_all(std::span<const Bytes> parts) override {
     std::size_t length = 0;
     for (const Bytes part : parts) {
-      for (const std::byte byte : part) checksum_ += static_cast<unsigned>(byte);  // the address sanitizer looks on
+      for (const std::byte byte : part)
+        checksum_ += static_cast<unsigned>(byte);  // the address sanitizer looks on
       length += part.size();
     }
     CHECK(length != 0);
@@ -88,11 +89,15 @@ class FuzzStream final : public Stream {
 void run(Bytes input, std::size_t piece, std::size_t answers_taken) {
   InstantLoop loop;
   FixedExports exports;
-  exports.add(std::make_shared<MemoryExport>(MemoryExport::Options{
-      .info = {.name = "disk", .size = 3 * MiB + 1}, .changed_context = "berth:changed:a", .allocated_bytes_max = MiB}));
   exports.add(std::make_shared<MemoryExport>(
-      MemoryExport::Options{.info = {.name = "read-only", .size = MiB, .read_only = true, .block_minimum = 4096}}));
-  Server server(loop, exports, {.connection = {.limits = {.requests_in_flight_max = 8, .bytes_in_flight_max = 2 * MiB}}});
+      MemoryExport::Options{.info = {.name = "disk", .size = 3 * MiB + 1},
+                            .changed_context = "berth:changed:a",
+                            .allocated_bytes_max = MiB}));
+  exports.add(std::make_shared<MemoryExport>(MemoryExport::Options{
+      .info = {.name = "read-only", .size = MiB, .read_only = true, .block_minimum = 4096}}));
+  Server server(
+      loop, exports,
+      {.connection = {.limits = {.requests_in_flight_max = 8, .bytes_in_flight_max = 2 * MiB}}});
   server.serve(std::make_unique<FuzzStream>(loop, input, piece, answers_taken));
   loop.run();
   CHECK(server.connection_count() == 0);

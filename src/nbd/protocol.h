@@ -1,7 +1,7 @@
 // The numbers of the NBD protocol, and the limits that we put on it.
 //
-// Source: "The NBD protocol", doc/proto.md of github.com/NetworkBlockDevice/nbd. "NBD: X" in the comments
-// of this module names its section X. Everything on the wire is big endian.
+// Source: "The NBD protocol", doc/proto.md of github.com/NetworkBlockDevice/nbd. "NBD: X" in the
+// comments of this module names its section X. Everything on the wire is big endian.
 #pragma once
 
 #include <cstddef>
@@ -119,18 +119,20 @@ constexpr std::size_t simple_reply_size = 16;
 constexpr std::size_t chunk_header_size = 20;
 constexpr std::size_t status_descriptor_size = 8;
 
-// Limits. A string is at most 4096 bytes (NBD: Conventions), a payload at least 32 MiB (NBD: Size constraints).
+// Limits. A string is at most 4096 bytes (NBD: Conventions), a payload at least 32 MiB (NBD: Size
+// constraints).
 constexpr std::size_t string_length_max = 4096;
-constexpr std::size_t option_length_max = 64 * KiB;        // longer ones are skipped and refused, up to
+constexpr std::size_t option_length_max = 64 * KiB;  // longer ones are skipped and refused, up to
 constexpr std::size_t option_length_skipped_max = 4 * MiB;  // here; the client is cut off beyond
-constexpr std::size_t options_max = 4096;                  // of one client, in its handshake
-constexpr std::size_t context_queries_max = 256;           // in one option
-constexpr std::size_t contexts_max = 64;                   // selected by one client
-constexpr std::size_t information_requests_max = 256;      // in one option
-constexpr std::size_t payload_length_max = 32 * MiB;       // of a read or write
-constexpr std::size_t payload_length_skipped_max = 64 * MiB;  // of a refused write; the client is cut off beyond
-constexpr std::size_t error_message_max = 1024;            // bytes of text that go with an error
-constexpr std::size_t status_extents_max = 32 * KiB;       // of one context in one reply
-constexpr std::uint32_t block_minimum_max = 64 * KiB;      // NBD: Size constraints
+constexpr std::size_t options_max = 4096;                   // of one client, in its handshake
+constexpr std::size_t context_queries_max = 256;            // in one option
+constexpr std::size_t contexts_max = 64;                    // selected by one client
+constexpr std::size_t information_requests_max = 256;       // in one option
+constexpr std::size_t payload_length_max = 32 * MiB;        // of a read or write
+constexpr std::size_t payload_length_skipped_max =
+    64 * MiB;                                    // of a refused write; the client is cut off beyond
+constexpr std::size_t error_message_max = 1024;  // bytes of text that go with an error
+constexpr std::size_t status_extents_max = 32 * KiB;   // of one context in one reply
+constexpr std::uint32_t block_minimum_max = 64 * KiB;  // NBD: Size constraints
 
 }  // namespace berth::nbd

@@ -1,7 +1,15 @@
 #include "nbd/qemu_nbd.h"
 
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <string_view>
+#include <utility>
+#include <vector>
+
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -11,14 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
-#include <cerrno>
-#include <csignal>
-#include <cstring>
-#include <string_view>
-#include <utility>
-#include <vector>
+#include <fmt/format.h>
 
 #include "async/deadline.h"
 #include "async/socket.h"
@@ -49,7 +50,8 @@ std::string percent_encoded(std::string_view text) {
 Result<Fd> listening_socket(const std::string& path) {
   sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
   if (path.size() >= sizeof address.sun_path) {
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is too long for a unix socket", path));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is too long for a unix socket", path));
   }
   std::memcpy(address.sun_path, path.data(), path.size());
   ::unlink(path.c_str());
@@ -88,8 +90,8 @@ struct Launch {
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
   const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
-  if (null < 0 || ::dup2(null, 0) < 0 || ::dup2(launch.output, 1) < 0 || ::dup2(launch.output, 2) < 0 ||
-      ::dup2(launch.socket, passed_socket_fd) < 0) {
+  if (null < 0 || ::dup2(null, 0) < 0 || ::dup2(launch.output, 1) < 0 ||
+      ::dup2(launch.output, 2) < 0 || ::dup2(launch.socket, passed_socket_fd) < 0) {
     ::_exit(127);
   }
   ::syscall(SYS_close_range, passed_socket_fd + 1, ~0U, 0U);
@@ -106,23 +108,28 @@ struct Launch {
 }  // namespace
 
 QemuNbd::QemuNbd(Options options)
-    : options_(std::move(options)), uri_("nbd+unix:///?socket=" + percent_encoded(options_.socket_path)) {}
+    : options_(std::move(options)),
+      uri_("nbd+unix:///?socket=" + percent_encoded(options_.socket_path)) {}
 
 QemuNbd::~QemuNbd() {
   if (!process_) return;
   ::syscall(SYS_pidfd_send_signal, process_.get(), SIGKILL, nullptr, 0);
   siginfo_t ended{};
-  while (::waitid(P_PIDFD, static_cast<id_t>(process_.get()), &ended, WEXITED) != 0 && errno == EINTR) {
+  while (::waitid(P_PIDFD, static_cast<id_t>(process_.get()), &ended, WEXITED) != 0 &&
+         errno == EINTR) {
   }
   ::unlink(options_.socket_path.c_str());
 }
 
 Task<Result<std::unique_ptr<QemuNbd>>> QemuNbd::start(UringLoop& loop, Options options) {
   if (!options.image.starts_with('/') || !options.socket_path.starts_with('/')) {
-    co_return failure(ErrorKind::invalid_argument, "an image and a socket for qemu-nbd have absolute paths");
+    co_return failure(ErrorKind::invalid_argument,
+                      "an image and a socket for qemu-nbd have absolute paths");
   }
   if (::access(options.program.c_str(), X_OK) != 0) {
-    co_return errno_failure(errno, fmt::format("'{}' cannot be run; it is in Debian's package qemu-utils", options.program));
+    co_return errno_failure(
+        errno,
+        fmt::format("'{}' cannot be run; it is in Debian's package qemu-utils", options.program));
   }
   std::unique_ptr<QemuNbd> child(new QemuNbd(std::move(options)));
   CO_TRY(child->spawn());
@@ -132,8 +139,8 @@ Task<Result<std::unique_ptr<QemuNbd>>> QemuNbd::start(UringLoop& loop, Options o
     Error error = serves.error();
     // Its own words say more than that a connection broke.
     if (!said.empty()) error = Error(ErrorKind::io_error, said);
-    co_return failure(std::move(error).with_context(
-        fmt::format("qemu-nbd cannot serve '{}' as {}", child->options_.image, child->options_.format)));
+    co_return failure(std::move(error).with_context(fmt::format(
+        "qemu-nbd cannot serve '{}' as {}", child->options_.image, child->options_.format)));
   }
   co_return child;
 }
@@ -145,9 +152,11 @@ Result<void> QemuNbd::spawn() {
   const Fd socket = TRY(moved_up(listening));
   const Fd output = TRY(moved_up(output_));
 
-  std::vector<std::string> arguments{"qemu-nbd",   "--read-only", "--persistent",
-                                     "--shared=0", "--format=" + options_.format, "--", options_.image};
-  // The socket is passed as systemd would: it takes connections before qemu-nbd does, and none is refused.
+  std::vector<std::string> arguments{
+      "qemu-nbd", "--read-only", "--persistent", "--shared=0", "--format=" + options_.format,
+      "--",       options_.image};
+  // The socket is passed as systemd would: it takes connections before qemu-nbd does, and none is
+  // refused.
   std::string own_pid = "LISTEN_PID=0000000000";
   std::string count = "LISTEN_FDS=1";
   Launch launch{.program = options_.program.c_str(),
@@ -160,7 +169,8 @@ Result<void> QemuNbd::spawn() {
   for (std::string& argument : arguments) launch.arguments.push_back(argument.data());
   launch.arguments.push_back(nullptr);
   for (char** variable = environ; *variable != nullptr; ++variable) {
-    if (!std::string_view(*variable).starts_with("LISTEN_")) launch.environment.push_back(*variable);
+    if (!std::string_view(*variable).starts_with("LISTEN_"))
+      launch.environment.push_back(*variable);
   }
   launch.environment.push_back(nullptr);
 
@@ -178,15 +188,19 @@ Result<void> QemuNbd::spawn() {
   return {};
 }
 
-/// It has opened the image when it greets. Where it ends instead, its socket closes, and with it our connection.
+/// It has opened the image when it greets. Where it ends instead, its socket closes, and with it
+/// our connection.
 Task<Result<void>> QemuNbd::wait_until_it_serves(UringLoop& loop) {
-  const auto stream = CO_TRY(co_await connect_unix(loop, options_.socket_path, options_.start_timeout));
+  const auto stream =
+      CO_TRY(co_await connect_unix(loop, options_.socket_path, options_.start_timeout));
   Deadline deadline(loop, options_.start_timeout, [&stream] { stream->shutdown(); });
   std::array<std::byte, greeting_size> greeting;
   Result<void> outcome = co_await stream->read_exactly(greeting);
   co_await deadline.stop();
   if (deadline.expired()) {
-    co_return failure(ErrorKind::timed_out, fmt::format("no greeting within {} ms", options_.start_timeout / std::chrono::milliseconds(1)));
+    co_return failure(ErrorKind::timed_out,
+                      fmt::format("no greeting within {} ms",
+                                  options_.start_timeout / std::chrono::milliseconds(1)));
   }
   co_return outcome;
 }

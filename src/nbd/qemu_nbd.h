@@ -1,16 +1,16 @@
-// QemuNbd: a qemu-nbd of our own that serves one image (qcow2, vmdk, vhdx, vdi, …) read-only on a unix socket,
-// for a ClientFile to read. A child of the process that dies with it.
+// QemuNbd: a qemu-nbd of our own that serves one image (qcow2, vmdk, vhdx, vdi, …) read-only on a
+// unix socket, for a ClientFile to read. A child of the process that dies with it.
 //
-// The child is bound to the thread that starts it (PR_SET_PDEATHSIG): start it on a thread that lives as long as it
-// is needed, such as the loop's. The image is opened by qemu, with everything that its header names: who may choose
-// it is the caller's business.
+// The child is bound to the thread that starts it (PR_SET_PDEATHSIG): start it on a thread that
+// lives as long as it is needed, such as the loop's. The image is opened by qemu, with everything
+// that its header names: who may choose it is the caller's business.
 #pragma once
-
-#include <sys/types.h>
 
 #include <chrono>
 #include <memory>
 #include <string>
+
+#include <sys/types.h>
 
 #include "async/uring_loop.h"
 #include "base/fd.h"
@@ -28,7 +28,8 @@ class QemuNbd {
     Duration start_timeout = std::chrono::seconds(20);
   };
 
-  /// When it serves. Errors have what qemu-nbd said; `timed_out`, `not_found` where the program is missing.
+  /// When it serves. Errors have what qemu-nbd said; `timed_out`, `not_found` where the program is
+  /// missing.
   static Task<Result<std::unique_ptr<QemuNbd>>> start(UringLoop& loop, Options options);
   /// Ends the child, at once: it has nothing to lose. Clients are disconnected.
   ~QemuNbd();

@@ -1,5 +1,6 @@
-// ReceiveBuffer: what has been received and not yet been used. Large, so that one call to the kernel brings many
-// requests; it is emptied from the front and begins again at its (cache-warm) start whenever it is empty.
+// ReceiveBuffer: what has been received and not yet been used. Large, so that one call to the
+// kernel brings many requests; it is emptied from the front and begins again at its (cache-warm)
+// start whenever it is empty.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +25,8 @@ class ReceiveBuffer {
     if (begin_ == end_) begin_ = end_ = 0;
   }
 
-  /// Room for more, behind what is unread, at most `length_max` bytes. Call received() with what came.
+  /// Room for more, behind what is unread, at most `length_max` bytes. Call received() with what
+  /// came.
   MutableBytes room(std::size_t length_max) {
     if (begin_ != 0) {
       std::memmove(memory_.data(), memory_.data() + begin_, end_ - begin_);

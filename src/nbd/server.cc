@@ -1,9 +1,9 @@
 #include "nbd/server.h"
 
+#include <utility>
+
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
-
-#include <utility>
 
 #include "async/deadline.h"
 
@@ -27,7 +27,8 @@ void Server::serve(std::unique_ptr<Listener> listener) {
 void Server::serve(std::unique_ptr<Stream> stream) {
   if (stopping_) return stream->shutdown();
   if (connections_.size() >= options_.connections_max) {
-    spdlog::warn("nbd: {} was turned away: {} clients are connected", stream->peer(), connections_.size());
+    spdlog::warn("nbd: {} was turned away: {} clients are connected", stream->peer(),
+                 connections_.size());
     stream->shutdown();
     return;
   }

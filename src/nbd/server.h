@@ -5,8 +5,9 @@
 //   …
 //   co_await server.stop();
 //
-// Loop and directory outlive it. Fixed newstyle handshake; NBD_OPT_LIST, INFO, GO and EXPORT_NAME, structured
-// replies, metadata contexts, TLS. Every client has limits of its own, so that a slow one waits alone.
+// Loop and directory outlive it. Fixed newstyle handshake; NBD_OPT_LIST, INFO, GO and EXPORT_NAME,
+// structured replies, metadata contexts, TLS. Every client has limits of its own, so that a slow
+// one waits alone.
 #pragma once
 
 #include <cstddef>
@@ -41,8 +42,9 @@ class Server {
   /// Serves a connection that somebody else accepted.
   void serve(std::unique_ptr<Stream> stream);
 
-  /// Accepts no more, answers what is under way, and closes. Clients that do not take their answers within
-  /// drain_timeout are cut off. Ends when nothing is left; what an export has begun is always waited for.
+  /// Accepts no more, answers what is under way, and closes. Clients that do not take their answers
+  /// within drain_timeout are cut off. Ends when nothing is left; what an export has begun is
+  /// always waited for.
   Task<> stop();
 
   std::size_t connection_count() const { return connections_.size(); }

@@ -1,4 +1,5 @@
-// The server in simulated time, with connections that break messages into pieces, stall and are cut.
+// The server in simulated time, with connections that break messages into pieces, stall and are
+// cut.
 //
 // 1. Every request gets one answer, with the data that an array in its place would have.
 // 2. What was acknowledged is in the export, however the connection ends.
@@ -7,15 +8,15 @@
 
 #include "nbd/server.h"
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <functional>
 #include <map>
 #include <set>
 #include <string>
 #include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 #include "async/deadline.h"
 #include "async/event.h"
@@ -37,7 +38,8 @@ using testing::Pair;
 /// Another export, whose calls take a while, or wait until they are let go.
 class SlowExport final : public Export {
  public:
-  SlowExport(SimLoop& loop, std::shared_ptr<Export> inner) : loop_(loop), inner_(std::move(inner)), released_(loop) {}
+  SlowExport(SimLoop& loop, std::shared_ptr<Export> inner)
+      : loop_(loop), inner_(std::move(inner)), released_(loop) {}
 
   const ExportInfo& info() const override { return inner_->info(); }
   Task<Result<void>> read(std::uint64_t offset, MutableBytes into) override {
@@ -56,17 +58,20 @@ class SlowExport final : public Export {
     co_await pass();
     co_return co_await inner_->flush();
   }
-  Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length, bool force_unit_access) override {
+  Task<Result<void>> discard(std::uint64_t offset, std::uint64_t length,
+                             bool force_unit_access) override {
     const Call call(*this);
     co_await pass();
     co_return co_await inner_->discard(offset, length, force_unit_access);
   }
-  Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length, ZeroOptions options) override {
+  Task<Result<void>> zero(std::uint64_t offset, std::uint64_t length,
+                          ZeroOptions options) override {
     const Call call(*this);
     co_await pass();
     co_return co_await inner_->zero(offset, length, options);
   }
-  Task<Result<std::vector<StatusExtent>>> block_status(std::string context, std::uint64_t offset, std::uint64_t length,
+  Task<Result<std::vector<StatusExtent>>> block_status(std::string context, std::uint64_t offset,
+                                                       std::uint64_t length,
                                                        std::size_t extents_max) override {
     const Call call(*this);
     co_await pass();
@@ -78,7 +83,7 @@ class SlowExport final : public Export {
     held_ = false;
     released_.notify_all();
   }
-  std::size_t calls() const { return calls_; }          // under way
+  std::size_t calls() const { return calls_; }  // under way
   std::size_t calls_most() const { return calls_most_; }
   std::size_t calls_total() const { return calls_total_; }
 
@@ -134,7 +139,11 @@ constexpr std::uint64_t export_size = 4 * MiB;
 
 struct World {
   explicit World(std::uint64_t seed, ServerOptions options = {}, SimLinkOptions links = {})
-      : host(seed), loop(host, seed), network(links), exports(loop), server(loop, exports, options) {
+      : host(seed),
+        loop(host, seed),
+        network(links),
+        exports(loop),
+        server(loop, exports, options) {
     MemoryExport::Options memory_options;
     memory_options.info.name = "disk";
     memory_options.info.size = export_size;
@@ -151,14 +160,16 @@ struct World {
   }
 
   std::unique_ptr<TestClient> connect() {
-    return std::make_unique<TestClient>(MUST(loop.run_until_complete(network.connect(loop, "server"))));
+    return std::make_unique<TestClient>(
+        MUST(loop.run_until_complete(network.connect(loop, "server"))));
   }
   std::unique_ptr<TestClient> enter(TestClient::Entry entry = {}) {
     auto client = connect();
     MUST(loop.run_until_complete(client->enter("disk", std::move(entry))));
     return client;
   }
-  ClientReply call(TestClient& client, const Request& request, std::vector<std::byte> payload = {}) {
+  ClientReply call(TestClient& client, const Request& request,
+                   std::vector<std::byte> payload = {}) {
     return MUST(loop.run_until_complete(client.call(request, std::move(payload))));
   }
   bool ends(TestClient& client) { return loop.run_until_complete(client.ends()); }
@@ -178,17 +189,21 @@ std::vector<std::byte> pattern(std::uint64_t seed, std::size_t length) {
   return bytes;
 }
 
-/// A client with many requests under way in ranges of its own, and an array that says what they should do.
+/// A client with many requests under way in ranges of its own, and an array that says what they
+/// should do.
 class ModelClient {
  public:
-  ModelClient(World& world, std::uint64_t seed, std::uint64_t begin, std::uint64_t end, std::vector<std::byte>& model)
+  ModelClient(World& world, std::uint64_t seed, std::uint64_t begin, std::uint64_t end,
+              std::vector<std::byte>& model)
       : world_(world), random_(seed), begin_(begin), end_(end), model_(model) {}
 
   Task<Result<void>> run(std::size_t operations) {
-    client_ = std::make_unique<TestClient>(CO_TRY(co_await world_.network.connect(world_.loop, "server")));
+    client_ = std::make_unique<TestClient>(
+        CO_TRY(co_await world_.network.connect(world_.loop, "server")));
     CO_TRY(co_await client_->enter("disk", {.structured_replies = random_.one_in(2)}));
     for (std::size_t i = 0; i < operations; ++i) {
-      while (!pending_.empty() && (pending_.size() >= 12 || random_.one_in(4))) CO_TRY(co_await take_reply());
+      while (!pending_.empty() && (pending_.size() >= 12 || random_.one_in(4)))
+        CO_TRY(co_await take_reply());
       CO_TRY(co_await start());
     }
     while (!pending_.empty()) CO_TRY(co_await take_reply());
@@ -200,7 +215,8 @@ class ModelClient {
   bool is_uncertain(std::uint64_t at) const {
     return std::ranges::any_of(pending_, [&](const auto& entry) {
       const Request& request = entry.second.request;
-      return request.type != Command::read && at >= request.offset && at < request.offset + request.length;
+      return request.type != Command::read && at >= request.offset &&
+             at < request.offset + request.length;
     });
   }
 
@@ -213,11 +229,15 @@ class ModelClient {
   Task<Result<void>> start() {
     Request request{.cookie = random_.next()};
     const std::uint64_t choice = random_.below(10);
-    request.type = choice < 4 ? Command::write : choice < 8 ? Command::read : choice < 9 ? Command::write_zeroes : Command::flush;
+    request.type = choice < 4   ? Command::write
+                   : choice < 8 ? Command::read
+                   : choice < 9 ? Command::write_zeroes
+                                : Command::flush;
     Pending pending;
     std::vector<std::byte> payload;
     if (request.type != Command::flush) {
-      const std::array<std::uint64_t, 5> lengths{0, 512, 4096, random_.below(9000), random_.below(200'000)};
+      const std::array<std::uint64_t, 5> lengths{0, 512, 4096, random_.below(9000),
+                                                 random_.below(200'000)};
       const auto length = static_cast<std::uint32_t>(lengths[random_.below(lengths.size())]);
       request.offset = random_.between(begin_, end_ - length);
       request.length = length;
@@ -242,7 +262,8 @@ class ModelClient {
   bool overlaps(const Request& request) const {
     return std::ranges::any_of(pending_, [&](const auto& entry) {
       const Request& other = entry.second.request;
-      return request.offset < other.offset + other.length && other.offset < request.offset + request.length;
+      return request.offset < other.offset + other.length &&
+             other.offset < request.offset + request.length;
     });
   }
 
@@ -286,7 +307,9 @@ TEST(Server, AnswersAsAnArrayWould) {
   }
 }
 
-Task<> run_model(ModelClient& client, std::size_t operations) { MUST(co_await client.run(operations)); }
+Task<> run_model(ModelClient& client, std::size_t operations) {
+  MUST(co_await client.run(operations));
+}
 
 TEST(Server, ServesManyClientsAtOnce) {
   for (std::uint64_t seed = 0; seed < 10; ++seed) {
@@ -297,7 +320,8 @@ TEST(Server, ServesManyClientsAtOnce) {
     constexpr std::size_t count = 16;
     for (std::size_t i = 0; i < count; ++i) {
       const std::uint64_t part = export_size / count;
-      clients.push_back(std::make_unique<ModelClient>(world, seed * count + i, i * part, (i + 1) * part, model));
+      clients.push_back(
+          std::make_unique<ModelClient>(world, seed * count + i, i * part, (i + 1) * part, model));
       gate.spawn(run_model(*clients.back(), 40));
     }
     world.loop.run_until_complete(gate.drained());
@@ -317,10 +341,12 @@ TEST(Server, LosesNothingAcknowledgedWhenAConnectionIsCut) {
     gate.spawn(run_until_cut(client));
     SimRandom random(seed);
     const std::uint64_t steps_end = world.loop.steps() + random.between(1, 6000);
-    ASSERT_TRUE(world.loop.run_until([&] { return world.loop.steps() >= steps_end || gate.size() == 0; }));
+    ASSERT_TRUE(
+        world.loop.run_until([&] { return world.loop.steps() >= steps_end || gate.size() == 0; }));
     world.network.cut();
     world.loop.run_until_complete(gate.drained());
-    ASSERT_TRUE(world.loop.run_until([&] { return world.server.connection_count() == 0; })) << "seed " << seed;
+    ASSERT_TRUE(world.loop.run_until([&] { return world.server.connection_count() == 0; }))
+        << "seed " << seed;
     const std::vector<std::byte> content = content_of(world);
     for (std::uint64_t at = 0; at < export_size; ++at) {
       if (content[at] == model[at] || client.is_uncertain(at)) continue;
@@ -332,7 +358,8 @@ TEST(Server, LosesNothingAcknowledgedWhenAConnectionIsCut) {
 TEST(Server, TakesWritesOfEverySizeWhole) {
   World world(7);
   const auto client = world.enter();
-  for (const std::uint32_t length : {1U, 511U, 4096U, 65'536U, 65'537U, 262'144U, 262'145U, 3'000'001U}) {
+  for (const std::uint32_t length :
+       {1U, 511U, 4096U, 65'536U, 65'537U, 262'144U, 262'145U, 3'000'001U}) {
     const auto data = pattern(length, length);
     const Request write{.type = Command::write, .cookie = length, .offset = 4095, .length = length};
     EXPECT_EQ(world.call(*client, write, data).error, WireError::none);
@@ -344,10 +371,14 @@ TEST(Server, TakesWritesOfEverySizeWhole) {
 TEST(Server, SaysSoWhereARangeIsAllZero) {
   World world(1);
   const auto client = world.enter();
-  EXPECT_EQ(world.call(*client, {.type = Command::read, .length = MiB}).type, ReplyType::offset_hole);
-  EXPECT_EQ(world.call(*client, {.type = Command::write, .offset = MiB - 1, .length = 1}, {std::byte{1}}).error,
-            WireError::none);
-  EXPECT_EQ(world.call(*client, {.type = Command::read, .length = MiB}).type, ReplyType::offset_data);
+  EXPECT_EQ(world.call(*client, {.type = Command::read, .length = MiB}).type,
+            ReplyType::offset_hole);
+  EXPECT_EQ(
+      world.call(*client, {.type = Command::write, .offset = MiB - 1, .length = 1}, {std::byte{1}})
+          .error,
+      WireError::none);
+  EXPECT_EQ(world.call(*client, {.type = Command::read, .length = MiB}).type,
+            ReplyType::offset_data);
   EXPECT_EQ(world.call(*client, {.type = Command::read, .length = 0}).type, ReplyType::none);
 }
 
@@ -362,15 +393,20 @@ TEST(Server, AnswersRefusedRequestsAndGoesOn) {
       EXPECT_TRUE(reply.done);
       return reply.error;
     };
-    EXPECT_EQ(error_of({.type = Command::write, .cookie = 1, .offset = export_size, .length = 9000}, pattern(1, 9000)),
+    EXPECT_EQ(error_of({.type = Command::write, .cookie = 1, .offset = export_size, .length = 9000},
+                       pattern(1, 9000)),
               WireError::no_space);
-    EXPECT_EQ(error_of({.type = Command::write, .cookie = 2, .length = too_large}, pattern(1, too_large)),
+    EXPECT_EQ(
+        error_of({.type = Command::write, .cookie = 2, .length = too_large}, pattern(1, too_large)),
+        WireError::invalid);
+    EXPECT_EQ(error_of({.type = Command::read, .cookie = 3, .offset = export_size, .length = 1}),
               WireError::invalid);
-    EXPECT_EQ(error_of({.type = Command::read, .cookie = 3, .offset = export_size, .length = 1}), WireError::invalid);
-    EXPECT_EQ(error_of({.flags = 1U << 15, .type = Command::write, .cookie = 4, .length = 3}, pattern(1, 3)),
+    EXPECT_EQ(error_of({.flags = 1U << 15, .type = Command::write, .cookie = 4, .length = 3},
+                       pattern(1, 3)),
               WireError::invalid);
     EXPECT_EQ(error_of({.type = static_cast<Command>(77), .cookie = 5}), WireError::invalid);
-    EXPECT_EQ(error_of({.type = Command::block_status, .cookie = 6, .length = 1}), WireError::invalid);
+    EXPECT_EQ(error_of({.type = Command::block_status, .cookie = 6, .length = 1}),
+              WireError::invalid);
     EXPECT_EQ(error_of({.type = Command::flush, .cookie = 7}), WireError::none);
     EXPECT_EQ(world.slow->calls_total(), 1U);
   }
@@ -387,19 +423,25 @@ TEST(Server, PassesOnWhatTheExportSays) {
   class Failing final : public Export {
    public:
     const ExportInfo& info() const override { return info_; }
-    Task<Result<void>> read(std::uint64_t /*offset*/, MutableBytes /*into*/) override { co_return error(ErrorKind::corrupt); }
+    Task<Result<void>> read(std::uint64_t /*offset*/, MutableBytes /*into*/) override {
+      co_return error(ErrorKind::corrupt);
+    }
     Task<Result<void>> write(std::uint64_t /*offset*/, Bytes /*from*/, bool /*fua*/) override {
       co_return error(ErrorKind::no_space);
     }
     Task<Result<void>> flush() override { co_return error(ErrorKind::io_error); }
-    Task<Result<void>> discard(std::uint64_t /*offset*/, std::uint64_t /*length*/, bool /*fua*/) override {
+    Task<Result<void>> discard(std::uint64_t /*offset*/, std::uint64_t /*length*/,
+                               bool /*fua*/) override {
       co_return error(ErrorKind::read_only);
     }
-    Task<Result<void>> zero(std::uint64_t /*offset*/, std::uint64_t /*length*/, ZeroOptions /*options*/) override {
+    Task<Result<void>> zero(std::uint64_t /*offset*/, std::uint64_t /*length*/,
+                            ZeroOptions /*options*/) override {
       co_return error(ErrorKind::unsupported);
     }
-    Task<Result<std::vector<StatusExtent>>> block_status(std::string /*context*/, std::uint64_t /*offset*/,
-                                                         std::uint64_t /*length*/, std::size_t /*max*/) override {
+    Task<Result<std::vector<StatusExtent>>> block_status(std::string /*context*/,
+                                                         std::uint64_t /*offset*/,
+                                                         std::uint64_t /*length*/,
+                                                         std::size_t /*max*/) override {
       co_return std::vector<StatusExtent>{};
     }
 
@@ -412,10 +454,14 @@ TEST(Server, PassesOnWhatTheExportSays) {
   const auto client = world.connect();
   MUST(world.loop.run_until_complete(client->enter("failing", {.contexts = {"base:allocation"}})));
   EXPECT_EQ(world.call(*client, {.type = Command::read, .length = 512}).error, WireError::io);
-  EXPECT_EQ(world.call(*client, {.type = Command::write, .length = 1}, {std::byte{}}).error, WireError::no_space);
+  EXPECT_EQ(world.call(*client, {.type = Command::write, .length = 1}, {std::byte{}}).error,
+            WireError::no_space);
   EXPECT_EQ(world.call(*client, {.type = Command::flush}).error, WireError::io);
   EXPECT_EQ(world.call(*client, {.type = Command::trim, .length = 1}).error, WireError::permission);
-  EXPECT_EQ(world.call(*client, {.flags = command_flag_fast_zero, .type = Command::write_zeroes, .length = 1}).error,
+  EXPECT_EQ(world
+                .call(*client,
+                      {.flags = command_flag_fast_zero, .type = Command::write_zeroes, .length = 1})
+                .error,
             WireError::unsupported);
   EXPECT_EQ(world.call(*client, {.type = Command::block_status, .length = 1}).error, WireError::io);
 }
@@ -435,7 +481,10 @@ TEST(Server, ShowsTheStatusOfEverySelectedContext) {
   EXPECT_THAT(first.extents, ElementsAre(Pair(65536, 3), Pair(65536, 0), Pair(MiB - 131072, 3)));
   EXPECT_THAT(second.extents, ElementsAre(Pair(65536, 0), Pair(65536, 1), Pair(MiB - 131072, 0)));
 
-  first = world.call(*client, {.flags = command_flag_req_one, .type = Command::block_status, .offset = 100, .length = 70'000});
+  first = world.call(*client, {.flags = command_flag_req_one,
+                               .type = Command::block_status,
+                               .offset = 100,
+                               .length = 70'000});
   MUST(world.loop.run_until_complete(client->reply()));
   EXPECT_THAT(first.extents, ElementsAre(Pair(65436, 3)));
 }
@@ -445,14 +494,16 @@ TEST(Server, FinishesWhatIsUnderWayBeforeItLetsAClientGo) {
   const auto client = world.enter();
   world.slow->hold();
   for (std::uint64_t cookie = 0; cookie < 20; ++cookie) {
-    MUST(world.loop.run_until_complete(
-        client->request({.type = Command::write, .cookie = cookie, .offset = cookie * 4096, .length = 4096}, pattern(cookie, 4096))));
+    MUST(world.loop.run_until_complete(client->request(
+        {.type = Command::write, .cookie = cookie, .offset = cookie * 4096, .length = 4096},
+        pattern(cookie, 4096))));
   }
   MUST(world.loop.run_until_complete(client->request({.type = Command::disconnect}, {})));
   ASSERT_TRUE(world.loop.run_until([&] { return world.slow->calls() == 20; }));
   world.slow->release();
   std::set<std::uint64_t> answered;
-  for (int i = 0; i < 20; ++i) answered.insert(MUST(world.loop.run_until_complete(client->reply())).cookie);
+  for (int i = 0; i < 20; ++i)
+    answered.insert(MUST(world.loop.run_until_complete(client->reply())).cookie);
   EXPECT_EQ(answered.size(), 20U);
   EXPECT_TRUE(world.ends(*client));
 }
@@ -463,13 +514,16 @@ TEST(Server, StopAnswersWhatIsUnderWayAndNothingElse) {
     const auto client = world.enter();
     const auto silent = world.connect();
     world.slow->hold();
-    MUST(world.loop.run_until_complete(client->request({.type = Command::write, .cookie = 1, .length = 512}, pattern(1, 512))));
+    MUST(world.loop.run_until_complete(
+        client->request({.type = Command::write, .cookie = 1, .length = 512}, pattern(1, 512))));
     ASSERT_TRUE(world.loop.run_until([&] { return world.slow->calls() == 1; }));
     Gate gate(world.loop);
     gate.spawn(world.server.stop());
-    MUST(world.loop.run_until_complete(client->request({.type = Command::read, .cookie = 2, .length = 512}, {})));
+    MUST(world.loop.run_until_complete(
+        client->request({.type = Command::read, .cookie = 2, .length = 512}, {})));
     // A part of a payload, too: nobody waits for its rest.
-    MUST(world.loop.run_until_complete(client->request({.type = Command::write, .cookie = 3, .length = 100'000}, {})));
+    MUST(world.loop.run_until_complete(
+        client->request({.type = Command::write, .cookie = 3, .length = 100'000}, {})));
     while (!world.ends(*silent)) {  // the greeting comes first
     }
     ASSERT_TRUE(world.loop.run_until([&] { return world.server.connection_count() == 1; }));
@@ -485,7 +539,8 @@ TEST(Server, StopAnswersWhatIsUnderWayAndNothingElse) {
 TEST(Server, StopDoesNotWaitForAClientInTheMiddleOfAPayload) {
   World world(8);
   const auto client = world.enter();
-  MUST(world.loop.run_until_complete(client->request({.type = Command::write, .length = 1000}, pattern(1, 10))));
+  MUST(world.loop.run_until_complete(
+      client->request({.type = Command::write, .length = 1000}, pattern(1, 10))));
   MUST(world.loop.run_until_complete(client->request({}, {})));  // some of what is missing
   const Instant before = world.loop.now();
   world.loop.run_until_complete(world.server.stop());
@@ -497,9 +552,11 @@ TEST(Server, StopCutsOffAClientThatDoesNotTakeItsAnswers) {
   const auto client = world.enter();
   world.call(*client, {.type = Command::write, .length = MiB}, pattern(1, MiB));
   for (std::uint64_t cookie = 0; cookie < 8; ++cookie) {
-    MUST(world.loop.run_until_complete(client->request({.type = Command::read, .cookie = cookie, .length = MiB}, {})));
+    MUST(world.loop.run_until_complete(
+        client->request({.type = Command::read, .cookie = cookie, .length = MiB}, {})));
   }
-  ASSERT_TRUE(world.loop.run_until([&] { return world.slow->calls_total() == 9 && world.slow->calls() == 0; }));
+  ASSERT_TRUE(world.loop.run_until(
+      [&] { return world.slow->calls_total() == 9 && world.slow->calls() == 0; }));
   const Instant before = world.loop.now();
   world.loop.run_until_complete(world.server.stop());
   EXPECT_GE(world.loop.now() - before, seconds(5));
@@ -511,11 +568,13 @@ TEST(Server, LetsASlowClientWaitAlone) {
   const auto slow = world.enter();
   world.call(*slow, {.type = Command::write, .length = MiB}, pattern(1, MiB));
   for (std::uint64_t cookie = 0; cookie < 100; ++cookie) {  // and takes no answer
-    MUST(world.loop.run_until_complete(slow->request({.type = Command::read, .cookie = cookie, .length = MiB}, {})));
+    MUST(world.loop.run_until_complete(
+        slow->request({.type = Command::read, .cookie = cookie, .length = MiB}, {})));
   }
   const auto other = world.enter();
   const Instant before = world.loop.now();
-  for (int i = 0; i < 20; ++i) EXPECT_EQ(world.call(*other, {.type = Command::read, .length = 4096}).error, WireError::none);
+  for (int i = 0; i < 20; ++i)
+    EXPECT_EQ(world.call(*other, {.type = Command::read, .length = 4096}).error, WireError::none);
   EXPECT_LT(world.loop.now() - before, seconds(5));
   EXPECT_LE(world.slow->calls_total(), 1 + Limits{}.bytes_in_flight_max / MiB + 20);
   slow->stream().shutdown();
@@ -526,7 +585,8 @@ TEST(Server, BoundsTheRequestsOfAClient) {
   const auto client = world.enter();
   world.slow->hold();
   for (std::uint64_t cookie = 0; cookie < 50; ++cookie) {
-    MUST(world.loop.run_until_complete(client->request({.type = Command::read, .cookie = cookie, .length = 512}, {})));
+    MUST(world.loop.run_until_complete(
+        client->request({.type = Command::read, .cookie = cookie, .length = 512}, {})));
   }
   ASSERT_TRUE(world.loop.run_until_idle());
   EXPECT_EQ(world.slow->calls(), 5U);
@@ -539,7 +599,8 @@ TEST(Server, BoundsTheBytesOfAClientAndStillTakesTheLargestRequest) {
   World world(12, {.connection = {.limits = {.bytes_in_flight_max = MiB}}});
   const auto client = world.enter();
   for (std::uint64_t cookie = 0; cookie < 6; ++cookie) {
-    MUST(world.loop.run_until_complete(client->request({.type = Command::read, .cookie = cookie, .length = 2 * MiB}, {})));
+    MUST(world.loop.run_until_complete(
+        client->request({.type = Command::read, .cookie = cookie, .length = 2 * MiB}, {})));
   }
   for (int i = 0; i < 6; ++i) EXPECT_TRUE(world.loop.run_until_complete(client->reply()));
   EXPECT_EQ(world.slow->calls_most(), 1U);
@@ -569,7 +630,8 @@ TEST(Server, GivesAHandshakeSoMuchTimeAndNoMore) {
   EXPECT_LT(world.loop.now() - before, seconds(11));
 
   const auto client = world.enter();  // and has all the time in the world after that
-  world.loop.run_until_complete([](Loop& loop) -> Task<> { co_await loop.sleep(seconds(100)); }(world.loop));
+  world.loop.run_until_complete(
+      [](Loop& loop) -> Task<> { co_await loop.sleep(seconds(100)); }(world.loop));
   EXPECT_EQ(world.call(*client, {.type = Command::read, .length = 512}).error, WireError::none);
 }
 
@@ -587,14 +649,16 @@ TEST(Server, FindsAnExportOnceForOneClient) {
   MUST(world.loop.run_until_complete(client->greet()));
   MUST(world.loop.run_until_complete(client->ask(Option::structured_reply, {})));
   MUST(world.loop.run_until_complete(client->ask(Option::info, info_data("disk"))));
-  MUST(world.loop.run_until_complete(client->ask(Option::set_meta_context, context_data("disk", {}))));
+  MUST(world.loop.run_until_complete(
+      client->ask(Option::set_meta_context, context_data("disk", {}))));
   MUST(world.loop.run_until_complete(client->ask(Option::go, info_data("disk"))));
   EXPECT_EQ(world.exports.finds, 1U);
 }
 
 TEST(Server, LetsAnExportGoWithItsLastClient) {
   World world(16);
-  auto other = std::make_shared<MemoryExport>(MemoryExport::Options{.info = {.name = "other", .size = MiB}});
+  auto other =
+      std::make_shared<MemoryExport>(MemoryExport::Options{.info = {.name = "other", .size = MiB}});
   const std::weak_ptr<MemoryExport> watched = other;
   world.exports.exports["other"] = std::move(other);
   const auto client = world.connect();
@@ -631,7 +695,8 @@ TEST(Server, AcceptsAnUncleanEndAtEveryByte) {
     const auto client = world.connect();
     MUST(world.loop.run_until_complete(client->send(Wire().raw(Bytes(all.bytes()).first(length)))));
     client->stream().shutdown();
-    ASSERT_TRUE(world.loop.run_until([&] { return world.server.connection_count() == 0; })) << length;
+    ASSERT_TRUE(world.loop.run_until([&] { return world.server.connection_count() == 0; }))
+        << length;
   }
 }
 
@@ -642,13 +707,15 @@ TEST(Server, DiesWithItsProcess) {
     SimNetwork network;
     Exports exports(loop);
     exports.exports["disk"] = std::make_shared<SlowExport>(
-        loop, std::make_shared<MemoryExport>(MemoryExport::Options{.info = {.name = "disk", .size = export_size}}));
+        loop, std::make_shared<MemoryExport>(
+                  MemoryExport::Options{.info = {.name = "disk", .size = export_size}}));
     auto server = std::make_unique<Server>(loop, exports, ServerOptions{});
     server->serve(MUST(network.listen(loop, "server")));
     TestClient client(MUST(loop.run_until_complete(network.connect(loop, "server"))));
     MUST(loop.run_until_complete(client.enter("disk", {})));
     for (std::uint64_t cookie = 0; cookie < 10; ++cookie) {
-      MUST(loop.run_until_complete(client.request({.type = Command::write, .cookie = cookie, .length = 4096}, pattern(1, 4096))));
+      MUST(loop.run_until_complete(client.request(
+          {.type = Command::write, .cookie = cookie, .length = 4096}, pattern(1, 4096))));
     }
     SimRandom random(seed);
     for (std::uint64_t steps = random.below(100); steps != 0; --steps) loop.run_one_step();

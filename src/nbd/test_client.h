@@ -21,8 +21,8 @@ struct ClientReply {
   bool done = true;
   ReplyType type = ReplyType::none;  // none for a simple reply
   WireError error = WireError::none;
-  std::uint64_t offset = 0;          // of data or a hole
-  std::vector<std::byte> data;       // of a read, zeros for a hole
+  std::uint64_t offset = 0;     // of data or a hole
+  std::vector<std::byte> data;  // of a read, zeros for a hole
   std::uint32_t context = 0;
   std::vector<std::pair<std::uint32_t, std::uint32_t>> extents;  // length, flags
 };
@@ -78,7 +78,8 @@ class TestClient {
       CO_TRY(co_await ask(Option::set_meta_context, context_data(name, entry.contexts)));
     }
     const OptionReply went = CO_TRY(co_await ask(Option::go, info_data(name)));
-    if (went != OptionReply::ack) co_return failure(ErrorKind::not_found, "the server refused the export");
+    if (went != OptionReply::ack)
+      co_return failure(ErrorKind::not_found, "the server refused the export");
     co_return Result<void>{};
   }
 
@@ -93,7 +94,8 @@ class TestClient {
     const auto magic_bytes = CO_TRY(co_await receive(4));
     const auto magic = load_be<std::uint32_t>(magic_bytes.data());
     if (magic == structured_reply_magic) co_return co_await chunk();
-    if (magic != simple_reply_magic) co_return failure(ErrorKind::protocol, "a reply with another magic number");
+    if (magic != simple_reply_magic)
+      co_return failure(ErrorKind::protocol, "a reply with another magic number");
     const auto rest = CO_TRY(co_await receive(12));
     WireReader reader(rest);
     ClientReply reply;
@@ -151,7 +153,9 @@ class TestClient {
         }
         break;
       case ReplyType::error:
-      case ReplyType::error_offset: reply.error = static_cast<WireError>(fields.number<std::uint32_t>()); break;
+      case ReplyType::error_offset:
+        reply.error = static_cast<WireError>(fields.number<std::uint32_t>());
+        break;
     }
     if (reply.done) reads_.erase(reply.cookie);
     co_return reply;

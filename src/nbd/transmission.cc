@@ -1,24 +1,25 @@
 #include "nbd/transmission.h"
 
-#include <fmt/format.h>
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <utility>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 namespace berth::nbd {
 namespace {
 
 // Larger payloads are received straight into their own memory, past the receive buffer.
 constexpr std::size_t payload_copied_max = 64 * KiB;
-// After a large payload the next one is likely to be large too: take in little more than its header.
+// After a large payload the next one is likely to be large too: take in little more than its
+// header.
 constexpr std::size_t receive_max_between_large = 4 * KiB;
 constexpr std::size_t failures_logged_max = 10;  // of one connection
 
 }  // namespace
 
-Transmission::Transmission(Loop& loop, Stream& stream, Export& served, BufferPool& pool, Session session,
-                           std::vector<std::string> contexts, Limits limits)
+Transmission::Transmission(Loop& loop, Stream& stream, Export& served, BufferPool& pool,
+                           Session session, std::vector<std::string> contexts, Limits limits)
     : stream_(stream),
       export_(served),
       pool_(pool),
@@ -58,7 +59,8 @@ Task<Result<void>> Transmission::receive_requests(ReceiveBuffer& input) {
         co_return failure(ErrorKind::disconnected, "the client left in the middle of a request");
       }
     }
-    const Request request = CO_TRY(parse_request(std::span<const std::byte, request_size>(input.data(), request_size)));
+    const Request request =
+        CO_TRY(parse_request(std::span<const std::byte, request_size>(input.data(), request_size)));
     input.consume(request_size);
     if (request.type == Command::disconnect) co_return Result<void>{};
 
@@ -234,7 +236,8 @@ Task<> Transmission::serve_block_status(Request request) {
       reply_failure(request, extents.error());
       co_return;
     }
-    const std::span<const StatusExtent> listed = std::span(*extents).first(std::min(extents->size(), extents_max));
+    const std::span<const StatusExtent> listed =
+        std::span(*extents).first(std::min(extents->size(), extents_max));
     const bool last = id + 1 == contexts_.size();
     Reply reply;
     reply.payload = pool_.take(block_status_size(listed.size()));
@@ -251,8 +254,8 @@ Task<> Transmission::serve_block_status(Request request) {
   }
 }
 
-/// NBD: Simple reply message. It may answer anything but a read where structured replies were negotiated, and is
-/// the shorter one.
+/// NBD: Simple reply message. It may answer anything but a read where structured replies were
+/// negotiated, and is the shorter one.
 void Transmission::reply_success(const Request& request) {
   Reply reply;
   const bool structured = request.type == Command::read && session_.structured_replies;
@@ -267,15 +270,16 @@ void Transmission::reply_data(const Request& request, BufferPool::Buffer data) {
   Reply reply;
   reply.cost = cost_of(request);
   if (!session_.structured_replies) {
-    reply.header_size =
-        static_cast<std::uint32_t>(encode_simple_reply(reply.header, request.cookie, WireError::none));
-  } else if (is_zero(data.bytes())) {  // finds out at once where it is not, and saves the socket the copies
     reply.header_size = static_cast<std::uint32_t>(
-        encode_offset_hole(reply.header, request.cookie, Chunk::done, request.offset, request.length));
+        encode_simple_reply(reply.header, request.cookie, WireError::none));
+  } else if (is_zero(data.bytes())) {  // finds out at once where it is not, and saves the socket
+                                       // the copies
+    reply.header_size = static_cast<std::uint32_t>(encode_offset_hole(
+        reply.header, request.cookie, Chunk::done, request.offset, request.length));
     return send(std::move(reply));
   } else {
-    reply.header_size = static_cast<std::uint32_t>(
-        encode_offset_data(reply.header, request.cookie, Chunk::done, request.offset, request.length));
+    reply.header_size = static_cast<std::uint32_t>(encode_offset_data(
+        reply.header, request.cookie, Chunk::done, request.offset, request.length));
   }
   reply.payload = std::move(data);
   reply.payload_size = request.length;
@@ -283,13 +287,16 @@ void Transmission::reply_data(const Request& request, BufferPool::Buffer data) {
 }
 
 void Transmission::reply_failure(const Request& request, const Error& error) {
-  if (failures_logged_ < failures_logged_max) {
+  const WireError code = wire_error(error.kind(), request);
+  const bool serious =
+      code == WireError::io || code == WireError::no_space;  // the others are the client's own
+  if (serious && failures_logged_ < failures_logged_max) {
     ++failures_logged_;
     spdlog::warn("nbd: export '{}': command {} at {}, {} bytes, for {}: {}", export_.info().name,
-                 static_cast<unsigned>(request.type), request.offset, request.length, stream_.peer(),
-                 error.message());
+                 static_cast<unsigned>(request.type), request.offset, request.length,
+                 stream_.peer(), error.message());
   }
-  reply_error(request, wire_error(error.kind(), request), error.message());
+  reply_error(request, code, error.message());
 }
 
 /// NBD: Error values; Structured reply types, NBD_REPLY_TYPE_ERROR.
@@ -301,7 +308,8 @@ void Transmission::reply_error(const Request& request, WireError error, std::str
     reply.payload_size = static_cast<std::uint32_t>(
         encode_error(reply.payload.bytes(), request.cookie, Chunk::done, error, message));
   } else {
-    reply.header_size = static_cast<std::uint32_t>(encode_simple_reply(reply.header, request.cookie, error));
+    reply.header_size =
+        static_cast<std::uint32_t>(encode_simple_reply(reply.header, request.cookie, error));
   }
   send(std::move(reply));
 }
@@ -318,7 +326,8 @@ Task<> Transmission::send_replies() {
     parts_.clear();
     for (const Reply& reply : being_sent_) {
       if (reply.header_size != 0) parts_.emplace_back(reply.header.data(), reply.header_size);
-      if (reply.payload_size != 0) parts_.emplace_back(reply.payload.bytes().first(reply.payload_size));
+      if (reply.payload_size != 0)
+        parts_.emplace_back(reply.payload.bytes().first(reply.payload_size));
     }
     if (!broken_) {
       const Result<void> sent = co_await stream_.write_all(parts_);

@@ -1,12 +1,13 @@
-// The transmission phase of one connection: requests are started as they arrive, and each is answered the
-// moment it is done (NBD: Transmission).
+// The transmission phase of one connection: requests are started as they arrive, and each is
+// answered the moment it is done (NBD: Transmission).
 //
-//   receive_requests()   one coroutine: takes requests off the stream, starts each, waits when there are too many
-//   serve_…()            one coroutine for each request in flight: the export's work, then its reply is queued
-//   send_replies()       one coroutine while there are replies to send: all that are ready go with one write
+//   receive_requests()   one coroutine: takes requests off the stream, starts each, waits when
+//   there are too many serve_…()            one coroutine for each request in flight: the export's
+//   work, then its reply is queued send_replies()       one coroutine while there are replies to
+//   send: all that are ready go with one write
 //
-// Owned by a Connection, on its loop. Stream, export and pool outlive it. Payloads are never copied but for small
-// writes, from the receive buffer into page-aligned memory.
+// Owned by a Connection, on its loop. Stream, export and pool outlive it. Payloads are never copied
+// but for small writes, from the receive buffer into page-aligned memory.
 #pragma once
 
 #include <array>
@@ -40,12 +41,14 @@ class Transmission {
   /// After run() has ended; or at any time in a simulated process death.
   ~Transmission();
 
-  /// Until the client has left, drain() has been obeyed, or (an error) the client broke the protocol or the
-  /// connection broke. Every request has ended then. `received`: what came before; outlives it.
+  /// Until the client has left, drain() has been obeyed, or (an error) the client broke the
+  /// protocol or the connection broke. Every request has ended then. `received`: what came before;
+  /// outlives it.
   Task<Result<void>> run(ReceiveBuffer& received);
 
-  /// Starts no more requests, and ends the connection once those under way have been answered. The others get
-  /// no answer at all: a client that reconnects sends them again, where an error would reach its user.
+  /// Starts no more requests, and ends the connection once those under way have been answered. The
+  /// others get no answer at all: a client that reconnects sends them again, where an error would
+  /// reach its user.
   void drain();
 
  private:
@@ -94,7 +97,7 @@ class Transmission {
   Event room_made_;
   bool draining_ = false;
   bool receiving_payload_ = false;  // of a request that counts as in flight already
-  std::size_t receive_max_;  // bytes of the next receive
+  std::size_t receive_max_;         // bytes of the next receive
   std::size_t failures_logged_ = 0;
 
   std::vector<Reply> ready_;

@@ -27,7 +27,9 @@ class Wire {
     return *this;
   }
   /// 32 bits of length, then the text.
-  Wire& counted(std::string_view text) { return number(static_cast<std::uint32_t>(text.size())).text(text); }
+  Wire& counted(std::string_view text) {
+    return number(static_cast<std::uint32_t>(text.size())).text(text);
+  }
 
   const std::vector<std::byte>& bytes() const { return bytes_; }
 
@@ -35,12 +37,20 @@ class Wire {
   std::vector<std::byte> bytes_;
 };
 
-inline Wire client_flags(std::uint32_t flags = flag_fixed_newstyle | flag_no_zeroes) { return Wire().number(flags); }
+inline Wire client_flags(std::uint32_t flags = flag_fixed_newstyle | flag_no_zeroes) {
+  return Wire().number(flags);
+}
 
 inline Wire option(std::uint32_t number, Bytes data = {}) {
-  return Wire().number(option_magic).number(number).number(static_cast<std::uint32_t>(data.size())).raw(data);
+  return Wire()
+      .number(option_magic)
+      .number(number)
+      .number(static_cast<std::uint32_t>(data.size()))
+      .raw(data);
 }
-inline Wire option(Option which, Bytes data = {}) { return option(static_cast<std::uint32_t>(which), data); }
+inline Wire option(Option which, Bytes data = {}) {
+  return option(static_cast<std::uint32_t>(which), data);
+}
 
 /// The data of NBD_OPT_INFO and NBD_OPT_GO.
 inline Wire info_data(std::string_view name, const std::vector<Info>& requests = {}) {

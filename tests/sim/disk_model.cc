@@ -1,19 +1,22 @@
 #include "disk_model.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+
+#include <fmt/format.h>
 
 namespace berth::sim {
 namespace {
 
-std::uint64_t word_of(std::uint64_t sector, Value value) { return value << 24 | (sector & 0xffffff); }
+std::uint64_t word_of(std::uint64_t sector, Value value) {
+  return value << 24 | (sector & 0xffffff);
+}
 
 }  // namespace
 
 void fill_sector(std::uint64_t sector, Value value, MutableBytes into) {
   const std::uint64_t word = value == zeros ? 0 : word_of(sector, value);
-  for (std::size_t i = 0; i < model_sector; i += sizeof word) store_le<std::uint64_t>(into.data() + i, word);
+  for (std::size_t i = 0; i < model_sector; i += sizeof word)
+    store_le<std::uint64_t>(into.data() + i, word);
 }
 
 Value read_sector(std::uint64_t sector, Bytes content) {
@@ -26,20 +29,25 @@ Value read_sector(std::uint64_t sector, Bytes content) {
   return word == word_of(sector, value) ? value : garbage;
 }
 
-DiskModel::DiskModel(std::vector<std::uint64_t> sectors, Value initial) : sectors_(std::move(sectors)) {
+DiskModel::DiskModel(std::vector<std::uint64_t> sectors, Value initial)
+    : sectors_(std::move(sectors)) {
   for (const std::uint64_t sector : sectors_) {
     histories_[sector].push_back({.value = initial, .submitted = 0, .acknowledged = 0});
   }
 }
 
-void DiskModel::submit(std::uint64_t first, std::uint64_t count, Value value, Tick at, bool certain) {
-  for (auto it = histories_.lower_bound(first); it != histories_.end() && it->first < first + count; ++it) {
-    it->second.push_back({.value = value, .submitted = at, .acknowledged = never, .certain = certain});
+void DiskModel::submit(std::uint64_t first, std::uint64_t count, Value value, Tick at,
+                       bool certain) {
+  for (auto it = histories_.lower_bound(first); it != histories_.end() && it->first < first + count;
+       ++it) {
+    it->second.push_back(
+        {.value = value, .submitted = at, .acknowledged = never, .certain = certain});
   }
 }
 
 void DiskModel::acknowledge(std::uint64_t first, std::uint64_t count, Tick submitted, Tick at) {
-  for (auto it = histories_.lower_bound(first); it != histories_.end() && it->first < first + count; ++it) {
+  for (auto it = histories_.lower_bound(first); it != histories_.end() && it->first < first + count;
+       ++it) {
     for (auto version = it->second.rbegin(); version != it->second.rend(); ++version) {
       if (version->submitted != submitted) continue;
       version->acknowledged = at;
@@ -55,7 +63,8 @@ bool DiskModel::is_possible(std::uint64_t sector, Value value, Tick start, Tick 
   return std::ranges::any_of(versions, [&](const Version& candidate) {
     if (candidate.value != value || candidate.submitted > end) return false;
     return std::ranges::none_of(versions, [&](const Version& later) {
-      return later.certain && later.submitted > candidate.acknowledged && later.acknowledged <= start;
+      return later.certain && later.submitted > candidate.acknowledged &&
+             later.acknowledged <= start;
     });
   });
 }
@@ -63,7 +72,8 @@ bool DiskModel::is_possible(std::uint64_t sector, Value value, Tick start, Tick 
 Possible DiskModel::possible(std::uint64_t sector, Tick start, Tick end) const {
   Possible values;
   for (const Version& version : histories_.at(sector)) {
-    if (std::ranges::find(values, version.value) == values.end() && is_possible(sector, version.value, start, end)) {
+    if (std::ranges::find(values, version.value) == values.end() &&
+        is_possible(sector, version.value, start, end)) {
       values.push_back(version.value);
     }
   }
@@ -81,9 +91,11 @@ void DiskModel::observe(std::uint64_t sector, Value value, Tick at, bool durable
 std::string DiskModel::describe(std::uint64_t sector) const {
   std::string text;
   for (const Version& version : histories_.at(sector)) {
-    text += fmt::format("{}value {} submitted {} {}{}", text.empty() ? "" : ", ", version.value, version.submitted,
-                        version.acknowledged == never ? "in flight" : fmt::format("acknowledged {}", version.acknowledged),
-                        version.certain ? "" : " (discard)");
+    text += fmt::format(
+        "{}value {} submitted {} {}{}", text.empty() ? "" : ", ", version.value, version.submitted,
+        version.acknowledged == never ? "in flight"
+                                      : fmt::format("acknowledged {}", version.acknowledged),
+        version.certain ? "" : " (discard)");
   }
   return text;
 }

@@ -1,10 +1,11 @@
-// DiskModel: what a disk may hold, by the contract of Volume and nothing else. Something obviously right
-// for the engine to be held against.
+// DiskModel: what a disk may hold, by the contract of Volume and nothing else. Something obviously
+// right for the engine to be held against.
 //
-// The disk is modelled in sectors of 512 bytes, the unit that may be torn. Every write gives each sector
-// that it covers a new version: a value, when it was submitted, and when it was acknowledged. Two versions
-// are ordered only if one was acknowledged before the other was submitted. From that follows what a read,
-// a checkpoint, or the disk after a power loss may show: anything that nothing later has replaced for sure.
+// The disk is modelled in sectors of 512 bytes, the unit that may be torn. Every write gives each
+// sector that it covers a new version: a value, when it was submitted, and when it was
+// acknowledged. Two versions are ordered only if one was acknowledged before the other was
+// submitted. From that follows what a read, a checkpoint, or the disk after a power loss may show:
+// anything that nothing later has replaced for sure.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,11 @@
-// The simulation can fail: for each rule of the engine (DESIGN §5) a build that breaks it on purpose is
-// caught within 1,000 seeds. A rule whose breach goes unnoticed is a rule that the simulation does not test.
-#include <fmt/format.h>
-#include <gtest/gtest.h>
+// The simulation can fail: for each rule of the engine (DESIGN §5) a build that breaks it on
+// purpose is caught within 1,000 seeds. A rule whose breach goes unnoticed is a rule that the
+// simulation does not test.
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include "disk/sabotage.h"
 #include "volume_world.h"
@@ -22,7 +24,8 @@ struct Breach {
 
 class SabotagedVolume : public testing::TestWithParam<Breach> {};
 
-/// In a process of its own: a breach may also end in one of the engine's own CHECKs, which is noticing too.
+/// In a process of its own: a breach may also end in one of the engine's own CHECKs, which is
+/// noticing too.
 TEST_P(SabotagedVolume, is_caught) {
   const pid_t child = ::fork();
   ASSERT_GE(child, 0);
@@ -36,7 +39,8 @@ TEST_P(SabotagedVolume, is_caught) {
   }
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
-  const bool noticed = WIFSIGNALED(status) || (WIFEXITED(status) && WEXITSTATUS(status) == exit_caught);
+  const bool noticed =
+      WIFSIGNALED(status) || (WIFEXITED(status) && WEXITSTATUS(status) == exit_caught);
   EXPECT_TRUE(noticed) << "a breach of the rule went unnoticed through " << seeds_max << " seeds";
 }
 
@@ -48,7 +52,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Breach{disk::Sabotage::presence_before_data, "rule_4_presence_before_data"},
                     Breach{disk::Sabotage::cut_without_drain, "rule_5_cut_without_drain"},
                     Breach{disk::Sabotage::ignore_expired_lease, "rule_6_ignore_expired_lease"},
-                    Breach{disk::Sabotage::drop_layer_with_its_own, "rule_7_drop_layer_with_its_own"},
+                    Breach{disk::Sabotage::drop_layer_with_its_own,
+                           "rule_7_drop_layer_with_its_own"},
                     Breach{disk::Sabotage::trust_first_look, "rule_8_trust_first_look"},
                     Breach{disk::Sabotage::ignore_nonce, "rule_9_ignore_nonce"},
                     Breach{disk::Sabotage::zero_becomes_absent, "rule_10_zero_becomes_absent"},

@@ -1,9 +1,9 @@
 #include "volume_world.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include <fmt/format.h>
 
 #include "base/aligned_buffer.h"
 
@@ -19,15 +19,20 @@ class PatternFile final : public File {
  public:
   PatternFile(Loop& loop, std::uint64_t size) : loop_(loop), size_(size) {}
   void submit(FileRequest& request) override {
-    const std::uint64_t length = request.offset >= size_ ? 0 : std::min(request.length, size_ - request.offset);
+    const std::uint64_t length =
+        request.offset >= size_ ? 0 : std::min(request.length, size_ - request.offset);
     for (std::uint64_t at = 0; at + model_sector <= length; at += model_sector) {
-      fill_sector((request.offset + at) / model_sector, backing_content, {request.data + at, model_sector});
+      fill_sector((request.offset + at) / model_sector, backing_content,
+                  {request.data + at, model_sector});
     }
-    request.result = request.kind == FileRequest::Kind::read ? static_cast<std::int64_t>(length) : -EROFS;
+    request.result =
+        request.kind == FileRequest::Kind::read ? static_cast<std::int64_t>(length) : -EROFS;
     loop_.post(request.waiter);
   }
   Result<std::uint64_t> size() override { return size_; }
-  Result<void> truncate(std::uint64_t) override { return failure(ErrorKind::read_only, "a pattern"); }
+  Result<void> truncate(std::uint64_t) override {
+    return failure(ErrorKind::read_only, "a pattern");
+  }
   Result<FileIdentity> identity() override { return FileIdentity{.size = size_}; }
   Result<std::uint64_t> next_data(std::uint64_t offset) override { return offset; }
   Result<std::uint64_t> next_hole(std::uint64_t) override { return size_; }
@@ -45,7 +50,8 @@ Task<Result<std::unique_ptr<File>>> open_pattern(Loop* loop, std::uint64_t size)
 
 }  // namespace
 
-VolumeWorld::VolumeWorld(std::uint64_t seed, bool tell) : seed_(seed), tell_(tell), random_(mix64(seed)), host_(seed) {
+VolumeWorld::VolumeWorld(std::uint64_t seed, bool tell)
+    : seed_(seed), tell_(tell), random_(mix64(seed)), host_(seed) {
   block_size_ = random_.one_in(4) ? 8 * KiB : 16 * KiB;
   backed_ = random_.one_in(3);
   const std::uint64_t regions = random_.one_in(2) ? 4 : 64;
@@ -63,7 +69,8 @@ VolumeWorld::VolumeWorld(std::uint64_t seed, bool tell) : seed_(seed), tell_(tel
   std::vector<std::uint64_t> sectors;
   for (const std::uint64_t block : active_blocks_) {
     const std::uint64_t end = std::min(size_, (block + 1) * block_size_);
-    for (std::uint64_t at = block * block_size_; at < end; at += model_sector) sectors.push_back(at / model_sector);
+    for (std::uint64_t at = block * block_size_; at < end; at += model_sector)
+      sectors.push_back(at / model_sector);
   }
   model_ = std::make_unique<DiskModel>(std::move(sectors), backed_ ? backing_content : zeros);
 }
@@ -77,19 +84,22 @@ void VolumeWorld::violation(std::string what) {
 disk::VolumeEnvironment VolumeWorld::environment() {
   SimLoop* loop = loop_.get();
   const std::uint64_t size = size_;
-  return {.loop = *loop_,
-          .directory = *directory_,
-          .live_store = *memory_,
-          .random = random_,
-          .open_backing = [loop, size](const std::string& /*specification*/) { return open_pattern(loop, size); },
-          .report_event = {}};
+  return {
+      .loop = *loop_,
+      .directory = *directory_,
+      .live_store = *memory_,
+      .random = random_,
+      .open_backing =
+          [loop, size](const std::string& /*specification*/) { return open_pattern(loop, size); },
+      .report_event = {}};
 }
 
 std::optional<std::string> VolumeWorld::run() {
   loop_ = std::make_unique<SimLoop>(host_, seed_);
   directory_ = MUST(host_.open_directory(*loop_, "vol"));
   memory_ = host_.shared_memory();
-  disk::CreateOptions options{.size = size_, .block_size = block_size_, .backing = backed_ ? "pattern" : ""};
+  disk::CreateOptions options{
+      .size = size_, .block_size = block_size_, .backing = backed_ ? "pattern" : ""};
   const auto made = loop_->run_until_complete(disk::Volume::create(environment(), options));
   if (!made) violation("create: " + made.error().message());
 
@@ -102,8 +112,8 @@ std::optional<std::string> VolumeWorld::run() {
       settle_after(Ending::clean_close);
       continue;
     }
-    // After a failed sync the kernel may show what it will never write (pages that it counts as clean). Only
-    // a power loss tells what there is: nobody who merely restarts can vouch for it.
+    // After a failed sync the kernel may show what it will never write (pages that it counts as
+    // clean). Only a power loss tells what there is: nobody who merely restarts can vouch for it.
     const bool power = random_.one_in(2) || io_has_failed();
     die(power);
     host_.faults().clear();
@@ -115,23 +125,28 @@ std::optional<std::string> VolumeWorld::run() {
   return violation_;
 }
 
-/// Runs a life to its end (true) or to the moment of its death: mostly in the middle of its work, seldom while
-/// it opens. Small budgets are as frequent as large ones, so that deaths meet operations in flight.
+/// Runs a life to its end (true) or to the moment of its death: mostly in the middle of its work,
+/// seldom while it opens. Small budgets are as frequent as large ones, so that deaths meet
+/// operations in flight.
 bool VolumeWorld::live_until_death() {
-  const std::uint64_t budget = random_.one_in(4) ? steps_max : std::uint64_t{1} << random_.between(2, 12);
+  const std::uint64_t budget =
+      random_.one_in(4) ? steps_max : std::uint64_t{1} << random_.between(2, 12);
   const bool die_opening = random_.one_in(6);
   working_since_.reset();
+  dies_at_.reset();
   ended_ = false;
   life_ = std::make_unique<Gate>(*loop_);
   life_->spawn(live());
   const std::uint64_t born = loop_->steps();
   const auto over = [&] {
+    if (dies_at_ && loop_->steps() >= *dies_at_) return true;
     if (ended_ || violation_ || loop_->steps() - born >= steps_max) return true;
     const std::optional<std::uint64_t> from = die_opening ? born : working_since_;
     return from && loop_->steps() - *from >= budget;
   };
   (void)loop_->run_until(over);
-  if (!ended_ && !violation_ && loop_->steps() - born >= steps_max) violation("hangs: " + loop_->describe());
+  if (!ended_ && !violation_ && loop_->steps() - born >= steps_max)
+    violation("hangs: " + loop_->describe());
   return ended_;
 }
 
@@ -155,9 +170,15 @@ void VolumeWorld::make_faults() {
   faulty_ = random_.one_in(5);
   tight_ = !faulty_ && random_.one_in(6);
   if (faulty_) {
-    const std::string path = random_.one_in(2) ? "vol/data" : random_.one_in(2) ? "vol/map" : "vol/holds/*";
+    const std::string path = random_.one_in(2)   ? "vol/data"
+                             : random_.one_in(2) ? "vol/map"
+                                                 : "vol/holds/*";
     const std::uint32_t on = random_.one_in(2) ? fault_on::sync : fault_on::write | fault_on::sync;
-    host_.faults().add({.path = path, .on = on, .error = EIO, .skip = random_.below(60), .times = random_.between(1, 3)});
+    host_.faults().add({.path = path,
+                        .on = on,
+                        .error = EIO,
+                        .skip = random_.below(60),
+                        .times = random_.between(1, 3)});
   }
   if (tight_) host_.set_space_max(host_.space_used() + random_.between(1, 40) * block_size_);
 }
@@ -199,7 +220,8 @@ Task<> VolumeWorld::live() {
     for (std::uint64_t i = 0; i < count; ++i) workers_->spawn(work(static_cast<int>(i)));
     co_await workers_->drained();
     if (violation_) co_return;
-    co_await loop_->sleep(std::chrono::seconds(1));  // a cut that was called off withdraws its layer
+    co_await loop_->sleep(
+        std::chrono::seconds(1));  // a cut that was called off withdraws its layer
     if (random_.one_in(4)) co_await do_revert();
     if (random_.one_in(6)) co_await do_resize();
     co_await verify();
@@ -247,7 +269,9 @@ Task<> VolumeWorld::act() {
 
 /// After an ending: what in the model is now decided, and what the next verification has to decide.
 void VolumeWorld::settle_after(Ending ending) {
-  tell("{}", ending == Ending::power_loss ? "power loss" : ending == Ending::process_death ? "process death" : "closed");
+  tell("{}", ending == Ending::power_loss      ? "power loss"
+             : ending == Ending::process_death ? "process death"
+                                               : "closed");
   const Tick now = model_->now();
   for (auto* points : {&checkpoints_, &refpoints_}) {
     for (auto& [name, point] : *points) {
@@ -255,7 +279,8 @@ void VolumeWorld::settle_after(Ending ending) {
         point.cut_end = now;
         snapshot(point, point.cut_start, now);
       }
-      if (ending == Ending::power_loss && point.durability == disk::Durability::volatile_ && points == &checkpoints_) {
+      if (ending == Ending::power_loss && point.durability == disk::Durability::volatile_ &&
+          points == &checkpoints_) {
         point.may_be_lost = true;
       }
       if (tight_ && point.durability == disk::Durability::volatile_) point.may_be_lost = true;
@@ -286,7 +311,8 @@ void VolumeWorld::begin_change(Range range, Value value, bool certain, Tick* tok
   const Tick now = model_->now();
   *token = now;
   model_->submit(range.offset / model_sector, range.length / model_sector, value, now, certain);
-  for (std::uint64_t block = range.offset / block_size_; block * block_size_ < range.offset + range.length; ++block) {
+  for (std::uint64_t block = range.offset / block_size_;
+       block * block_size_ < range.offset + range.length; ++block) {
     touches_[block].push_back({.submitted = now, .acknowledged = never});
   }
 }
@@ -295,7 +321,8 @@ void VolumeWorld::end_change(Range range, Tick token, bool done) {
   if (!done) return;  // it may have happened in part
   const Tick now = model_->now();
   model_->acknowledge(range.offset / model_sector, range.length / model_sector, token, now);
-  for (std::uint64_t block = range.offset / block_size_; block * block_size_ < range.offset + range.length; ++block) {
+  for (std::uint64_t block = range.offset / block_size_;
+       block * block_size_ < range.offset + range.length; ++block) {
     for (Touch& touch : touches_[block]) {
       if (touch.submitted == token) touch.acknowledged = now;
     }
@@ -308,7 +335,8 @@ Task<> VolumeWorld::do_write() {
   AlignedBuffer content(range.length);
   const Value value = model_->next_value();
   for (std::uint64_t at = 0; at < range.length; at += model_sector) {
-    fill_sector((range.offset + at) / model_sector, value, content.bytes().subspan(at, model_sector));
+    fill_sector((range.offset + at) / model_sector, value,
+                content.bytes().subspan(at, model_sector));
   }
   Tick token = 0;
   begin_change(range, value, true, &token);
@@ -336,9 +364,9 @@ Task<> VolumeWorld::do_read() {
     // After a failed sync the kernel may have dropped what was not durable.
     const Tick from = io_has_failed() ? std::min(flushed_, start) : start;
     if (model_->is_possible(sector, value, from, end)) continue;
-    if (io_has_failed() && backed_) continue;  // the filling of a block may have been dropped
-    violation(fmt::format("a read of sector {} at {} to {} gives value {}; it has had: {}", sector, start, end, value,
-                          model_->describe(sector)));
+    if (io_has_failed()) continue;  // the filling of a block may have been dropped
+    violation(fmt::format("a read of sector {} at {} to {} gives value {}; it has had: {}", sector,
+                          start, end, value, model_->describe(sector)));
   }
 }
 
@@ -348,7 +376,8 @@ Task<> VolumeWorld::do_zero() {
   Tick token = 0;
   begin_change(range, zeros, true, &token);
   const auto done = co_await volume_->zero(range.offset, range.length, false);
-  tell("zero {} + {} submitted {}: {}", range.offset, range.length, token, done ? "done" : done.error().message());
+  tell("zero {} + {} submitted {}: {}", range.offset, range.length, token,
+       done ? "done" : done.error().message());
   end_change(range, token, done.has_value());
   if (!done && !explained(done.error())) violation("zero: " + done.error().message());
 }
@@ -359,7 +388,8 @@ Task<> VolumeWorld::do_discard() {
   Tick token = 0;
   begin_change(range, zeros, false, &token);
   const auto done = co_await volume_->discard(range.offset, range.length);
-  tell("discard {} + {} submitted {}: {}", range.offset, range.length, token, done ? "done" : done.error().message());
+  tell("discard {} + {} submitted {}: {}", range.offset, range.length, token,
+       done ? "done" : done.error().message());
   end_change(range, token, done.has_value());
   if (!done && !explained(done.error())) violation("discard: " + done.error().message());
 }
@@ -384,7 +414,8 @@ Task<> VolumeWorld::do_populate() {
 
 void VolumeWorld::snapshot(Point& point, Tick start, Tick end) {
   for (const std::uint64_t sector : model_->sectors()) {
-    if (!point.content.contains(sector)) point.content[sector] = model_->possible(sector, start, end);
+    if (!point.content.contains(sector))
+      point.content[sector] = model_->possible(sector, start, end);
   }
 }
 
@@ -419,7 +450,8 @@ Task<> VolumeWorld::do_cut() {
   if (!outcome) {
     if (io_has_failed()) {
       // Whether its record counts, the next open tells.
-      if (!request.checkpoint.empty()) leave_undecided(checkpoints_[request.checkpoint], start, end);
+      if (!request.checkpoint.empty())
+        leave_undecided(checkpoints_[request.checkpoint], start, end);
       if (!request.refpoint.empty()) leave_undecided(refpoints_[request.refpoint], start, end);
     } else {
       checkpoints_.erase(request.checkpoint);
@@ -442,8 +474,8 @@ Task<> VolumeWorld::do_cut() {
   }
 }
 
-/// A cut in two phases, under a lease that may be too short. Nothing that began behind the closed gate can be
-/// part of it.
+/// A cut in two phases, under a lease that may be too short. Nothing that began behind the closed
+/// gate can be part of it.
 Task<> VolumeWorld::do_group_cut() {
   if (checkpoints_.size() + refpoints_.size() > 12) co_return;
   disk::CutRequest request;
@@ -530,20 +562,23 @@ Task<> VolumeWorld::do_read_checkpoint() {
   co_await verify_checkpoint(name);
 }
 
-/// Reads all of a checkpoint's followed sectors and holds them against what it may be; what is seen is what
-/// it is from now on.
+/// Reads all of a checkpoint's followed sectors and holds them against what it may be; what is seen
+/// is what it is from now on.
 Task<> VolumeWorld::verify_checkpoint(std::string name) {
   const auto reader = volume_->read_checkpoint(name);
   if (!reader) {
-    const bool lost = reader.error().kind() == ErrorKind::precondition && (tight_ || checkpoints_[name].may_be_lost);
-    if (!lost && !explained(reader.error())) violation("read_checkpoint: " + reader.error().message());
+    const bool lost = reader.error().kind() == ErrorKind::precondition &&
+                      (tight_ || checkpoints_[name].may_be_lost);
+    if (!lost && !explained(reader.error()))
+      violation("read_checkpoint: " + reader.error().message());
     co_return;
   }
   AlignedBuffer content(block_size_);
   for (const std::uint64_t block : active_blocks_) {
     const std::uint64_t offset = block * block_size_;
     if (offset >= (*reader)->info().size) continue;
-    const std::uint64_t length = std::min<std::uint64_t>(block_size_, (*reader)->info().size - offset);
+    const std::uint64_t length =
+        std::min<std::uint64_t>(block_size_, (*reader)->info().size - offset);
     const auto read = co_await (*reader)->read(offset, content.first(length));
     if (!read) {
       if (!explained(read.error())) violation("checkpoint read: " + read.error().message());
@@ -559,9 +594,11 @@ Task<> VolumeWorld::verify_checkpoint(std::string name) {
       // Live blocks that nobody holds are the data file's; see do_read.
       const bool unsure = io_has_failed();
       if (std::ranges::find(possible, value) == possible.end() && !unsure) {
-        violation(fmt::format("checkpoint {} (cut at {} to {}) gives value {} in sector {}; possible: {}; it has had: {}",
-                              name, point->second.cut_start, point->second.cut_end, value, sector,
-                              fmt::join(possible, " "), model_->describe(sector)));
+        violation(
+            fmt::format("checkpoint {} (cut at {} to {}) gives value {} in sector {}; possible: "
+                        "{}; it has had: {}",
+                        name, point->second.cut_start, point->second.cut_end, value, sector,
+                        fmt::join(possible, " "), model_->describe(sector)));
       }
       if (!unsure) possible = {value};
     }
@@ -597,21 +634,26 @@ Task<> VolumeWorld::do_revert() {
   const std::string name = pick_point(checkpoints_);
   if (name.empty() || violation_) co_return;
   co_await verify_checkpoint(name);  // pins its content
-  if (violation_ || !checkpoints_.contains(name) || tight_ || checkpoints_[name].may_be_lost) co_return;
+  if (violation_ || !checkpoints_.contains(name) || tight_ || checkpoints_[name].may_be_lost)
+    co_return;
   for (const auto& [sector, possible] : checkpoints_[name].content) {
     if (possible.size() != 1) co_return;  // it could not be read: I/O has failed
   }
   before_revert_.clear();
   const Tick start = model_->now();
-  for (const std::uint64_t sector : model_->sectors()) before_revert_[sector] = model_->possible(sector, start, start);
+  for (const std::uint64_t sector : model_->sectors())
+    before_revert_[sector] = model_->possible(sector, start, start);
   reverting_ = name;
   for (const std::uint64_t sector : model_->sectors()) {
     const auto& content = checkpoints_[name].content[sector];
-    const Value value = sector * model_sector < checkpoints_[name].size && !content.empty() ? content.front() : zeros;
+    const Value value = sector * model_sector < checkpoints_[name].size && !content.empty()
+                            ? content.front()
+                            : zeros;
     model_->submit(sector, 1, value, start, true);
   }
   for (const std::uint64_t block : active_blocks_) touches_[block].push_back({.submitted = start});
   tell("revert to {} begins", name);
+  if (random_.one_in(2)) dies_at_ = loop_->steps() + random_.below(300);
   const auto done = co_await volume_->revert(name);
   tell("revert to {}: {}", name, done ? "done" : done.error().message());
   if (!done) {
@@ -631,7 +673,8 @@ Task<> VolumeWorld::do_revert() {
 }
 
 Task<> VolumeWorld::do_resize() {
-  // Only growth by whole blocks beyond what is followed, and back: the followed sectors keep their content.
+  // Only growth by whole blocks beyond what is followed, and back: the followed sectors keep their
+  // content.
   const std::uint64_t grown = size_ + region;
   const auto done = co_await volume_->resize(grown);
   if (!done && !explained(done.error())) violation("resize: " + done.error().message());
@@ -645,13 +688,15 @@ Task<> VolumeWorld::verify() {
   if (reverting_) co_return;  // it failed: nothing is answered until the next open
   co_await verify_live(false);
   co_await verify_points(false);
-  if (io_has_failed()) co_return;  // what the kernel dropped nobody has tracked; the next open finds out
+  if (io_has_failed())
+    co_return;  // what the kernel dropped nobody has tracked; the next open finds out
   for (const auto& [since, point] : refpoints_) {
     if (violation_) co_return;
     if (point.existence != Existence::certain) continue;
     co_await verify_changes(since, "");
     const std::string until = pick_point(checkpoints_);
-    if (!until.empty() && checkpoints_[until].cut_start > point.cut_end && !checkpoints_[until].may_be_lost) {
+    if (!until.empty() && checkpoints_[until].cut_start > point.cut_end &&
+        !checkpoints_[until].may_be_lost) {
       co_await verify_changes(since, until);
     }
   }
@@ -675,28 +720,35 @@ Task<> VolumeWorld::verify_live(bool reopened) {
       const std::uint64_t sector = (offset + at) / model_sector;
       const Value value = read_sector(sector, content.bytes().subspan(at, model_sector));
       const bool dropped = io_has_failed();
-      const Tick from = after_power_loss || dropped || (reopened && sync_had_failed_) ? std::min(flushed_, now) : now;
-      const bool reverted = reverting_ && reopened && !checkpoints_[*reverting_].content[sector].empty() &&
+      const Tick from = after_power_loss || dropped || (reopened && sync_had_failed_)
+                            ? std::min(flushed_, now)
+                            : now;
+      const bool reverted = reverting_ && reopened &&
+                            !checkpoints_[*reverting_].content[sector].empty() &&
                             checkpoints_[*reverting_].content[sector].front() == value;
       // The filling of a block may be among what the kernel dropped; beneath it lies anything.
-      const bool fill_dropped = dropped && backed_ && !reopened;
+      const bool fill_dropped = dropped && !reopened;
       if (!reverted && !fill_dropped && !model_->is_possible(sector, value, from, now)) {
         violation(fmt::format("after {}, sector {} has value {}; flushed at {}; it has had: {}",
-                              after_power_loss ? "a power loss" : reopened ? "a restart" : "quiet", sector, value, flushed_,
-                              model_->describe(sector)));
+                              after_power_loss ? "a power loss"
+                              : reopened       ? "a restart"
+                                               : "quiet",
+                              sector, value, flushed_, model_->describe(sector)));
         co_return;
       }
       if (reverting_ && reopened) {
         const auto& old = before_revert_[sector];
         const auto& target = checkpoints_[*reverting_].content[sector];
         all_reverted = all_reverted && !target.empty() && value == target.front();
-        all_old = all_old && (after_power_loss || sync_had_failed_ || std::ranges::find(old, value) != old.end());
+        all_old = all_old && (after_power_loss || sync_had_failed_ ||
+                              std::ranges::find(old, value) != old.end());
       }
       if (reopened || dropped) model_->observe(sector, value, model_->now(), after_power_loss);
     }
   }
   if (reverting_ && reopened) {
-    if (!all_old && !all_reverted) violation(fmt::format("the revert to {} was left half done", *reverting_));
+    if (!all_old && !all_reverted)
+      violation(fmt::format("the revert to {} was left half done", *reverting_));
     if (all_reverted) host_.probes().hit("revert_rolled_forward");
     reverting_.reset();
   }
@@ -725,7 +777,8 @@ Task<> VolumeWorld::verify_points(bool reopened) {
     for (auto* points : {&checkpoints_, &refpoints_}) {
       for (auto entry = points->begin(); entry != points->end();) {
         const std::string& name = entry->first;
-        const bool exists = points == &checkpoints_ ? checkpoints.contains(name) : refpoints.contains(name);
+        const bool exists =
+            points == &checkpoints_ ? checkpoints.contains(name) : refpoints.contains(name);
         const bool undecided = entry->second.existence != Existence::certain;
         entry->second.existence = Existence::certain;
         entry = undecided && !exists ? points->erase(entry) : std::next(entry);
@@ -733,7 +786,8 @@ Task<> VolumeWorld::verify_points(bool reopened) {
     }
   }
   for (const auto& [name, info] : checkpoints) {
-    if (!checkpoints_.contains(name)) violation(fmt::format("there is a checkpoint {} that nobody made", name));
+    if (!checkpoints_.contains(name))
+      violation(fmt::format("there is a checkpoint {} that nobody made", name));
   }
   std::vector<std::string> lost;
   for (const auto& [name, point] : checkpoints_) {
@@ -744,7 +798,8 @@ Task<> VolumeWorld::verify_points(bool reopened) {
       co_return;
     }
     if (checkpoints[name].lost) {
-      if (!point.may_be_lost && !tight_) violation(fmt::format("the checkpoint {} was given up without need", name));
+      if (!point.may_be_lost && !tight_)
+        violation(fmt::format("the checkpoint {} was given up without need", name));
       lost.push_back(name);
       continue;
     }
@@ -776,12 +831,14 @@ Task<> VolumeWorld::verify_changes(std::string since, std::string until) {
   for (;;) {
     const auto page = co_await volume_->changes(request);
     if (!page) {
-      if (!explained(page.error())) violation(fmt::format("changes since {}: {}", since, page.error().message()));
+      if (!explained(page.error()))
+        violation(fmt::format("changes since {}: {}", since, page.error().message()));
       co_return;
     }
     exact = page->exact;
     for (const disk::Extent& extent : page->extents) {
-      for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += block_size_) {
+      for (std::uint64_t at = extent.offset; at < extent.offset + extent.length;
+           at += block_size_) {
         reported.insert(at / block_size_);
       }
     }
@@ -798,9 +855,11 @@ Task<> VolumeWorld::verify_changes(std::string since, std::string until) {
     const auto then = point.content.find(sector);
     if (now.size() != 1 || then == point.content.end()) continue;
     if (std::ranges::find(then->second, now.front()) == then->second.end()) {
-      violation(fmt::format("changes since {} until '{}' leave out block {}: sector {} was {} and is {}; it has had: {}",
-                            since, until, block, sector, fmt::join(then->second, " "), now.front(),
-                            model_->describe(sector)));
+      violation(
+          fmt::format("changes since {} until '{}' leave out block {}: sector {} was {} and is {}; "
+                      "it has had: {}",
+                      since, until, block, sector, fmt::join(then->second, " "), now.front(),
+                      model_->describe(sector)));
       co_return;
     }
   }
@@ -815,8 +874,9 @@ Task<> VolumeWorld::verify_changes(std::string since, std::string until) {
       return touch.acknowledged >= point.cut_start && touch.submitted <= end;
     });
     if (!touched) {
-      violation(fmt::format("changes since {} until '{}' say exactly that block {} changed; nothing touched it", since,
-                            until, block));
+      violation(fmt::format(
+          "changes since {} until '{}' say exactly that block {} changed; nothing touched it",
+          since, until, block));
     }
   }
 }

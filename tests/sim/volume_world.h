@@ -1,12 +1,14 @@
-// VolumeWorld: one seeded life story of a volume on a simulated machine. Workers read, write, zero, discard,
-// flush, cut, release, convert, revert, resize and query side by side; at random points the process dies or
-// the power fails, syncs fail, the disk fills up; after each the volume is opened again and everything that
-// DESIGN §5 promises is checked against DiskModel:
+// VolumeWorld: one seeded life story of a volume on a simulated machine. Workers read, write, zero,
+// discard, flush, cut, release, convert, revert, resize and query side by side; at random points
+// the process dies or the power fails, syncs fail, the disk fills up; after each the volume is
+// opened again and everything that DESIGN §5 promises is checked against DiskModel:
 //
-//   1  a block that differs from what it was at a reference point is in changes(since it); and where the
+//   1  a block that differs from what it was at a reference point is in changes(since it); and
+//   where the
 //      answer says `exact`, a block that nothing touched is not
 //   2  a checkpoint reads the same bytes for as long as it exists
-//   3  flushed data survives power loss, acknowledged data survives the process; the rest is old or new,
+//   3  flushed data survives power loss, acknowledged data survives the process; the rest is old or
+//   new,
 //      sector by sector
 //   4  (timing: see bench/)
 //   5  a failed or cut-short operation leaves the volume serving
@@ -14,13 +16,13 @@
 // The same seed gives the same story. run() gives the violation, or nothing.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+
+#include <fmt/format.h>
 
 #include "async/gate.h"
 #include "disk/volume.h"
@@ -112,11 +114,15 @@ class VolumeWorld {
   void violation(std::string what);
   template <typename... Arguments>
   void tell(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
-    if (tell_) fmt::print(stderr, "{:>6} {}\n", model_->now(), fmt::format(format, std::forward<Arguments>(arguments)...));
+    if (tell_)
+      fmt::print(stderr, "{:>6} {}\n", model_->now(),
+                 fmt::format(format, std::forward<Arguments>(arguments)...));
   }
   bool explained(const Error& error);
   bool io_has_failed() { return faulty_ && host_.faults().hits() > hits_before_; }
-  std::uint64_t block_of_sector(std::uint64_t sector) const { return sector * model_sector / block_size_; }
+  std::uint64_t block_of_sector(std::uint64_t sector) const {
+    return sector * model_sector / block_size_;
+  }
 
   std::uint64_t seed_;
   bool tell_;
@@ -129,14 +135,15 @@ class VolumeWorld {
   std::unique_ptr<Gate> life_;
   std::unique_ptr<Gate> workers_;
   std::optional<std::uint64_t> working_since_;  // step of the loop
+  std::optional<std::uint64_t> dies_at_;        // likewise: in the middle of something rare
   bool ended_ = false;
 
   std::uint32_t block_size_ = 0;
   std::uint64_t size_ = 0;
   bool backed_ = false;
-  bool faulty_ = false;     // I/O errors may happen in this life
+  bool faulty_ = false;  // I/O errors may happen in this life
   std::uint64_t hits_before_ = 0;
-  bool tight_ = false;      // the disk may be full in this life
+  bool tight_ = false;            // the disk may be full in this life
   bool sync_had_failed_ = false;  // in the life that ended: what was not durable may be gone
   std::size_t actions_left_ = 0;
   bool power_was_lost_ = false;  // before the life that begins
@@ -144,7 +151,8 @@ class VolumeWorld {
   std::unique_ptr<DiskModel> model_;
   std::vector<std::uint64_t> active_blocks_;
   Tick flushed_ = 0;  // everything acknowledged before it is durable
-  std::map<std::uint64_t, std::vector<Touch>> touches_;  // by block: changes of content, or of what it may be
+  std::map<std::uint64_t, std::vector<Touch>>
+      touches_;  // by block: changes of content, or of what it may be
   std::map<std::string, Point> checkpoints_;
   std::map<std::string, Point> refpoints_;
   std::map<std::string, std::string> converting_;  // checkpoint to reference point
@@ -154,7 +162,8 @@ class VolumeWorld {
   std::optional<std::string> violation_;
 };
 
-/// The seeds from `first` on, `count` of them; stops at the first violation, with its seed in the message.
+/// The seeds from `first` on, `count` of them; stops at the first violation, with its seed in the
+/// message.
 struct SimulationResult {
   std::uint64_t runs = 0;
   std::optional<std::string> violation;

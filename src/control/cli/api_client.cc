@@ -1,19 +1,20 @@
 #include "control/cli/api_client.h"
 
-#include <fmt/format.h>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <array>
 #include <boost/asio/buffer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
-#include <cerrno>
-#include <cstring>
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <utility>
 
 #include "base/fd.h"
 #include "control/router.h"
@@ -32,14 +33,19 @@ constexpr std::uint64_t answer_bytes_max = std::uint64_t{1} << 30;
 Result<Fd> connect_to(const std::string& path, const std::string& start_hint) {
   sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
   if (path.size() >= sizeof address.sun_path) {
-    return failure(ErrorKind::invalid_argument, fmt::format("the socket path '{}' is too long", path));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("the socket path '{}' is too long", path));
   }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   Fd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!socket) return errno_failure(errno, "cannot make a socket");
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return socket;
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0)
+    return socket;
   if (errno == EACCES || errno == EPERM) {
-    return failure(ErrorKind::permission, fmt::format("you may not talk to the daemon at '{}': be root, or in the group berth", path));
+    return failure(
+        ErrorKind::permission,
+        fmt::format("you may not talk to the daemon at '{}': be root, or in the group berth",
+                    path));
   }
   return failure(ErrorKind::disconnected,
                  fmt::format("no daemon answers at '{}'. Start one with: {}", path, start_hint));
@@ -56,9 +62,11 @@ Result<void> send_all(const Fd& socket, std::string_view text) {
 }
 
 std::string request_text(const HttpCall& call) {
-  std::string text = fmt::format("{} {} HTTP/1.1\r\nHost: berth\r\nConnection: close\r\n", call.method, call.target);
+  std::string text = fmt::format("{} {} HTTP/1.1\r\nHost: berth\r\nConnection: close\r\n",
+                                 call.method, call.target);
   if (!call.body.empty()) text += "Content-Type: application/json\r\n";
-  if (!call.body.empty() || call.method == "POST") text += fmt::format("Content-Length: {}\r\n", call.body.size());
+  if (!call.body.empty() || call.method == "POST")
+    text += fmt::format("Content-Length: {}\r\n", call.body.size());
   return text + "\r\n" + call.body;
 }
 
@@ -78,13 +86,15 @@ class Exchange {
     const ssize_t got = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
     if (got < 0 && errno == EINTR) return true;
     if (got < 0) return errno_failure(errno, "cannot read the daemon's answer");
-    if (got == 0) return failure(ErrorKind::disconnected, "the daemon went away before it had answered");
+    if (got == 0)
+      return failure(ErrorKind::disconnected, "the daemon went away before it had answered");
     pending_.append(buffer.data(), static_cast<std::size_t>(got));
     boost::system::error_code error;
     const std::size_t used = parser_.put(boost::asio::buffer(pending_), error);
     pending_.erase(0, used);
     if (error && error != http::error::need_more) {
-      return failure(ErrorKind::protocol, fmt::format("the daemon's answer is no HTTP: {}", error.message()));
+      return failure(ErrorKind::protocol,
+                     fmt::format("the daemon's answer is no HTTP: {}", error.message()));
     }
     return true;
   }
@@ -113,7 +123,8 @@ class Exchange {
 
 Error error_of(unsigned status, const std::string& body) {
   const auto parsed = machine::parse_json(body);
-  if (parsed && parsed->is_object() && parsed->contains("error") && (*parsed)["error"].is_object()) {
+  if (parsed && parsed->is_object() && parsed->contains("error") &&
+      (*parsed)["error"].is_object()) {
     const Json& error = (*parsed)["error"];
     return {error_kind_from_string(error.value("kind", "")), error.value("message", "")};
   }
@@ -148,7 +159,8 @@ Result<Json> ApiClient::call(const Action& action, const Json& parameters) const
 }
 
 Result<void> ApiClient::stream(const Action& action, const Json& parameters,
-                               const std::function<bool(const Json&)>& take, int interrupt_fd) const {
+                               const std::function<bool(const Json&)>& take,
+                               int interrupt_fd) const {
   Fd socket = TRY(connect_to(socket_path_, start_hint_));
   TRY(send_all(socket, request_text(make_call(action, parameters))));
   Exchange exchange(std::move(socket), interrupt_fd);

@@ -1,12 +1,15 @@
-// A small HTTP client of the daemon's UNIX socket, a connection per call. Blocking; for the command line.
+// A small HTTP client of the daemon's UNIX socket, a connection per call. Blocking; for the command
+// line.
 //
-// Errors of the daemon keep their kind. `disconnected` where no daemon answers, with how to start one.
+// Errors of the daemon keep their kind. `disconnected` where no daemon answers, with how to start
+// one.
 #pragma once
 
 #include <functional>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include "base/result.h"
 #include "control/actions.h"
@@ -21,10 +24,11 @@ class ApiClient {
   /// The answer's body. `timed_out` after ten minutes without a byte.
   Result<nlohmann::json> call(const Action& action, const nlohmann::json& parameters) const;
 
-  /// Calls `take` with each line until it returns false or the stream ends. Where `interrupt_fd` (or -1) becomes
-  /// readable meanwhile, the answer is `cancelled`; it is not read.
+  /// Calls `take` with each line until it returns false or the stream ends. Where `interrupt_fd`
+  /// (or -1) becomes readable meanwhile, the answer is `cancelled`; it is not read.
   Result<void> stream(const Action& action, const nlohmann::json& parameters,
-                      const std::function<bool(const nlohmann::json& line)>& take, int interrupt_fd) const;
+                      const std::function<bool(const nlohmann::json& line)>& take,
+                      int interrupt_fd) const;
 
  private:
   std::string socket_path_;

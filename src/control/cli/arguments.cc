@@ -1,10 +1,10 @@
 // parser.h: from words to an action's parameters.
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "base/units.h"
@@ -32,24 +32,18 @@ std::string whole_backing(const std::string& text) {
 Result<Json> convert(const Parameter& parameter, const std::vector<std::string>& words) {
   const std::string& word = words.front();
   switch (parameter.type) {
-    case Type::size:
-      return TRY(parse_size(word));
+    case Type::size: return TRY(parse_size(word));
     case Type::count: {
       std::uint64_t number = 0;
       const auto [stop, code] = std::from_chars(word.data(), word.data() + word.size(), number);
       if (code == std::errc{} && stop == word.data() + word.size() && !word.empty()) return number;
       return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not a whole number", word));
     }
-    case Type::flag:
-      return true;
-    case Type::path:
-      return absolute_path(word);
-    case Type::volume_names:
-      return Json(words);
-    case Type::text:
-      return parameter.name == "backing" ? whole_backing(word) : word;
-    default:
-      return word;
+    case Type::flag: return true;
+    case Type::path: return absolute_path(word);
+    case Type::volume_names: return Json(words);
+    case Type::text: return parameter.name == "backing" ? whole_backing(word) : word;
+    default: return word;
   }
 }
 
@@ -66,7 +60,9 @@ Result<void> set_positional(Json& parameters, const Action& action, const Positi
   const std::size_t at = positional.parameter.find('@');
   if (at == std::string::npos) return set(parameters, action, positional.parameter, words);
   auto address = parse_point_address(words.front());
-  if (!address) return failure(ErrorKind::invalid_argument, fmt::format("'{}' is no {}", words.front(), positional.name));
+  if (!address)
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is no {}", words.front(), positional.name));
   TRY(set(parameters, action, positional.parameter.substr(0, at), {address->volume}));
   return set(parameters, action, positional.parameter.substr(at + 1), {address->point});
 }
@@ -76,7 +72,8 @@ Result<void> set_positional(Json& parameters, const Action& action, const Positi
 Result<PointAddress> parse_point_address(const std::string& text) {
   const std::size_t at = text.find('@');
   if (at == std::string::npos || at == 0 || at + 1 == text.size()) {
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not of the form VOLUME@NAME", text));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is not of the form VOLUME@NAME", text));
   }
   return PointAddress{.volume = text.substr(0, at), .point = text.substr(at + 1)};
 }

@@ -1,15 +1,16 @@
 #include "control/cli/client.h"
 
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <cstdio>
-#include <fstream>
-#include <iterator>
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "base/fd.h"
@@ -34,11 +35,15 @@ std::string start_hint(const Globals& globals) {
   return hint;
 }
 
-ApiClient client_of(const Globals& globals) { return ApiClient(globals.socket, start_hint(globals)); }
+ApiClient client_of(const Globals& globals) {
+  return ApiClient(globals.socket, start_hint(globals));
+}
 
 void print(std::string_view text) { (void)std::fwrite(text.data(), 1, text.size(), stdout); }
 
-void print_json(const Json& value) { print(value.dump(2, ' ', false, Json::error_handler_t::replace) + '\n'); }
+void print_json(const Json& value) {
+  print(value.dump(2, ' ', false, Json::error_handler_t::replace) + '\n');
+}
 
 /// What the person asked to see of an answer.
 void show(const ParsedLine& line, std::string_view schema, const Json& answer) {
@@ -114,23 +119,26 @@ Result<Json> follow_job(const ApiClient& client, const std::string& id) {
   Json last;
   bool cancelling = false;
   while (true) {
-    const auto watched = client.stream(*find_action("job.watch"), {{"job", id}},
-                                       [&](const Json& job) {
-                                         last = job;
-                                         display.draw(job);
-                                         return job["state"] == "running";
-                                       },
-                                       interrupts.fd());
+    const auto watched = client.stream(
+        *find_action("job.watch"), {{"job", id}},
+        [&](const Json& job) {
+          last = job;
+          display.draw(job);
+          return job["state"] == "running";
+        },
+        interrupts.fd());
     if (watched) return last;
     if (watched.error().kind() != ErrorKind::cancelled) return failure(watched.error());
     interrupts.consume();
     if (cancelling) {
-      return failure(ErrorKind::cancelled, fmt::format("not waiting for it any more; see: berth job info {}", id));
+      return failure(ErrorKind::cancelled,
+                     fmt::format("not waiting for it any more; see: berth job info {}", id));
     }
     cancelling = true;
     const auto cancelled = client.call(*find_action("job.cancel"), {{"job", id}});
     // A precondition: it has just ended by itself.
-    if (!cancelled && cancelled.error().kind() != ErrorKind::precondition) return failure(cancelled.error());
+    if (!cancelled && cancelled.error().kind() != ErrorKind::precondition)
+      return failure(cancelled.error());
   }
 }
 
@@ -138,7 +146,8 @@ Result<Json> follow_job(const ApiClient& client, const std::string& id) {
 Result<Json> result_of(const Json& job) {
   if (job.value("state", "") == "done") return job["result"];
   if (job["error"].is_object()) {
-    return failure(error_kind_from_string(job["error"].value("kind", "")), job["error"].value("message", ""));
+    return failure(error_kind_from_string(job["error"].value("kind", "")),
+                   job["error"].value("message", ""));
   }
   return failure(ErrorKind::internal, fmt::format("the job is {}", job.value("state", "gone")));
 }
@@ -190,7 +199,8 @@ Result<void> run_changes(const ParsedLine& line, const ApiClient& client, Json p
   return {};
 }
 
-Result<void> run_refpoint_export(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
+Result<void> run_refpoint_export(const ParsedLine& line, const ApiClient& client,
+                                 const Json& parameters) {
   const Json exported = TRY(client.call(*line.command->action, parameters));
   if (!line.has("FILE") || line.text("FILE") == "-") {
     print_json(exported);
@@ -203,82 +213,93 @@ Result<void> run_refpoint_export(const ParsedLine& line, const ApiClient& client
   return {};
 }
 
-Result<void> run_refpoint_import(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
+Result<void> run_refpoint_import(const ParsedLine& line, const ApiClient& client,
+                                 const Json& parameters) {
   std::ifstream file(line.text("FILE"));
   if (!file) return errno_failure(errno, fmt::format("cannot read '{}'", line.text("FILE")));
   const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   auto record = machine::parse_json(text);
   if (!record || !record->is_object()) {
-    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is no exported reference point", line.text("FILE")));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is no exported reference point", line.text("FILE")));
   }
   record->update(parameters);
   show(line, line.command->action->result, TRY(client.call(*line.command->action, *record)));
   return {};
 }
 
-Result<void> run_job_watch(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
+Result<void> run_job_watch(const ParsedLine& line, const ApiClient& client,
+                           const Json& parameters) {
   ProgressDisplay display;
   Json last;
-  TRY(client.stream(*line.command->action, parameters,
-                    [&](const Json& job) {
-                      last = job;
-                      if (line.globals.json) print(machine::format_json(job) + '\n');
-                      display.draw(job);
-                      return true;
-                    },
-                    -1));
+  TRY(client.stream(
+      *line.command->action, parameters,
+      [&](const Json& job) {
+        last = job;
+        if (line.globals.json) print(machine::format_json(job) + '\n');
+        display.draw(job);
+        return true;
+      },
+      -1));
   if (!line.globals.json) show(line, "Job", last);
   TRY(result_of(last));
   return {};
 }
 
 Result<void> run_events(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
-  return client.stream(*line.command->action, parameters,
-                       [&](const Json& event) {
-                         print(line.globals.json ? machine::format_json(event) + '\n' : render("Event", event));
-                         (void)std::fflush(stdout);
-                         return true;
-                       },
-                       -1);
+  return client.stream(
+      *line.command->action, parameters,
+      [&](const Json& event) {
+        print(line.globals.json ? machine::format_json(event) + '\n' : render("Event", event));
+        (void)std::fflush(stdout);
+        return true;
+      },
+      -1);
+}
+
+/// A name, or a directory; one that lies where volumes lie is as good as its name.
+VolumeCheckRequest check_request(const ParsedLine& line) {
+  const std::string word = line.text("NAME|DIR");
+  const machine::StateLayout layout{line.globals.state_dir};
+  VolumeCheckRequest request{.shown_as = word, .repair = line.has("--repair")};
+  request.directory = machine::is_valid_name(word) ? layout.volume(word) : absolute_path(word);
+  const std::string name = request.directory.substr(request.directory.find_last_of('/') + 1);
+  if (machine::is_valid_name(name) && request.directory == layout.volume(name)) {
+    request.volume = name;
+    request.run_dir = line.globals.run_dir;
+  }
+  return request;
 }
 
 /// Here if nobody has the volume open, else through the daemon, which closes it if nobody uses it.
 Result<void> run_check(const ParsedLine& line, const ApiClient& client) {
-  const std::string& name = line.text("NAME|DIR");
-  const bool repair = line.has("--repair");
-  const bool is_name = machine::is_valid_name(name);
-  const std::string directory = is_name ? machine::StateLayout{line.globals.state_dir}.volume(name) : absolute_path(name);
-  auto checked = check_volume(directory, name, repair);
-  if (!checked && checked.error().kind() == ErrorKind::in_use && is_name) {
-    const auto job = client.call(*find_action("volume.check"), {{"volume", name}, {"repair", repair}});
+  const VolumeCheckRequest request = check_request(line);
+  auto checked = check_volume(request);
+  if (!checked && checked.error().kind() == ErrorKind::in_use && !request.volume.empty()) {
+    const auto job = client.call(*find_action("volume.check"),
+                                 {{"volume", request.volume}, {"repair", request.repair}});
     if (!job && job.error().kind() == ErrorKind::disconnected) return failure(checked.error());
     if (!job) return failure(job.error());
     checked = result_of(TRY(follow_job(client, job->value("id", ""))));
   }
   const Json report = TRY(std::move(checked));
   show(line, "CheckReport", report);
-  if (report["clean"] == true) return {};
-  return failure(ErrorKind::corrupt, fmt::format("'{}' is damaged{}", name, repair ? "" : "; try --repair"));
+  if (report["sound"] == true) return {};
+  return failure(ErrorKind::corrupt, fmt::format("'{}' is damaged{}", request.shown_as,
+                                                 request.repair ? "" : "; try --repair"));
 }
 
 Result<void> run(const ParsedLine& line) {
   const ApiClient client = client_of(line.globals);
   const Json parameters = TRY(action_parameters(line));
   switch (line.command->flow) {
-    case Flow::changes:
-      return run_changes(line, client, parameters);
-    case Flow::refpoint_export:
-      return run_refpoint_export(line, client, parameters);
-    case Flow::refpoint_import:
-      return run_refpoint_import(line, client, parameters);
-    case Flow::job_watch:
-      return run_job_watch(line, client, parameters);
-    case Flow::events:
-      return run_events(line, client, parameters);
-    case Flow::check:
-      return run_check(line, client);
-    default:
-      return run_call(line, client, parameters);
+    case Flow::changes: return run_changes(line, client, parameters);
+    case Flow::refpoint_export: return run_refpoint_export(line, client, parameters);
+    case Flow::refpoint_import: return run_refpoint_import(line, client, parameters);
+    case Flow::job_watch: return run_job_watch(line, client, parameters);
+    case Flow::events: return run_events(line, client, parameters);
+    case Flow::check: return run_check(line, client);
+    default: return run_call(line, client, parameters);
   }
 }
 
@@ -289,16 +310,20 @@ int run_client(const ParsedLine& line) {
   try {
     done = run(line);
   } catch (const std::exception& exception) {
-    done = failure(ErrorKind::protocol, fmt::format("the daemon's answer is not what was expected: {}", exception.what()));
+    done =
+        failure(ErrorKind::protocol,
+                fmt::format("the daemon's answer is not what was expected: {}", exception.what()));
   }
   if (!done) return report(done.error());
-  if (std::fflush(stdout) != 0) return report(Error::from_errno(errno, "cannot write to standard output"));
+  if (std::fflush(stdout) != 0)
+    return report(Error::from_errno(errno, "cannot write to standard output"));
   return exit_done;
 }
 
 int run_stop(const ParsedLine& line) {
   const bool keepers = line.has("--stop-keepers");
-  const auto stopped = client_of(line.globals).call(*find_action("host.shutdown"), {{"keepers", keepers}});
+  const auto stopped =
+      client_of(line.globals).call(*find_action("host.shutdown"), {{"keepers", keepers}});
   if (stopped) {
     show(line, "Shutdown", *stopped);
     return exit_done;
@@ -327,7 +352,8 @@ std::vector<std::string> known_names(const Globals& globals, Names kind) {
     if (!answer) return {};
     for (const Json& entry : answer->at(source.list)) {
       const auto name = entry.at(kind == Names::jobs ? "id" : "name").get<std::string>();
-      names.push_back(source.with_volume ? entry.at("volume").get<std::string>() + '@' + name : name);
+      names.push_back(source.with_volume ? entry.at("volume").get<std::string>() + '@' + name
+                                         : name);
     }
   } catch (const std::exception&) {
     names.clear();  // no completion is better than a wrong one

@@ -1,8 +1,8 @@
 #include "control/cli/command.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+
+#include <fmt/format.h>
 
 #include "base/result.h"
 
@@ -13,27 +13,17 @@ using Type = Parameter::Type;
 
 std::string value_name(const Parameter& parameter) {
   switch (parameter.type) {
-    case Type::volume_name:
-      return "VOLUME";
-    case Type::point_name:
-      return "NAME";
-    case Type::path:
-      return "FILE";
-    case Type::address:
-      return "HOST:PORT";
-    case Type::size:
-      return "SIZE";
-    case Type::count:
-      return "N";
-    case Type::id:
-      return "ID";
-    case Type::choice:
-      return fmt::format("{}", fmt::join(parameter.choices, "|"));
-    case Type::flag:
-      return {};
+    case Type::volume_name: return "VOLUME";
+    case Type::point_name: return "NAME";
+    case Type::path: return "FILE";
+    case Type::address: return "HOST:PORT";
+    case Type::size: return "SIZE";
+    case Type::count: return "N";
+    case Type::id: return "ID";
+    case Type::choice: return fmt::format("{}", fmt::join(parameter.choices, "|"));
+    case Type::flag: return {};
     case Type::text:
-    case Type::volume_names:
-      return "TEXT";
+    case Type::volume_names: return "TEXT";
   }
   return {};
 }
@@ -60,7 +50,8 @@ std::vector<Option> options_for(const Action& action, const std::vector<Position
   std::vector<Option> options;
   for (const Parameter& parameter : action.parameters) {
     const bool positional = std::ranges::any_of(positionals, [&parameter](const Positional& each) {
-      return each.parameter == parameter.name || each.parameter.starts_with(fmt::format("{}@", parameter.name)) ||
+      return each.parameter == parameter.name ||
+             each.parameter.starts_with(fmt::format("{}@", parameter.name)) ||
              each.parameter.ends_with(fmt::format("@{}", parameter.name));
     });
     if (positional) continue;
@@ -101,96 +92,128 @@ struct ActionCommand {
 Command make(const ActionCommand& from) {
   const Action* action = find_action(from.action);
   CHECK(action != nullptr);
-  Command command{.flow = from.flow, .action = action, .positionals = from.positionals, .examples = from.examples};
+  Command command{.flow = from.flow,
+                  .action = action,
+                  .positionals = from.positionals,
+                  .examples = from.examples};
   const std::size_t dot = from.action.find('.');
-  command.words = {std::string(from.action.substr(0, dot)), std::string(from.action.substr(dot + 1))};
+  command.words = {std::string(from.action.substr(0, dot)),
+                   std::string(from.action.substr(dot + 1))};
   command.summary = action->summary;
-  if (!action->precondition.empty()) command.description = fmt::format("Precondition: {}.", action->precondition);
+  if (!action->precondition.empty())
+    command.description = fmt::format("Precondition: {}.", action->precondition);
   command.options = options_for(*action, from.positionals, from.spellings);
   if (action->answer == Answer::job) {
-    command.options.push_back({.name = "--detach", .description = "Do not wait: print the job, and leave it running"});
+    command.options.push_back(
+        {.name = "--detach", .description = "Do not wait: print the job, and leave it running"});
   }
   return command;
 }
 
-Positional volume() { return {"VOLUME", "Name of the volume", "volume", true, false, Names::volumes}; }
+Positional volume() {
+  return {"VOLUME", "Name of the volume", "volume", true, false, Names::volumes};
+}
 Positional checkpoint() {
-  return {"VOLUME@CHECKPOINT", "The checkpoint", "volume@checkpoint", true, false, Names::checkpoints};
+  return {"VOLUME@CHECKPOINT", "The checkpoint", "volume@checkpoint", true, false,
+          Names::checkpoints};
 }
 Positional refpoint() {
-  return {"VOLUME@REFPOINT", "The reference point", "volume@refpoint", true, false, Names::refpoints};
+  return {"VOLUME@REFPOINT", "The reference point", "volume@refpoint", true, false,
+          Names::refpoints};
 }
 Positional volumes() {
-  return {"VOLUME", "Name of a volume; several are cut at the same instant", "volumes", true, true, Names::volumes};
+  return {"VOLUME",  "Name of a volume; several are cut at the same instant",
+          "volumes", true,
+          true,      Names::volumes};
 }
 Positional job() { return {"JOB", "Id of the job", "job", true, false, Names::jobs}; }
-Positional volume_filter() { return {"VOLUME", "Only those of this volume", "volume", false, false, Names::volumes}; }
+Positional volume_filter() {
+  return {"VOLUME", "Only those of this volume", "volume", false, false, Names::volumes};
+}
 
 void add_volume_commands(std::vector<Command>& all) {
-  all.push_back(make({.action = "volume.create",
-                      .positionals = {{"NAME", "Name of the new volume", "name"}},
-                      .spellings = {{"block_size", "--block"}, {"backing", "--backing", "SPEC", {}, Names::files}},
-                      .examples = {{"berth volume create disk1 --size 10G", "an empty disk of 10 GiB"},
-                                   {"berth volume create web --backing debian.qcow2", "over an image, which stays as it is"},
-                                   {"berth volume create clone --backing volume:disk1@before", "over a checkpoint of another volume"},
-                                   {"berth volume create old --import old.vmdk", "a copy of another disk"},
-                                   {"berth volume create db --adopt /dev/vg0/db", "a block device, in place"}}}));
+  all.push_back(make(
+      {.action = "volume.create",
+       .positionals = {{"NAME", "Name of the new volume", "name"}},
+       .spellings = {{"block_size", "--block"}, {"backing", "--backing", "SPEC", {}, Names::files}},
+       .examples = {{"berth volume create disk1 --size 10G", "an empty disk of 10 GiB"},
+                    {"berth volume create web --backing debian.qcow2",
+                     "over an image, which stays as it is"},
+                    {"berth volume create clone --backing volume:disk1@before",
+                     "over a checkpoint of another volume"},
+                    {"berth volume create old --import old.vmdk", "a copy of another disk"},
+                    {"berth volume create db --adopt /dev/vg0/db", "a block device, in place"}}}));
   all.push_back(make({.action = "volume.list"}));
   all.push_back(make({.action = "volume.info", .positionals = {volume()}}));
   all.push_back(make({.action = "volume.resize",
                       .positionals = {volume()},
                       .examples = {{"berth volume resize disk1 --size 20G", ""}}}));
   all.push_back(make({.action = "volume.delete", .positionals = {volume()}}));
-  all.push_back(make({.action = "volume.serve",
-                      .positionals = {volume()},
-                      .spellings = {{"tcp", "--nbd"}, {"unix", "--nbd-socket", "PATH"}, {"tls_dir", "--tls-dir", "DIR"}},
-                      .examples = {{"berth volume serve disk1", "on a socket in the run directory; prints the URI"},
-                                   {"berth volume serve disk1 --nbd-socket /run/vm1/disk.sock", ""},
-                                   {"berth volume serve disk1 --nbd 0.0.0.0:10809 --tls-dir /etc/berth/tls", "to other machines"},
-                                   {"nbdinfo \"$(berth volume serve disk1)\"", "the URI is all that is printed"}}}));
+  all.push_back(
+      make({.action = "volume.serve",
+            .positionals = {volume()},
+            .spellings = {{"tcp", "--nbd"},
+                          {"unix", "--nbd-socket", "PATH"},
+                          {"tls_dir", "--tls-dir", "DIR"}},
+            .examples = {
+                {"berth volume serve disk1", "on a socket in the run directory; prints the URI"},
+                {"berth volume serve disk1 --nbd-socket /run/vm1/disk.sock", ""},
+                {"berth volume serve disk1 --nbd 0.0.0.0:10809 --tls-dir /etc/berth/tls",
+                 "to other machines"},
+                {"nbdinfo \"$(berth volume serve disk1)\"", "the URI is all that is printed"}}}));
   all.push_back(make({.action = "volume.unserve",
                       .positionals = {volume()},
                       .spellings = {{"tcp", "--nbd"}, {"unix", "--nbd-socket", "PATH"}}}));
-  all.push_back(make({.action = "volume.populate",
-                      .positionals = {volume()},
-                      .examples = {{"berth volume populate web --rate 50M", "at most 50 MiB a second"}}}));
+  all.push_back(
+      make({.action = "volume.populate",
+            .positionals = {volume()},
+            .examples = {{"berth volume populate web --rate 50M", "at most 50 MiB a second"}}}));
 
-  Command check{.words = {"volume", "check"},
-                .summary = std::string(find_action("volume.check")->summary),
-                .description = "Works without the daemon, on a volume's name or directory. A volume that a keeper has open "
-                               "is checked through the daemon, which closes it first if nobody uses it.",
-                .flow = Flow::check,
-                .action = find_action("volume.check"),
-                .positionals = {{"NAME|DIR", "Name of a volume of the state directory, or a volume's directory", "", true,
-                                 false, Names::volumes}},
-                .options = {{.name = "--repair", .description = "Mend what can be mended"}},
-                .examples = {{"berth volume check disk1", ""},
-                             {"berth volume check /srv/rescued/disk1 --repair", "without any daemon"}}};
+  Command check{
+      .words = {"volume", "check"},
+      .summary = std::string(find_action("volume.check")->summary),
+      .description =
+          "Works without the daemon, on a volume's name or directory. A volume that a keeper has "
+          "open "
+          "is checked through the daemon, which closes it first if nobody uses it.",
+      .flow = Flow::check,
+      .action = find_action("volume.check"),
+      .positionals = {{"NAME|DIR",
+                       "Name of a volume of the state directory, or a volume's directory", "", true,
+                       false, Names::volumes}},
+      .options = {{.name = "--repair", .description = "Mend what can be mended"}},
+      .examples = {{"berth volume check disk1", ""},
+                   {"berth volume check /srv/rescued/disk1 --repair", "without any daemon"}}};
   all.push_back(std::move(check));
 }
 
 void add_checkpoint_commands(std::vector<Command>& all) {
-  all.push_back(make({.action = "checkpoint.create",
-                      .positionals = {volumes()},
-                      .spellings = {{"durability", "--volatile", {}, "volatile"}},
-                      .examples = {{"berth checkpoint create disk1 --name before-upgrade", ""},
-                                   {"berth checkpoint create db-data db-log --name nightly --refpoint nightly",
-                                    "two disks at one instant, and a reference point for the next backup"},
-                                   {"berth checkpoint create disk1 --name quick --volatile",
-                                    "costs no sync; lost at a power loss"}}}));
+  all.push_back(make(
+      {.action = "checkpoint.create",
+       .positionals = {volumes()},
+       .spellings = {{"durability", "--volatile", {}, "volatile"}},
+       .examples = {{"berth checkpoint create disk1 --name before-upgrade", ""},
+                    {"berth checkpoint create db-data db-log --name nightly --refpoint nightly",
+                     "two disks at one instant, and a reference point for the next backup"},
+                    {"berth checkpoint create disk1 --name quick --volatile",
+                     "costs no sync; lost at a power loss"}}}));
   all.push_back(make({.action = "checkpoint.list", .positionals = {volume_filter()}}));
   all.push_back(make({.action = "checkpoint.info", .positionals = {checkpoint()}}));
-  all.push_back(make({.action = "checkpoint.revert",
-                      .positionals = {checkpoint()},
-                      .examples = {{"berth checkpoint revert disk1@before-upgrade", "stop the guest first"}}}));
-  all.push_back(make({.action = "checkpoint.export",
-                      .positionals = {checkpoint(), {"FILE", "The raw file to write", "to", true, false, Names::files}},
-                      .spellings = {{"since", "--since", "REFPOINT"}},
-                      .examples = {{"berth checkpoint export disk1@sunday full.raw", "the whole disk"},
-                                   {"berth checkpoint export disk1@monday full.raw --since sunday",
-                                    "patch the full image to what the disk was on Monday"},
-                                   {"berth checkpoint export disk1@monday monday.raw --since sunday",
-                                    "where monday.raw does not exist: the changed extents alone, with their list beside them"}}}));
+  all.push_back(make(
+      {.action = "checkpoint.revert",
+       .positionals = {checkpoint()},
+       .examples = {{"berth checkpoint revert disk1@before-upgrade", "stop the guest first"}}}));
+  all.push_back(
+      make({.action = "checkpoint.export",
+            .positionals = {checkpoint(),
+                            {"FILE", "The raw file to write", "to", true, false, Names::files}},
+            .spellings = {{"since", "--since", "REFPOINT"}},
+            .examples = {{"berth checkpoint export disk1@sunday full.raw", "the whole disk"},
+                         {"berth checkpoint export disk1@monday full.raw --since sunday",
+                          "patch the full image to what the disk was on Monday"},
+                         {"berth checkpoint export disk1@monday monday.raw --since sunday",
+                          "where monday.raw does not exist: the changed extents alone, with their "
+                          "list beside them"}}}));
   all.push_back(make({.action = "checkpoint.delete", .positionals = {checkpoint()}}));
 }
 
@@ -201,28 +224,37 @@ void add_refpoint_commands(std::vector<Command>& all) {
   all.push_back(make({.action = "refpoint.convert",
                       .positionals = {checkpoint()},
                       .spellings = {{"refpoint", "--name"}},
-                      .examples = {{"berth refpoint convert disk1@sunday", "after its backup: the space comes back"}}}));
+                      .examples = {{"berth refpoint convert disk1@sunday",
+                                    "after its backup: the space comes back"}}}));
   all.push_back(make({.action = "refpoint.list", .positionals = {volume_filter()}}));
   all.push_back(make({.action = "refpoint.export",
-                      .positionals = {refpoint(), {"FILE", "Where to write it; standard output when left out", "", false,
-                                                   false, Names::files}},
+                      .positionals = {refpoint(),
+                                      {"FILE", "Where to write it; standard output when left out",
+                                       "", false, false, Names::files}},
                       .examples = {{"berth refpoint export disk1@sunday sunday.json", ""}},
                       .flow = Flow::refpoint_export}));
   Command import = make({.action = "refpoint.import",
-                         .positionals = {volume(), {"FILE", "What `berth refpoint export` wrote", "", true, false, Names::files}},
-                         .examples = {{"berth refpoint import disk1 sunday.json", "is an increment since then still possible?"}},
+                         .positionals = {volume(),
+                                         {"FILE", "What `berth refpoint export` wrote", "", true,
+                                          false, Names::files}},
+                         .examples = {{"berth refpoint import disk1 sunday.json",
+                                       "is an increment since then still possible?"}},
                          .flow = Flow::refpoint_import});
   import.options.clear();  // they are in the file
   all.push_back(std::move(import));
   all.push_back(make({.action = "refpoint.delete", .positionals = {refpoint()}}));
 
-  Command changes = make({.action = "changes.list",
-                          .positionals = {volume()},
-                          .spellings = {{"extents_max", ""}, {"since", "--since", "REFPOINT"}, {"until", "--until", "CHECKPOINT"}},
-                          .examples = {{"berth changes disk1 --since sunday", ""},
-                                       {"berth changes disk1 --since sunday --until monday -o json", ""},
-                                       {"berth changes disk1 --since sunday --offset 1G --length 1G", "in a part of the disk"}},
-                          .flow = Flow::changes});
+  Command changes =
+      make({.action = "changes.list",
+            .positionals = {volume()},
+            .spellings = {{"extents_max", ""},
+                          {"since", "--since", "REFPOINT"},
+                          {"until", "--until", "CHECKPOINT"}},
+            .examples = {{"berth changes disk1 --since sunday", ""},
+                         {"berth changes disk1 --since sunday --until monday -o json", ""},
+                         {"berth changes disk1 --since sunday --offset 1G --length 1G",
+                          "in a part of the disk"}},
+            .flow = Flow::changes});
   changes.words = {"changes"};
   all.push_back(std::move(changes));
 }
@@ -232,48 +264,65 @@ void add_job_commands(std::vector<Command>& all) {
   all.push_back(make({.action = "job.info", .positionals = {job()}}));
   all.push_back(make({.action = "job.watch", .positionals = {job()}, .flow = Flow::job_watch}));
   all.push_back(make({.action = "job.cancel", .positionals = {job()}}));
-  Command events = make({.action = "events.watch",
-                         .examples = {{"berth events --since 0", "all that is remembered, then what comes"}},
-                         .flow = Flow::events});
+  Command events =
+      make({.action = "events.watch",
+            .examples = {{"berth events --since 0", "all that is remembered, then what comes"}},
+            .flow = Flow::events});
   events.words = {"events"};
   all.push_back(std::move(events));
 }
 
 void add_host_commands(std::vector<Command>& all) {
   all.push_back(make({.action = "host.info"}));
-  all.push_back({.words = {"daemon"},
-                 .summary = "Run the daemon, in the foreground; or end the one that runs",
-                 .description = "At SIGTERM the daemon ends and the keepers go on serving; the next daemon finds them. "
-                                "TCP is off unless --listen is given, and needs a client certificate of the CA in --tls-dir.",
-                 .flow = Flow::daemon,
-                 .options = {{.name = "--listen", .value = "HOST:PORT", .description = "Serve the API over TCP with TLS too"},
-                             {.name = "--tls-dir", .value = "DIR",
-                              .description = "Directory with server-cert.pem, server-key.pem and ca-cert.pem",
-                              .names = Names::files},
-                             {.name = "--keeper-idle", .value = "SECONDS",
-                              .description = "End a keeper that nobody used for so long and that serves nothing; 60 when left out"},
-                             {.name = "--stop", .description = "End the daemon that runs; keepers go on"},
-                             {.name = "--stop-keepers",
-                              .description = "End the daemon that runs, if one does, and every keeper, closing its volume cleanly"}},
-                 .examples = {{"berth daemon", ""},
-                              {"berth daemon --state-dir /srv/berth --run-dir /run/berth-test", "one of several on a machine"},
-                              {"berth daemon --stop-keepers", "before the machine is shut down"}}});
-  all.push_back({.words = {"completion"},
-                 .summary = "Print a completion script for a shell",
-                 .flow = Flow::completion,
-                 .positionals = {{"SHELL", "bash, zsh or fish", "", true, false, Names::choices}},
-                 .examples = {{"berth completion bash > /etc/bash_completion.d/berth", ""},
-                              {"berth completion fish > ~/.config/fish/completions/berth.fish", ""}}});
+  all.push_back(
+      {.words = {"daemon"},
+       .summary = "Run the daemon, in the foreground; or end the one that runs",
+       .description =
+           "At SIGTERM the daemon ends and the keepers go on serving; the next daemon finds them. "
+           "TCP is off unless --listen is given, and needs a client certificate of the CA in "
+           "--tls-dir.",
+       .flow = Flow::daemon,
+       .options = {{.name = "--listen",
+                    .value = "HOST:PORT",
+                    .description = "Serve the API over TCP with TLS too"},
+                   {.name = "--tls-dir",
+                    .value = "DIR",
+                    .description = "Directory with server-cert.pem, server-key.pem and ca-cert.pem",
+                    .names = Names::files},
+                   {.name = "--keeper-idle",
+                    .value = "SECONDS",
+                    .description = "End a keeper that nobody used for so long and that serves "
+                                   "nothing; 60 when left out"},
+                   {.name = "--stop", .description = "End the daemon that runs; keepers go on"},
+                   {.name = "--stop-keepers",
+                    .description = "End the daemon that runs, if one does, and every keeper, "
+                                   "closing its volume cleanly"}},
+       .examples = {{"berth daemon", ""},
+                    {"berth daemon --state-dir /srv/berth --run-dir /run/berth-test",
+                     "one of several on a machine"},
+                    {"berth daemon --stop-keepers", "before the machine is shut down"}}});
+  all.push_back(
+      {.words = {"completion"},
+       .summary = "Print a completion script for a shell",
+       .flow = Flow::completion,
+       .positionals = {{"SHELL", "bash, zsh or fish", "", true, false, Names::choices}},
+       .examples = {{"berth completion bash > /etc/bash_completion.d/berth", ""},
+                    {"berth completion fish > ~/.config/fish/completions/berth.fish", ""}}});
 }
 
 void add_hidden_commands(std::vector<Command>& all) {
-  all.push_back({.words = {"keeper"},
-                 .summary = "Keep one volume open and serve it; the daemon starts this",
-                 .flow = Flow::keeper,
-                 .options = {{.name = "--id", .value = "NAME", .description = "Of the keeper", .required = true},
-                             {.name = "--volume", .value = "VOLUME", .description = "The volume", .required = true},
-                             {.name = "--listen-fd", .value = "FD", .description = "A listening socket to go on with", .repeated = true}},
-                 .hidden = true});
+  all.push_back(
+      {.words = {"keeper"},
+       .summary = "Keep one volume open and serve it; the daemon starts this",
+       .flow = Flow::keeper,
+       .options =
+           {{.name = "--id", .value = "NAME", .description = "Of the keeper", .required = true},
+            {.name = "--volume", .value = "VOLUME", .description = "The volume", .required = true},
+            {.name = "--listen-fd",
+             .value = "FD",
+             .description = "A listening socket to go on with",
+             .repeated = true}},
+       .hidden = true});
   all.push_back({.words = {"internal"},
                  .summary = "Print what documents and tests are made from",
                  .flow = Flow::internal,
@@ -300,15 +349,26 @@ const std::vector<Command>& commands() {
 
 const std::vector<Option>& global_options() {
   static const std::vector<Option> all = {
-      {.name = "--state-dir", .value = "DIR",
+      {.name = "--state-dir",
+       .value = "DIR",
        .description = "Where volumes and the catalogue are; /var/lib/berth when left out",
-       .environment = "BERTH_STATE_DIR", .names = Names::files},
-      {.name = "--run-dir", .value = "DIR", .description = "Where sockets are; /run/berth when left out",
-       .environment = "BERTH_RUN_DIR", .names = Names::files},
-      {.name = "--socket", .value = "PATH", .description = "The daemon's socket; RUN_DIR/api.sock when left out",
-       .environment = "BERTH_SOCKET", .names = Names::files},
-      {.name = "--output", .short_name = "-o", .value = "table|json",
-       .description = "For people, or for programs: the names in JSON are stable", .names = Names::choices,
+       .environment = "BERTH_STATE_DIR",
+       .names = Names::files},
+      {.name = "--run-dir",
+       .value = "DIR",
+       .description = "Where sockets are; /run/berth when left out",
+       .environment = "BERTH_RUN_DIR",
+       .names = Names::files},
+      {.name = "--socket",
+       .value = "PATH",
+       .description = "The daemon's socket; RUN_DIR/api.sock when left out",
+       .environment = "BERTH_SOCKET",
+       .names = Names::files},
+      {.name = "--output",
+       .short_name = "-o",
+       .value = "table|json",
+       .description = "For people, or for programs: the names in JSON are stable",
+       .names = Names::choices,
        .choices = {"table", "json"}},
   };
   return all;
@@ -323,6 +383,8 @@ std::string_view noun_summary(std::string_view noun) {
   return "";
 }
 
-std::string words_of(const Command& command) { return fmt::format("{}", fmt::join(command.words, " ")); }
+std::string words_of(const Command& command) {
+  return fmt::format("{}", fmt::join(command.words, " "));
+}
 
 }  // namespace berth::control::cli

@@ -1,5 +1,5 @@
-// The commands of `berth`, listed once: what people type, and which action of the API it is. The parser, --help, the
-// man page and shell completion derive from this list and from actions.h.
+// The commands of `berth`, listed once: what people type, and which action of the API it is. The
+// parser, --help, the man page and shell completion derive from this list and from actions.h.
 //
 // Plain data, made once, never changed.
 #pragma once
@@ -21,9 +21,9 @@ struct Option {
   std::string short_name;  // "-o", or ""
   std::string value;       // "SIZE"; "" for a flag
   std::string description;
-  std::string parameter;   // of the action; "" for one of the command's own
-  std::string flag_value;  // what the flag sets the parameter to; "" for true
-  std::string environment; // a variable that it defaults to, or ""
+  std::string parameter;    // of the action; "" for one of the command's own
+  std::string flag_value;   // what the flag sets the parameter to; "" for true
+  std::string environment;  // a variable that it defaults to, or ""
   bool required = false;
   bool repeated = false;
   Names names = Names::none;

@@ -1,10 +1,10 @@
 // man_page.h: completion.
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <ranges>
 #include <set>
+
+#include <fmt/format.h>
 
 #include "control/cli/man_page.h"
 
@@ -53,7 +53,9 @@ complete -c berth -f -a '(__berth_complete)'
 const std::vector<std::string> files = {":files"};
 
 const Option* find_option(const Command* command, const std::string& word) {
-  const auto is_it = [&word](const Option& option) { return option.name == word || option.short_name == word; };
+  const auto is_it = [&word](const Option& option) {
+    return option.name == word || option.short_name == word;
+  };
   if (command != nullptr) {
     const auto own = std::ranges::find_if(command->options, is_it);
     if (own != command->options.end()) return &*own;
@@ -70,7 +72,8 @@ struct Position {
 
 const Command* command_of(const std::vector<std::string>& words) {
   for (const Command& command : commands()) {
-    if (words.size() >= command.words.size() && std::ranges::equal(command.words, words | std::views::take(command.words.size()))) {
+    if (words.size() >= command.words.size() &&
+        std::ranges::equal(command.words, words | std::views::take(command.words.size()))) {
       return &command;
     }
   }
@@ -92,7 +95,8 @@ Position read_position(const std::vector<std::string>& words) {
   return position;
 }
 
-std::vector<std::string> names_for(Names kind, const std::vector<std::string>& choices, const NameSource& names) {
+std::vector<std::string> names_for(Names kind, const std::vector<std::string>& choices,
+                                   const NameSource& names) {
   if (kind == Names::files) return files;
   if (kind == Names::choices) return choices;
   return kind == Names::none ? std::vector<std::string>() : names(kind);
@@ -119,7 +123,8 @@ std::vector<std::string> option_names(const Command* command) {
   return found;
 }
 
-std::vector<std::string> positional_words(const Command& command, std::size_t index, const NameSource& names) {
+std::vector<std::string> positional_words(const Command& command, std::size_t index,
+                                          const NameSource& names) {
   if (command.positionals.empty()) return {};
   if (index >= command.positionals.size()) {
     if (!command.positionals.back().repeated) return {};
@@ -135,12 +140,14 @@ Result<std::string> completion_script(const std::string& shell) {
   if (shell == "bash") return std::string(bash_script);
   if (shell == "zsh") return std::string(zsh_script);
   if (shell == "fish") return std::string(fish_script);
-  return failure(ErrorKind::invalid_argument, fmt::format("there is no completion for '{}': bash, zsh or fish", shell));
+  return failure(ErrorKind::invalid_argument,
+                 fmt::format("there is no completion for '{}': bash, zsh or fish", shell));
 }
 
 std::vector<std::string> complete(const std::vector<std::string>& words, const NameSource& names) {
   const std::string prefix = words.empty() ? std::string() : words.back();
-  const Position position = read_position({words.begin(), words.empty() ? words.end() : words.end() - 1});
+  const Position position =
+      read_position({words.begin(), words.empty() ? words.end() : words.end() - 1});
   const Command* command = command_of(position.words);
   std::vector<std::string> found;
   if (position.waiting != nullptr) {

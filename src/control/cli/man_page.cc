@@ -32,8 +32,9 @@ std::string option_usage(const Option& option) {
 }
 
 void write_option(const Option& option, std::string& out) {
-  out += fmt::format(".TP\n\\fB{}\\fR", escaped(option.short_name.empty() ? option.name
-                                                                        : option.short_name + ", " + option.name));
+  out += fmt::format(
+      ".TP\n\\fB{}\\fR",
+      escaped(option.short_name.empty() ? option.name : option.short_name + ", " + option.name));
   if (!option.value.empty()) out += fmt::format(" \\fI{}\\fR", escaped(option.value));
   out += fmt::format("\n{}", escaped(option.description));
   if (option.required) out += " (required)";
@@ -62,7 +63,8 @@ void write_command(const Command& command, std::string& out) {
   out += escaped(command.summary) + ".\n";
   if (!command.description.empty()) out += escaped(command.description) + "\n";
   for (const Positional& positional : command.positionals) {
-    out += fmt::format(".TP\n\\fI{}\\fR\n{}.\n", escaped(positional.name), escaped(positional.description));
+    out += fmt::format(".TP\n\\fI{}\\fR\n{}.\n", escaped(positional.name),
+                       escaped(positional.description));
   }
   for (const Option& option : command.options) write_option(option, out);
   if (command.examples.empty()) return;
@@ -74,7 +76,8 @@ void write_command(const Command& command, std::string& out) {
   out += ".fi\n.RE\n";
 }
 
-constexpr std::string_view head = R"(.\" Made by `berth internal man` from the list of commands; a test checks that it is current.
+constexpr std::string_view head =
+    R"(.\" Made by `berth internal man` from the list of commands; a test checks that it is current.
 .TH BERTH 1 "" "berth {version}" "Berth"
 .SH NAME
 berth \- the state of virtual machines: disks, checkpoints, and what changed since when

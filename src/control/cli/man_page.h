@@ -19,7 +19,8 @@ Result<std::string> completion_script(const std::string& shell);
 /// The names that there are: volumes, "VOLUME@CHECKPOINT", …
 using NameSource = std::function<std::vector<std::string>(Names kind)>;
 
-/// What the last of `words` may become; all but the last are complete, "berth" is not among them. The single word
+/// What the last of `words` may become; all but the last are complete, "berth" is not among them.
+/// The single word
 /// ":files" stands for file names.
 std::vector<std::string> complete(const std::vector<std::string>& words, const NameSource& names);
 

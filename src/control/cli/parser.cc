@@ -1,11 +1,11 @@
 #include "control/cli/parser.h"
 
-#include <fmt/format.h>
-
-#include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <deque>
 #include <filesystem>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
 
 #include "control/exit_code.h"
 #include "control/version.h"
@@ -22,11 +22,16 @@ struct Slot {
 
 class Parser {
  public:
-  Parser() : app_("The state of virtual machines: their disks, checkpoints, and what changed since when.", "berth") {
+  Parser()
+      : app_(
+            "The state of virtual machines: their disks, checkpoints, and what changed since when.",
+            "berth") {
     app_.require_subcommand(1);
     app_.set_version_flag("--version", fmt::format("berth {}", program_version));
-    app_.footer("berth NOUN VERB --help shows one command, with examples. berth(1) has all of them.\n"
-                "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 precondition, 5 cancelled or timed out.");
+    app_.footer(
+        "berth NOUN VERB --help shows one command, with examples. berth(1) has all of them.\n"
+        "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 precondition, 5 cancelled or timed "
+        "out.");
     for (const Option& option : global_options()) add_option(app_, option, globals_);
     for (const Command& command : commands()) add_command(command);
   }
@@ -57,8 +62,10 @@ class Parser {
   };
 
   static void add_option(CLI::App& app, const Option& option, Slots& slots) {
-    Slot& slot = slots.emplace_back(Slot{.name = option.name, .words = {}, .flag = option.value.empty()});
-    const std::string names = option.short_name.empty() ? option.name : option.short_name + "," + option.name;
+    Slot& slot =
+        slots.emplace_back(Slot{.name = option.name, .words = {}, .flag = option.value.empty()});
+    const std::string names =
+        option.short_name.empty() ? option.name : option.short_name + "," + option.name;
     if (slot.flag) {
       app.add_flag_callback(names, [&slot] { slot.words = {"true"}; }, option.description);
       return;
@@ -66,7 +73,8 @@ class Parser {
     CLI::Option* added = app.add_option(names, slot.words, option.description);
     added->type_name(option.value)->expected(1)->required(option.required);
     if (option.repeated) added->take_all()->allow_extra_args(false);
-    if (!option.choices.empty()) added->check(CLI::IsMember(option.choices))->type_name(option.value);
+    if (!option.choices.empty())
+      added->check(CLI::IsMember(option.choices))->type_name(option.value);
     if (!option.environment.empty()) added->envname(option.environment);
   }
 
@@ -75,7 +83,7 @@ class Parser {
     CLI::Option* added = app.add_option(positional.name, slot.words, positional.description);
     added->type_name(" ")->required(positional.required);
     if (positional.repeated) {
-      added->expected(positional.required ? 1 : 0, 1 << 16);
+      added->expected(1, 1 << 16);
     } else {
       added->expected(1)->allow_extra_args(false);
     }
@@ -96,7 +104,8 @@ class Parser {
     if (command.words.size() == 2) {
       CLI::App*& noun = nouns_[command.words.front()];
       if (noun == nullptr) {
-        noun = app_.add_subcommand(command.words.front(), std::string(noun_summary(command.words.front())));
+        noun = app_.add_subcommand(command.words.front(),
+                                   std::string(noun_summary(command.words.front())));
         noun->require_subcommand(1)->fallthrough();
       }
       parent = noun;
@@ -108,7 +117,8 @@ class Parser {
     if (command.hidden) app->group("");
     Entry& entry = entries_[&command];
     entry.app = app;
-    for (const Positional& positional : command.positionals) add_positional(*app, positional, entry.slots);
+    for (const Positional& positional : command.positionals)
+      add_positional(*app, positional, entry.slots);
     for (const Option& option : command.options) add_option(*app, option, entry.slots);
   }
 
@@ -118,7 +128,8 @@ class Parser {
     }
   }
 
-  static void fill(Globals& globals, const std::map<std::string, std::vector<std::string>>& values) {
+  static void fill(Globals& globals,
+                   const std::map<std::string, std::vector<std::string>>& values) {
     const auto text = [&values](const char* name, std::string otherwise) {
       const auto found = values.find(name);
       return found == values.end() ? std::move(otherwise) : found->second.front();

@@ -4,10 +4,11 @@
 #pragma once
 
 #include <map>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include "base/result.h"
 #include "control/cli/command.h"
@@ -29,7 +30,9 @@ struct ParsedLine {
   std::map<std::string, std::vector<std::string>> values;
 
   bool has(const std::string& name) const { return values.contains(name); }
-  std::string text(const std::string& name) const { return has(name) ? values.at(name).front() : std::string(); }
+  std::string text(const std::string& name) const {
+    return has(name) ? values.at(name).front() : std::string();
+  }
 };
 
 struct ParseOutcome {
@@ -39,8 +42,8 @@ struct ParseOutcome {
 
 ParseOutcome parse_line(int argc, const char* const* argv);
 
-/// The parameters of the command's action: sizes with their suffixes resolved, files with absolute paths.
-/// invalid_argument says which word does not fit.
+/// The parameters of the command's action: sizes with their suffixes resolved, files with absolute
+/// paths. invalid_argument says which word does not fit.
 Result<nlohmann::json> action_parameters(const ParsedLine& line);
 
 /// "disk1@monday" as its two names.

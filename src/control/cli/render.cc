@@ -1,8 +1,8 @@
 #include "control/cli/render.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "base/units.h"
@@ -14,8 +14,8 @@ using Json = nlohmann::json;
 using Row = std::vector<std::string>;
 
 std::size_t columns_of(std::string_view text) {
-  return static_cast<std::size_t>(
-      std::ranges::count_if(text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; }));
+  return static_cast<std::size_t>(std::ranges::count_if(
+      text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; }));
 }
 
 std::string text_of(const Json& value) {
@@ -25,19 +25,23 @@ std::string text_of(const Json& value) {
   return value.dump();
 }
 
-std::string size_of(const Json& value) { return value.is_number() ? format_size(value.get<std::uint64_t>()) : "-"; }
+std::string size_of(const Json& value) {
+  return value.is_number() ? format_size(value.get<std::uint64_t>()) : "-";
+}
 
 /// "name: value", aligned.
 std::string pairs(const std::vector<std::pair<std::string, std::string>>& entries) {
   std::size_t width = 0;
   for (const auto& [name, value] : entries) width = std::max(width, name.size());
   std::string out;
-  for (const auto& [name, value] : entries) out += fmt::format("{:<{}}  {}\n", name + ":", width + 1, value);
+  for (const auto& [name, value] : entries)
+    out += fmt::format("{:<{}}  {}\n", name + ":", width + 1, value);
   return out;
 }
 
 std::string duration(std::uint64_t seconds) {
-  if (seconds >= 3600) return fmt::format("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+  if (seconds >= 3600)
+    return fmt::format("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
   return fmt::format("{}:{:02}", seconds / 60, seconds % 60);
 }
 
@@ -45,41 +49,51 @@ std::string listeners_of(const Json& volume) {
   std::string text;
   for (const Json& listener : volume["listeners"]) {
     text += fmt::format("{}{} ({} connected{})", text.empty() ? "" : ", ", text_of(listener["uri"]),
-                        listener["connections"].dump(), listener["read_only"] == true ? ", read-only" : "");
+                        listener["connections"].dump(),
+                        listener["read_only"] == true ? ", read-only" : "");
   }
   return text.empty() ? "-" : text;
 }
 
 std::string render_host(const Json& host) {
   return pairs({{"version", text_of(host["version"])},
-                {"host", fmt::format("{}, Linux {}, {} CPUs, {}", text_of(host["hostname"]), text_of(host["kernel"]),
-                                     host["cpus"].dump(), size_of(host["memory_bytes"]))},
-                {"daemon", fmt::format("process {}, since {}", host["pid"].dump(), text_of(host["started_at"]))},
+                {"host", fmt::format("{}, Linux {}, {} CPUs, {}", text_of(host["hostname"]),
+                                     text_of(host["kernel"]), host["cpus"].dump(),
+                                     size_of(host["memory_bytes"]))},
+                {"daemon", fmt::format("process {}, since {}", host["pid"].dump(),
+                                       text_of(host["started_at"]))},
                 {"state directory", fmt::format("{} ({} free of {})", text_of(host["state_dir"]),
-                                                size_of(host["state_bytes_free"]), size_of(host["state_bytes_total"]))},
+                                                size_of(host["state_bytes_free"]),
+                                                size_of(host["state_bytes_total"]))},
                 {"run directory", text_of(host["run_dir"])},
-                {"volumes", fmt::format("{}, {} of them open", host["volumes"].dump(), host["keepers"].dump())},
+                {"volumes", fmt::format("{}, {} of them open", host["volumes"].dump(),
+                                        host["keepers"].dump())},
                 {"jobs running", host["jobs_running"].dump()}});
 }
 
 std::string render_volume(const Json& volume) {
-  return pairs({{"name", text_of(volume["name"])},
-                {"id", text_of(volume["id"])},
-                {"size", fmt::format("{} ({} bytes)", size_of(volume["size"]), volume["size"].dump())},
-                {"block size", size_of(volume["block_size"])},
-                {"backing", text_of(volume["backing"])},
-                {"epoch", volume["epoch"].dump()},
-                {"checkpoints", fmt::format("{}, holding {}", volume["checkpoints"].dump(), size_of(volume["held_bytes"]))},
-                {"reference points", volume["refpoints"].dump()},
-                {"hot regions", fmt::format("{} of at most {}", volume["hot_regions"].dump(), volume["hot_regions_max"].dump())},
-                {"failed", volume["failed"] == true ? "yes: a sync failed; nothing is written before it is opened again" : "no"},
-                {"keeper", fmt::format("process {}", volume["keeper_pid"].dump())},
-                {"served at", listeners_of(volume)}});
+  return pairs(
+      {{"name", text_of(volume["name"])},
+       {"id", text_of(volume["id"])},
+       {"size", fmt::format("{} ({} bytes)", size_of(volume["size"]), volume["size"].dump())},
+       {"block size", size_of(volume["block_size"])},
+       {"backing", text_of(volume["backing"])},
+       {"epoch", volume["epoch"].dump()},
+       {"checkpoints",
+        fmt::format("{}, holding {}", volume["checkpoints"].dump(), size_of(volume["held_bytes"]))},
+       {"reference points", volume["refpoints"].dump()},
+       {"hot regions", fmt::format("{} of at most {}", volume["hot_regions"].dump(),
+                                   volume["hot_regions_max"].dump())},
+       {"failed", volume["failed"] == true
+                      ? "yes: a sync failed; nothing is written before it is opened again"
+                      : "no"},
+       {"keeper", fmt::format("process {}", volume["keeper_pid"].dump())},
+       {"served at", listeners_of(volume)}});
 }
 
 std::string render_summary(const Json& volume) {
-  return fmt::format("volume {}: {}, blocks of {}{}\n", text_of(volume["name"]), size_of(volume["size"]),
-                     size_of(volume["block_size"]),
+  return fmt::format("volume {}: {}, blocks of {}{}\n", text_of(volume["name"]),
+                     size_of(volume["size"]), size_of(volume["block_size"]),
                      volume["backing"] == "" ? "" : ", over " + text_of(volume["backing"]));
 }
 
@@ -96,8 +110,9 @@ std::string render_checkpoints(const Json& list) {
   std::vector<Row> rows;
   for (const Json& point : list["checkpoints"]) {
     rows.push_back({text_of(point["volume"]), text_of(point["name"]), point["epoch"].dump(),
-                    point["lost"] == true ? "lost" : text_of(point["durability"]), text_of(point["consistency"]),
-                    size_of(point["held_bytes"]), text_of(point["created_at"])});
+                    point["lost"] == true ? "lost" : text_of(point["durability"]),
+                    text_of(point["consistency"]), size_of(point["held_bytes"]),
+                    text_of(point["created_at"])});
   }
   return table({"VOLUME", "NAME", ">EPOCH", "DURABILITY", "CONSISTENCY", ">HELD", "CREATED"}, rows);
 }
@@ -105,8 +120,9 @@ std::string render_checkpoints(const Json& list) {
 std::string render_refpoints(const Json& list) {
   std::vector<Row> rows;
   for (const Json& point : list["refpoints"]) {
-    rows.push_back({text_of(point["volume"]), text_of(point["name"]), point["epoch"].dump(), text_of(point["exact"]),
-                    text_of(point["created_at"]), text_of(point["nonce"])});
+    rows.push_back({text_of(point["volume"]), text_of(point["name"]), point["epoch"].dump(),
+                    text_of(point["exact"]), text_of(point["created_at"]),
+                    text_of(point["nonce"])});
   }
   return table({"VOLUME", "NAME", ">EPOCH", "EXACT", "CREATED", "NONCE"}, rows);
 }
@@ -115,17 +131,19 @@ std::string render_jobs(const Json& list) {
   std::vector<Row> rows;
   for (const Json& job : list["jobs"]) {
     const bool total_known = !job["bytes_total"].is_null();
-    rows.push_back({text_of(job["id"]), text_of(job["kind"]), text_of(job["target"]), text_of(job["state"]),
-                    size_of(job["bytes_done"]) + (total_known ? " of " + size_of(job["bytes_total"]) : ""),
-                    text_of(job["created_at"]),
-                    job["error"].is_null() ? "" : text_of(job["error"]["message"])});
+    rows.push_back(
+        {text_of(job["id"]), text_of(job["kind"]), text_of(job["target"]), text_of(job["state"]),
+         size_of(job["bytes_done"]) + (total_known ? " of " + size_of(job["bytes_total"]) : ""),
+         text_of(job["created_at"]),
+         job["error"].is_null() ? "" : text_of(job["error"]["message"])});
   }
   return table({"ID", "KIND", "TARGET", "STATE", ">DONE", "CREATED", "ERROR"}, rows);
 }
 
 std::string render_listeners(const Json& list) {
   std::string text;
-  for (const Json& listener : list["listeners"]) text += fmt::format("stopped {}\n", text_of(listener["uri"]));
+  for (const Json& listener : list["listeners"])
+    text += fmt::format("stopped {}\n", text_of(listener["uri"]));
   return text;
 }
 
@@ -134,9 +152,9 @@ std::string render_cut(const Json& cut) {
   for (const Json& part : cut["volumes"]) {
     const auto named = [&](const char* member, std::string_view what) {
       if (part[member].is_null()) return;
-      text += fmt::format("{} {}@{}: epoch {}, writes waited {:.1f} ms\n", what, text_of(part["volume"]),
-                          text_of(part[member]["name"]), part["epoch"].dump(),
-                          part["gate_closed_us"].get<double>() / 1000);
+      text += fmt::format("{} {}@{}: epoch {}, writes waited {:.1f} ms\n", what,
+                          text_of(part["volume"]), text_of(part[member]["name"]),
+                          part["epoch"].dump(), part["gate_closed_us"].get<double>() / 1000);
     };
     named("checkpoint", "checkpoint");
     named("refpoint", "reference point");
@@ -145,17 +163,28 @@ std::string render_cut(const Json& cut) {
 }
 
 std::string render_export(const Json& written) {
-  return fmt::format("{}: {} in {} extents{}{}\n", text_of(written["path"]), size_of(written["bytes"]),
-                     written["extents"].dump(),
-                     written["since"].is_null() ? "" : ", changed since " + text_of(written["since"]),
-                     written["exact"] == true ? "" : " (after a power loss: more than had changed)");
+  return fmt::format(
+      "{}: {} in {} extents{}{}\n", text_of(written["path"]), size_of(written["bytes"]),
+      written["extents"].dump(),
+      written["since"].is_null() ? "" : ", changed since " + text_of(written["since"]),
+      written["exact"] == true ? "" : " (after a power loss: more than had changed)");
 }
 
 std::string render_check(const Json& report) {
   std::string text;
-  for (const Json& finding : report["findings"]) text += text_of(finding) + '\n';
-  return text + fmt::format("{}: {}{}\n", text_of(report["volume"]), report["clean"] == true ? "clean" : "damaged",
-                            report["repaired"] == true ? ", mended" : "");
+  for (const Json& finding : report["findings"]) {
+    text += fmt::format("{}: {}: {}{}\n", text_of(finding["severity"]), text_of(finding["where"]),
+                        text_of(finding["what"]), finding["repaired"] == true ? " (repaired)" : "");
+  }
+  if (report["findings_left_out"] != 0) {
+    text += fmt::format("and {} findings more\n", report["findings_left_out"].dump());
+  }
+  return text +
+         fmt::format(
+             "{}: {}: {} errors ({} repaired), {} warnings; read {} map pages, {} held blocks\n",
+             text_of(report["volume"]), report["sound"] == true ? "sound" : "damaged",
+             report["errors"].dump(), report["errors_repaired"].dump(), report["warnings"].dump(),
+             report["pages"].dump(), report["hold_entries"].dump());
 }
 
 /// Whatever has no form of its own.
@@ -181,7 +210,8 @@ std::string table(const std::vector<std::string>& headings, const std::vector<Ro
   all.insert(all.end(), rows.begin(), rows.end());
   std::vector<std::size_t> widths(headings.size());
   for (const Row& row : all) {
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], columns_of(row[i]));
+    for (std::size_t i = 0; i < row.size(); ++i)
+      widths[i] = std::max(widths[i], columns_of(row[i]));
   }
   std::string out;
   for (const Row& row : all) {
@@ -212,12 +242,16 @@ std::string render(std::string_view schema, const Json& answer) {
   if (schema == "ListenerList") return render_listeners(answer);
   if (schema == "CheckReport") return render_check(answer);
   if (schema == "Populated") return fmt::format("copied {}\n", size_of(answer["copied"]));
-  if (schema == "VolumeSize") return fmt::format("{}: {}\n", text_of(answer["name"]), size_of(answer["size"]));
-  if (schema == "Shutdown") return fmt::format("the daemon ends; {} keepers were closed\n", answer["keepers_stopped"].dump());
+  if (schema == "VolumeSize")
+    return fmt::format("{}: {}\n", text_of(answer["name"]), size_of(answer["size"]));
+  if (schema == "Shutdown")
+    return fmt::format("the daemon ends; {} keepers were closed\n",
+                       answer["keepers_stopped"].dump());
   if (schema == "Event") {
     return fmt::format("{}  {}{}{}  {}\n", text_of(answer["at"]), text_of(answer["kind"]),
                        answer["volume"].is_null() ? "" : " " + text_of(answer["volume"]),
-                       answer["job"].is_null() ? "" : " job " + text_of(answer["job"]), text_of(answer["message"]));
+                       answer["job"].is_null() ? "" : " job " + text_of(answer["job"]),
+                       text_of(answer["message"]));
   }
   return render_members(answer);
 }
@@ -225,18 +259,21 @@ std::string render(std::string_view schema, const Json& answer) {
 std::string progress_line(const Json& job, std::size_t width) {
   const auto done = job.value("bytes_done", std::uint64_t{0});
   const Json& total = job["bytes_total"];
-  std::string line = fmt::format("{} {}: {}", text_of(job["kind"]), text_of(job["target"]), text_of(job["phase"]));
+  std::string line =
+      fmt::format("{} {}: {}", text_of(job["kind"]), text_of(job["target"]), text_of(job["phase"]));
   if (total.is_number() && total.get<std::uint64_t>() > 0) {
     constexpr std::size_t bar_width = 24;
     const double part = std::min(1.0, static_cast<double>(done) / total.get<double>());
     const auto filled = static_cast<std::size_t>(part * bar_width);
-    line += fmt::format("  [{}{}] {:3.0f}%  {} of {}", std::string(filled, '#'), std::string(bar_width - filled, ' '),
-                        part * 100, format_size(done), size_of(total));
+    line += fmt::format("  [{}{}] {:3.0f}%  {} of {}", std::string(filled, '#'),
+                        std::string(bar_width - filled, ' '), part * 100, format_size(done),
+                        size_of(total));
   } else if (done != 0) {
     line += "  " + format_size(done);
   }
   if (job["bytes_per_second"].is_number()) line += "  " + size_of(job["bytes_per_second"]) + "/s";
-  if (job["eta_seconds"].is_number()) line += "  " + duration(job["eta_seconds"].get<std::uint64_t>()) + " left";
+  if (job["eta_seconds"].is_number())
+    line += "  " + duration(job["eta_seconds"].get<std::uint64_t>()) + " left";
   return line.substr(0, width);
 }
 
@@ -245,14 +282,16 @@ std::string changes_heading() { return fmt::format("{:>16}  {:>16}\n", "OFFSET",
 std::string render_extents(const Json& extents) {
   std::string out;
   for (const Json& extent : extents) {
-    out += fmt::format("{:>16}  {:>16}\n", extent[0].get<std::uint64_t>(), extent[1].get<std::uint64_t>());
+    out += fmt::format("{:>16}  {:>16}\n", extent[0].get<std::uint64_t>(),
+                       extent[1].get<std::uint64_t>());
   }
   return out;
 }
 
 std::string changes_summary(std::uint64_t extents, std::uint64_t bytes, bool exact) {
-  return fmt::format("{} in {} extents{}\n", format_size(bytes), extents,
-                     exact ? "" : " (not exact: a power loss lies between, and more is listed than changed)");
+  return fmt::format(
+      "{} in {} extents{}\n", format_size(bytes), extents,
+      exact ? "" : " (not exact: a power loss lies between, and more is listed than changed)");
 }
 
 }  // namespace berth::control::cli

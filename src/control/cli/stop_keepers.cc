@@ -1,15 +1,16 @@
 #include "control/cli/stop_keepers.h"
 
-#include <fmt/format.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <boost/asio/io_context.hpp>
 #include <exception>
 #include <filesystem>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <vector>
+
+#include <unistd.h>
+
+#include <boost/asio/io_context.hpp>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "control/keeper_connection.h"
 #include "control/keeper_process.h"
@@ -29,13 +30,15 @@ struct Outcome {
   std::vector<std::string> refused;
 };
 
-/// The files of the sockets on which it serves: it leaves them for the next keeper, and there is to be none.
+/// The files of the sockets on which it serves: it leaves them for the next keeper, and there is to
+/// be none.
 Async<std::vector<std::string>> socket_files(KeeperConnection& connection) {
   std::vector<std::string> paths;
   const auto answer = co_await connection.call("serve.list", nlohmann::json::object(), {});
   if (!answer || !answer->is_object()) co_return paths;
   for (const auto& listener : answer->value("listeners", nlohmann::json::array())) {
-    if (listener.is_object() && listener.contains("unix")) paths.push_back(listener.value("unix", std::string()));
+    if (listener.is_object() && listener.contains("unix"))
+      paths.push_back(listener.value("unix", std::string()));
   }
   co_return paths;
 }
@@ -46,13 +49,15 @@ Async<void> stop_one(std::string id, std::string socket_path, Outcome& outcome) 
   const auto pid = (*connection)->peer_pid();
   const auto pidfd = pid ? open_pidfd(*pid) : Result<Fd>(failure(pid.error()));
   const auto files = co_await socket_files(**connection);
-  const auto answer = co_await (*connection)->call("shutdown", nlohmann::json::object(), {.timeout = close_timeout});
+  const auto answer = co_await (*connection)
+                          ->call("shutdown", nlohmann::json::object(), {.timeout = close_timeout});
   if (!answer && answer.error().kind() != ErrorKind::disconnected) {
     outcome.refused.push_back(fmt::format("{}: {}", id, answer.error().message()));
     co_return;
   }
   if (pidfd && !wait_for_end(*pidfd, end_timeout)) {
-    outcome.refused.push_back(fmt::format("{}: process {} has closed the volume but does not end", id, *pid));
+    outcome.refused.push_back(
+        fmt::format("{}: process {} has closed the volume but does not end", id, *pid));
     co_return;
   }
   for (const std::string& path : files) ::unlink(path.c_str());
@@ -64,7 +69,8 @@ Async<void> stop_all(std::vector<std::string> ids, machine::RunLayout layout, Ou
 }
 
 /// Those that stand on others first, so that no backing goes from under a disk.
-std::vector<std::string> order_of_closing(const machine::VolumeStore& store, const std::vector<std::string>& ids) {
+std::vector<std::string> order_of_closing(const machine::VolumeStore& store,
+                                          const std::vector<std::string>& ids) {
   std::map<std::string, std::string> backing;
   for (const std::string& id : ids) {
     const auto summary = store.summary(id);
@@ -73,9 +79,11 @@ std::vector<std::string> order_of_closing(const machine::VolumeStore& store, con
   std::vector<std::string> ordered;
   while (!backing.empty()) {
     const auto stood_on = [&backing](const std::string& id) {
-      return std::ranges::any_of(backing, [&id](const auto& entry) { return entry.second == id && entry.first != id; });
+      return std::ranges::any_of(
+          backing, [&id](const auto& entry) { return entry.second == id && entry.first != id; });
     };
-    auto next = std::ranges::find_if(backing, [&](const auto& entry) { return !stood_on(entry.first); });
+    auto next =
+        std::ranges::find_if(backing, [&](const auto& entry) { return !stood_on(entry.first); });
     if (next == backing.end()) next = backing.begin();
     ordered.push_back(next->first);
     backing.erase(next);
@@ -95,14 +103,15 @@ Result<std::size_t> stop_keepers(const std::string& state_dir, const std::string
   ids = order_of_closing(machine::VolumeStore(state_dir, run_dir), ids);
   Outcome outcome;
   boost::asio::io_context io(1);
-  boost::asio::co_spawn(io, stop_all(std::move(ids), layout, outcome), [&io](const std::exception_ptr& exception) {
-    if (exception) std::terminate();
-    io.stop();
-  });
+  boost::asio::co_spawn(io, stop_all(std::move(ids), layout, outcome),
+                        [&io](const std::exception_ptr& exception) {
+                          if (exception) std::terminate();
+                          io.stop();
+                        });
   io.run();
   if (outcome.refused.empty()) return outcome.ended;
-  return failure(ErrorKind::timed_out,
-                 fmt::format("{} keepers ended, but not {}", outcome.ended, fmt::join(outcome.refused, "; ")));
+  return failure(ErrorKind::timed_out, fmt::format("{} keepers ended, but not {}", outcome.ended,
+                                                   fmt::join(outcome.refused, "; ")));
 }
 
 }  // namespace berth::control::cli

@@ -1,8 +1,10 @@
-// berth-nbd-fixture: the NBD server without the rest of Berth, for conformance tests and measurements.
+// berth-nbd-fixture: the NBD server without the rest of Berth, for conformance tests and
+// measurements.
 //
 //   berth-nbd-fixture --unix PATH | --tcp HOST:PORT  [--tls DIR]  [--file NAME=PATH [--direct]]
 //
-// Serves these exports until SIGTERM or SIGINT, and says "ready PORT" on standard output when it listens:
+// Serves these exports until SIGTERM or SIGINT, and says "ready PORT" on standard output when it
+// listens:
 //   disk       64 MiB of memory, with the context berth:changed:start
 //   read-only  1 MiB of memory, all of it 0x5a
 //   blocks     16 MiB of memory, minimum block size 4096
@@ -12,14 +14,16 @@
 //   NAME       the file, of --file
 // It prints the number of flushes that `disk` has seen when it ends.
 
-#include <fmt/format.h>
-
 #include <array>
 #include <csignal>
 #include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include <fmt/format.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 
 #include "async/signals.h"
 #include "async/socket.h"
@@ -50,7 +54,8 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       arguments.direct = true;
       continue;
     }
-    if (i + 1 == words.size()) return failure(ErrorKind::invalid_argument, fmt::format("{} needs a value", words[i]));
+    if (i + 1 == words.size())
+      return failure(ErrorKind::invalid_argument, fmt::format("{} needs a value", words[i]));
     const std::string& value = words[i + 1];
     if (words[i] == "--unix") {
       arguments.unix_path = value;
@@ -60,7 +65,8 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
       arguments.tls_directory = value;
     } else if (words[i] == "--file") {
       const std::size_t equals = value.find('=');
-      if (equals == std::string::npos) return failure(ErrorKind::invalid_argument, "--file NAME=PATH");
+      if (equals == std::string::npos)
+        return failure(ErrorKind::invalid_argument, "--file NAME=PATH");
       arguments.file_name = value.substr(0, equals);
       arguments.file_path = value.substr(equals + 1);
     } else {
@@ -74,7 +80,8 @@ Result<Arguments> parse(const std::vector<std::string>& words) {
   return arguments;
 }
 
-std::shared_ptr<nbd::MemoryExport> memory(std::string name, std::uint64_t size, nbd::MemoryExport::Options options = {}) {
+std::shared_ptr<nbd::MemoryExport> memory(std::string name, std::uint64_t size,
+                                          nbd::MemoryExport::Options options = {}) {
   options.info.name = std::move(name);
   options.info.size = size;
   return std::make_shared<nbd::MemoryExport>(std::move(options));
@@ -82,17 +89,22 @@ std::shared_ptr<nbd::MemoryExport> memory(std::string name, std::uint64_t size, 
 
 Result<std::shared_ptr<nbd::Export>> file_export(UringLoop& loop, const Arguments& arguments) {
   const std::size_t slash = arguments.file_path.rfind('/');
-  if (slash == std::string::npos) return failure(ErrorKind::invalid_argument, "--file needs an absolute path");
+  if (slash == std::string::npos)
+    return failure(ErrorKind::invalid_argument, "--file needs an absolute path");
   auto directory = TRY(open_directory(loop, arguments.file_path.substr(0, slash + 1), false));
-  auto file = TRY(directory->open(arguments.file_path.substr(slash + 1), {.direct = arguments.direct}));
-  return TRY(nbd::FileExport::create(std::move(file), {.name = arguments.file_name,
-                                                       .block_minimum = arguments.direct ? 4096U : 1U}));
+  auto file =
+      TRY(directory->open(arguments.file_path.substr(slash + 1), {.direct = arguments.direct}));
+  return TRY(nbd::FileExport::create(
+      std::move(file),
+      {.name = arguments.file_name, .block_minimum = arguments.direct ? 4096U : 1U}));
 }
 
-Task<Result<std::shared_ptr<nbd::MemoryExport>>> add_exports(UringLoop& loop, const Arguments& arguments,
-                                                            nbd::FixedExports& exports) {
-  auto disk = memory("disk", 64 * MiB,
-                     {.info = {.description = "64 MiB of memory"}, .changed_context = "berth:changed:start"});
+Task<Result<std::shared_ptr<nbd::MemoryExport>>> add_exports(UringLoop& loop,
+                                                             const Arguments& arguments,
+                                                             nbd::FixedExports& exports) {
+  auto disk = memory(
+      "disk", 64 * MiB,
+      {.info = {.description = "64 MiB of memory"}, .changed_context = "berth:changed:start"});
   auto read_only = memory("read-only", MiB, {.info = {.read_only = true}});
   const std::vector<std::byte> pattern(MiB, std::byte{0x5a});
   CO_TRY(co_await read_only->write(0, pattern, false));
@@ -116,8 +128,8 @@ Task<Result<void>> run(UringLoop& loop, Arguments arguments, Signals& signals) {
   const auto disk = CO_TRY(co_await add_exports(loop, arguments, exports));
   nbd::ServerOptions options;
   if (!arguments.tls_directory.empty()) {
-    options.connection.tls =
-        CO_TRY(TlsContext::server(arguments.tls_directory, TlsContext::ClientCertificates::required));
+    options.connection.tls = CO_TRY(
+        TlsContext::server(arguments.tls_directory, TlsContext::ClientCertificates::required));
   }
   nbd::Server server(loop, exports, options);
   std::unique_ptr<SocketListener> listener = CO_TRY(listen(loop, arguments));
@@ -140,6 +152,7 @@ Result<void> serve(const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("nbd"));
   const Result<void> served = serve({argv + 1, argv + argc});
   if (served) return 0;
   std::fprintf(stderr, "berth-nbd-fixture: %s\n", served.error().message().c_str());

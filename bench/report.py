@@ -1,0 +1,106 @@
+"""What disk.py found, for people and for machines: figures with their spread, goals, the machine's description."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+
+
+def figure(values):
+    """Median and spread of the rounds."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": list(values)}
+
+
+def ratios(values, others):
+    """Round by round: what disturbed one disturbed the other."""
+    return figure([value / other for value, other in zip(values, others, strict=True)])
+
+
+@dataclasses.dataclass
+class Goal:
+    """One line of the issue's list. `found` must be at least (or, `at_most`, not above) `wanted`."""
+    what: str
+    found: float
+    wanted: float
+    at_most: bool = False
+    unit: str = "×"
+    spread: tuple = ()
+
+    @property
+    def met(self):
+        return self.found <= self.wanted if self.at_most else self.found >= self.wanted
+
+    def verdict(self):
+        if self.met:
+            return "met"
+        return f"missed by {abs(self.found / self.wanted - 1):.0%}"
+
+    def json(self):
+        return {"what": self.what, "found": self.found, "wanted": self.wanted, "at_most": self.at_most,
+                "unit": self.unit, "spread": list(self.spread), "met": self.met, "verdict": self.verdict()}
+
+
+def table(title, header, rows):
+    """Columns as wide as they need to be; the first is text, the others are numbers."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    print(f"\n{title}")
+    for row in [header, *rows]:
+        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+        print("  " + "  ".join(cells).rstrip())
+
+
+def goal_table(goals):
+    rows = []
+    for goal in goals:
+        sign = "≤" if goal.at_most else "≥"
+        spread = f"{goal.spread[0]:.2f}..{goal.spread[1]:.2f}" if goal.spread else ""
+        rows.append([goal.what, f"{goal.found:.2f} {goal.unit}", spread, f"{sign} {goal.wanted:g} {goal.unit}", goal.verdict()])
+    table("Goals", ["", "found", "spread", "goal", ""], rows)
+
+
+# --- The machine.
+
+
+def _output(*command):
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        return " ".join(done.stdout.split())
+    except OSError:
+        return ""
+
+
+def _first_line(path, key):
+    for line in pathlib.Path(path).read_text().splitlines():
+        if line.startswith(key):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def machine(directory):
+    """What the figures depend on. `directory` lies on the file system that is measured."""
+    source = _output("findmnt", "-n", "-o", "SOURCE", "-T", str(directory))
+    return {
+        "cpu": _first_line("/proc/cpuinfo", "model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": int(_first_line("/proc/meminfo", "MemTotal").split()[0]) * 1024,
+        "kernel": platform.release(),
+        "virtual_machine": _output("systemd-detect-virt") or "unknown",
+        "file_system": _output("findmnt", "-n", "-o", "FSTYPE,OPTIONS", "-T", str(directory)),
+        "device": _output("lsblk", "-n", "-d", "-o", "NAME,TYPE,SIZE,ROTA,MODEL", source) or source,
+        "qemu": _output("qemu-storage-daemon", "--version").partition(" Copyright")[0],
+        "fio": _output("fio", "--version"),
+    }
+
+
+def load():
+    """Load averages: what else the machine was doing."""
+    return list(os.getloadavg())
+
+
+def write_json(path, result):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
