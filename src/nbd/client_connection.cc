@@ -127,6 +127,8 @@ Result<void> ClientConnection::start_status(std::uint64_t offset, std::uint64_t 
 
 Result<void> ClientConnection::wait(int wakeup, Instant deadline) {
   nbd_handle* handle = handle_.get();
+  // Starting a command may already have found the connection broken: there is nothing to poll then.
+  TRY(expect_open());
   const unsigned direction = ::nbd_aio_get_direction(handle);
   short events = 0;
   if ((direction & LIBNBD_AIO_DIRECTION_READ) != 0) events |= POLLIN;
@@ -147,10 +149,12 @@ Result<void> ClientConnection::wait(int wakeup, Instant deadline) {
     return failure(ErrorKind::disconnected, "the connection to the NBD server is broken");
   }
   if (outcome != 0) return failure(nbd_error("the connection to the NBD server failed"));
-  if (::nbd_aio_is_dead(handle) != 0 || ::nbd_aio_is_closed(handle) != 0) {
-    return failure(ErrorKind::disconnected, "the NBD server closed the connection");
-  }
-  return {};
+  return expect_open();
+}
+
+Result<void> ClientConnection::expect_open() const {
+  if (::nbd_aio_is_dead(handle_.get()) == 0 && ::nbd_aio_is_closed(handle_.get()) == 0) return {};
+  return failure(ErrorKind::disconnected, "the NBD server closed the connection");
 }
 
 }  // namespace berth::nbd

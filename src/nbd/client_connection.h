@@ -64,6 +64,7 @@ class ClientConnection {
   Result<void> prepare();
   Result<void> finish_handshake(Instant deadline, const Interrupt& interrupt);
   Result<void> learn();
+  Result<void> expect_open() const;
 
   std::unique_ptr<nbd_handle, Close> handle_;
   std::uint64_t size_ = 0;
