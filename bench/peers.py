@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 from berth_host import BerthHost  # noqa: E402
 
 TIMEOUT_S = 60
+SLOWEST_BYTES_PER_S = 10 << 20  # below that a disk is not worth measuring
 
 
 class PeerError(RuntimeError):
@@ -33,8 +34,11 @@ class PeerError(RuntimeError):
 
 def run(*command, timeout_s=TIMEOUT_S):
     """A command that has to succeed; its standard output."""
-    done = subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, timeout=timeout_s, check=False)
+    try:
+        done = subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise PeerError(str(error)) from None
     if done.returncode != 0:
         raise PeerError(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -92,7 +96,7 @@ def fio(pattern, target, *options, size, block_size="4k", depth=1, seconds=None,
     if log_directory:
         command += [f"--write_iops_log={log_directory}/fio", "--log_avg_msec=100"]
     cpu_before = cpu_seconds(server_pid) if server_pid else 0.0
-    output = run(*command, timeout_s=TIMEOUT_S + 4 * (seconds or 0))
+    output = run(*command, timeout_s=TIMEOUT_S + size // SLOWEST_BYTES_PER_S)
     cpu = cpu_seconds(server_pid) - cpu_before if server_pid else 0.0
     # fio may say something before its JSON.
     job = json.loads(output[output.index("{"):])["jobs"][0]

@@ -16,10 +16,9 @@
 #include <boost/asio/signal_set.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <spdlog/sinks/stdout_sinks.h>
-#include <spdlog/spdlog.h>
 
 #include "base/fd.h"
+#include "base/log.h"
 #include "base/units.h"
 #include "control/exit_code.h"
 #include "control/http_server.h"
@@ -74,13 +73,6 @@ void notify_ready() {
   (void)::sendto(socket.get(), ready.data(), ready.size(), MSG_NOSIGNAL,
                  reinterpret_cast<sockaddr*>(&address), length);
   ::unsetenv("NOTIFY_SOCKET");  // not for keepers
-}
-
-void log_to_standard_error() {
-  auto logger = spdlog::stderr_logger_mt("berth");
-  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %l: %v", spdlog::pattern_time_type::utc);
-  logger->flush_on(spdlog::level::info);
-  spdlog::set_default_logger(std::move(logger));
 }
 
 class Daemon {
@@ -146,9 +138,9 @@ class Daemon {
     CO_TRY(server_.listen_unix(options_.run_dir + "/api.sock"));
     if (!options_.listen.empty()) {
       const std::string address = CO_TRY(server_.listen_tls(options_.listen, {options_.tls_dir}));
-      spdlog::info("listening at https://{}", address);
+      log_info("listening at https://{}", address);
     }
-    spdlog::info("berth {} is ready at {}/api.sock", program_version, options_.run_dir);
+    log_info("berth {} is ready at {}/api.sock", program_version(), options_.run_dir);
     notify_ready();
     co_return Result<void>();
   }
@@ -165,14 +157,14 @@ class Daemon {
         }
       }
       if (const auto marked = co_await cuts_.mark_resolved(volume); !marked)
-        spdlog::warn("{}", marked.error().message());
+        log_warning("{}", marked.error().message());
     }
     is_taken_over_ = true;
     taken_over_.notify();
   }
 
   Async<void> finish() {
-    spdlog::info("ending; keepers go on");
+    log_info("ending; keepers go on");
     co_await jobs_.end_all(jobs_patience);
     events_.close();
     co_await server_.finish(requests_patience);
@@ -228,7 +220,6 @@ Result<void> run(const DaemonOptions& options) {
 }  // namespace
 
 int run_daemon(const DaemonOptions& options) {
-  log_to_standard_error();
   ::signal(SIGPIPE, SIG_IGN);
   Result<void> result;
   try {

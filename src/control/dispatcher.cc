@@ -4,8 +4,8 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <spdlog/spdlog.h>
 
+#include "base/log.h"
 #include "control/operations.h"
 #include "control/router.h"
 #include "machine/control_protocol.h"
@@ -36,7 +36,7 @@ Async<HttpReply> answer_route(Services& services, Route route, std::string body)
   if (!reply) {
     const Error& error = reply.error();
     if (http_status(error.kind()) >= 500)
-      spdlog::warn("{}: {}: {}", route.action->name, to_string(error.kind()), error.message());
+      log_warning("{}: {}: {}", route.action->name, to_string(error.kind()), error.message());
     co_return error_reply(error);
   }
   co_return std::move(*reply);
@@ -66,7 +66,7 @@ Async<HttpReply> answer_request(Services& services, HttpRequest request) {
   } catch (const std::exception& exception) {
     failed = exception.what();
   }
-  spdlog::error("{} {}: unexpected exception: {}", request.method, request.target, failed);
+  log_error("{} {}: unexpected exception: {}", request.method, request.target, failed);
   co_return error_reply(
       Error(ErrorKind::internal, fmt::format("an unexpected exception: {}", failed)));
 }

@@ -4,8 +4,8 @@
 #include <chrono>
 
 #include <nlohmann/json.hpp>
-#include <spdlog/spdlog.h>
 
+#include "base/log.h"
 #include "base/units.h"
 #include "machine/control_protocol.h"
 
@@ -61,7 +61,7 @@ EventLog::EventLog(Executor executor) : state_(std::make_shared<State>(std::move
 EventLog::~EventLog() { close(); }
 
 void EventLog::publish(std::string_view kind, EventSubject subject, std::string message) {
-  spdlog::info("{}{}{}: {}", kind, subject.volume.empty() ? "" : " ", subject.volume, message);
+  log_info("{}{}{}: {}", kind, subject.volume.empty() ? "" : " ", subject.volume, message);
   state_->lines.push_back(
       machine::format_json({{"sequence", ++state_->last},
                             {"at", format_time(std::chrono::system_clock::now())},

@@ -6,9 +6,9 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <spdlog/spdlog.h>
 
 #include "base/ids.h"
+#include "base/log.h"
 #include "control/keeper_lists.h"
 #include "control/spawn.h"
 
@@ -128,7 +128,7 @@ Async<Result<void>> GroupCuts::abort(std::string group, std::vector<CutMember> m
   } else {
     // Undecided, as far as we know: what is provisional stays so until a later daemon can read the
     // record.
-    spdlog::warn("cut {}: {}", group, decided.error().message());
+    log_warning("cut {}: {}", group, decided.error().message());
   }
   co_return failure(std::move(reason));
 }

@@ -29,7 +29,7 @@ Async<Result<Json>> host_info(Services& services, Json /*params*/) {
     co_return errno_failure(
         errno, fmt::format("cannot look at the state directory '{}'", services.state_dir));
   }
-  co_return Json{{"version", program_version},
+  co_return Json{{"version", program_version()},
                  {"api_version", api_version},
                  {"hostname", names.nodename},
                  {"kernel", names.release},

@@ -18,8 +18,8 @@
 #include <boost/beast/http.hpp>
 #include <boost/beast/ssl/ssl_stream.hpp>
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 
+#include "base/log.h"
 #include "control/close_on_exec.h"
 #include "control/spawn.h"
 
@@ -276,7 +276,7 @@ struct HttpServer::Impl : std::enable_shared_from_this<Impl> {
       auto [error, socket] = co_await acceptor->async_accept(no_throw);
       if (error == asio::error::operation_aborted || !acceptor->is_open()) break;
       if (error) {
-        spdlog::warn("cannot accept a connection: {}", error.message());
+        log_warning("cannot accept a connection: {}", error.message());
         co_await pause_for(accept_retry);
         continue;
       }
@@ -294,7 +294,7 @@ struct HttpServer::Impl : std::enable_shared_from_this<Impl> {
     try {
       co_await connection->run();
     } catch (const std::exception& exception) {
-      spdlog::warn("a connection ended: {}", exception.what());
+      log_warning("a connection ended: {}", exception.what());
     }
     self->connections.erase(connection.get());
     self->changed.notify();
@@ -356,6 +356,7 @@ Result<std::string> HttpServer::listen_tls(const std::string& address, const Tls
   } catch (const boost::system::system_error& error) {
     return errno_failure(error.code().value(), fmt::format("cannot listen at '{}'", address));
   }
+  close_on_exec(*impl_->tcp_acceptor);
   start(impl_->executor, Impl::accept_all(impl_, impl_->tcp_acceptor.get(),
                                           [tls = impl_->tls.get()](tcp::socket socket) {
                                             return TlsStream(TcpStream(std::move(socket)), *tls);

@@ -7,9 +7,9 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <spdlog/spdlog.h>
 
 #include "base/ids.h"
+#include "base/log.h"
 #include "base/units.h"
 #include "control/spawn.h"
 #include "machine/control_protocol.h"
@@ -68,6 +68,7 @@ struct Jobs::Job final : JobProgress {
       : id(std::move(id)), document(std::move(document)), changed(executor) {}
 
   void report(std::string phase, std::uint64_t bytes_done, std::uint64_t bytes_total) override {
+    if (!is_running()) return;  // a worker's last word may come late
     rate.add(bytes_done);
     document["phase"] = std::move(phase);
     document["bytes_done"] = bytes_done;
@@ -224,7 +225,7 @@ Async<void> Jobs::save(std::shared_ptr<Job> job) {
       .id = job->id, .state = job->state(), .document = machine::format_json(job->document)};
   const auto saved = co_await on_worker(
       workers_, [catalogue, record = std::move(record)] { return catalogue->save_job(record); });
-  if (!saved) spdlog::warn("job {}: {}", job->id, saved.error().message());
+  if (!saved) log_warning("job {}: {}", job->id, saved.error().message());
 }
 
 std::shared_ptr<Jobs::Job> Jobs::find(const std::string& id) const {

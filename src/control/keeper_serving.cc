@@ -4,8 +4,8 @@
 #include <set>
 
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 
+#include "base/log.h"
 #include "control/keeper_state.h"
 #include "control/keepers.h"
 
@@ -64,7 +64,7 @@ Async<Result<void>> Keepers::refresh_listeners(std::shared_ptr<Keeper> keeper) {
         listener.held = std::move(*held);
       } else {
         // It serves all the same; reconnecting after its death takes longer.
-        spdlog::warn("volume {}: {}", keeper->volume, held.error().message());
+        log_warning("volume {}: {}", keeper->volume, held.error().message());
       }
     }
   } catch (const Json::exception& exception) {

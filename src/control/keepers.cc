@@ -12,8 +12,8 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 
+#include "base/log.h"
 #include "control/keeper_failure.h"
 #include "control/keeper_state.h"
 #include "control/spawn.h"
@@ -297,6 +297,15 @@ Async<bool> Keepers::take_over_one(std::string volume) {
   co_return false;
 }
 
+/// A volume whose keeper holds this one, because its disk stands on a checkpoint of it; "" for
+/// none.
+std::string Keepers::volume_above(const Keeper& keeper) const {
+  for (const auto& [volume, other] : keepers_) {
+    if (other->backing.is_of(keeper)) return volume;
+  }
+  return {};
+}
+
 Async<Result<AsyncMutex::Lock>> Keepers::close(std::string volume) {
   const auto keeper = keeper_of(volume);
   auto lock = co_await keeper->mutex.lock();
@@ -305,11 +314,15 @@ Async<Result<AsyncMutex::Lock>> Keepers::close(std::string volume) {
                       fmt::format("volume '{}' is served at {}: unserve it first", volume,
                                   keeper->listeners.begin()->first));
   }
+  if (const auto above = volume_above(*keeper); !above.empty()) {
+    co_return failure(
+        ErrorKind::in_use,
+        fmt::format("volume '{}', which is open, stands on a checkpoint of volume '{}'", above,
+                    volume));
+  }
   if (keeper->uses != 0) {
     co_return failure(ErrorKind::in_use,
-                      fmt::format("volume '{}' is being worked on: see `berth job list`, or a "
-                                  "volume that has it as backing",
-                                  volume));
+                      fmt::format("volume '{}' is being worked on: see `berth job list`", volume));
   }
   if (!keeper->is_open()) {
     // One that an earlier daemon left, and that could not be taken over.
@@ -369,7 +382,7 @@ Async<void> Keepers::end_idle_keepers() {
       const auto lock = keeper->mutex.try_lock();
       if (!lock || !is_idle()) continue;
       if (const auto stopped = co_await stop(keeper); !stopped)
-        spdlog::warn("{}", stopped.error().message());
+        log_warning("{}", stopped.error().message());
     }
   }
 }
@@ -386,7 +399,7 @@ Async<Keepers::Stopped> Keepers::stop_all() {
       const auto lock = co_await keeper->mutex.lock();
       if (!keeper->is_open() || keeper->uses != 0) continue;
       if (const auto result = co_await stop(keeper); !result) {
-        spdlog::warn("{}", result.error().message());
+        log_warning("{}", result.error().message());
         continue;
       }
       ++stopped.ended;

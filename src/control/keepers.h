@@ -64,6 +64,7 @@ class Keepers {
     Async<Result<nlohmann::json>> call(std::string method, nlohmann::json params,
                                        CallOptions options) override;
     int pid() const;
+    bool is_of(const Keeper& keeper) const { return keeper_.get() == &keeper; }
 
    private:
     std::shared_ptr<Keeper> keeper_;
@@ -111,6 +112,7 @@ class Keepers {
 
  private:
   std::shared_ptr<Keeper> keeper_of(const std::string& volume);
+  std::string volume_above(const Keeper& keeper) const;
   Async<Result<void>> open(std::shared_ptr<Keeper> keeper);
   Async<Result<void>> launch(std::shared_ptr<Keeper> keeper);
   Async<Result<void>> attach(std::shared_ptr<Keeper> keeper);

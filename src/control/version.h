@@ -5,7 +5,9 @@
 
 namespace berth::control {
 
-constexpr std::string_view program_version = "0.1.0";
+/// "0.1.0"
+std::string_view program_version();
+
 constexpr int api_version = 1;
 
 }  // namespace berth::control

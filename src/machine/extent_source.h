@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "base/units.h"
 #include "disk/volume.h"
 
 namespace berth::machine {
@@ -18,6 +19,9 @@ class ExtentSource {
   /// Of the extents so far: false where some of them may not have changed.
   virtual bool exact() const { return true; }
 };
+
+// Data with at most this much between is one extent, zeros and all.
+constexpr std::uint64_t data_gap_max = 64 * KiB;
 
 std::unique_ptr<ExtentSource> data_of(disk::CheckpointReader& reader);
 

@@ -53,11 +53,30 @@ TEST_F(ExtentSourceTest, ChangesOfManyPagesComeInOrder) {
   EXPECT_TRUE(source->exact());
 }
 
-TEST_F(ExtentSourceTest, DataOfManyPagesComesInOrder) {
+TEST_F(ExtentSourceTest, DataWithLittleBetweenIsOneExtent) {
   write_every_second_block();
   ASSERT_TRUE(loop_->run_until_complete(volume_.cut({.checkpoint = "c"})));
   const auto reader = volume_.read_checkpoint("c").value();
-  expect_every_second_block(*data_of(*reader));
+  const auto extents = all_of(*data_of(*reader));
+  ASSERT_TRUE(extents);
+  ASSERT_EQ(extents->size(), 1U);
+  EXPECT_EQ(extents->front(), (disk::Extent{0, (block_count - 1) * block}));
+}
+
+TEST_F(ExtentSourceTest, DataFarApartStaysApart) {
+  const std::vector<std::byte> data(block, std::byte{1});
+  const std::uint64_t step = data_gap_max + 2 * block;
+  for (std::uint64_t i = 0; i < 100; ++i) {
+    ASSERT_TRUE(loop_->run_until_complete(volume_.write(i * step, data)));
+  }
+  ASSERT_TRUE(loop_->run_until_complete(volume_.cut({.checkpoint = "c"})));
+  const auto reader = volume_.read_checkpoint("c").value();
+  const auto extents = all_of(*data_of(*reader));
+  ASSERT_TRUE(extents);
+  ASSERT_EQ(extents->size(), 100U);
+  for (std::uint64_t i = 0; i < 100; ++i) {
+    EXPECT_EQ((*extents)[i], (disk::Extent{i * step, block}));
+  }
 }
 
 TEST_F(ExtentSourceTest, DataOfAFileIsWhatIsNoHole) {

@@ -139,9 +139,8 @@ class Keeper {
                                                           options_.volume, state_.volumes()));
     }
     directory_ = CO_TRY(open_directory(loop_, path, false));
-    const std::string live_path = CO_TRY(live_directory(run_, options_.volume));
-    live_ = CO_TRY(FileSharedMemoryStore::create_at(live_path));
-    log_info("the live map is in {}", live_path);
+    live_ = CO_TRY(open_live_store(run_, options_.volume));
+    log_info("the live map is in {}", CO_TRY(live_directory(run_, options_.volume)));
 
     volume_ = CO_TRY(co_await disk::Volume::open(environment(), open_options()));
     const disk::VolumeInfo info = volume_->info();
@@ -195,7 +194,7 @@ class Keeper {
       if (outcome_ && !closed) outcome_ = std::move(closed);
       volume_.reset();
     }
-    live_.reset();
+    if (std::exchange(live_, nullptr)) release_live_store(run_, options_.volume);
     directory_.reset();
     is_closed_ = true;
     volume_closed_.notify_all();

@@ -24,8 +24,7 @@ class KeeperTest : public testing::Test {
  protected:
   ~KeeperTest() override {
     for (const auto& volume : store_.list().value()) (void)remove_live_store(run_, volume.name);
-    const auto live = live_directory(run_, "none");
-    if (live) std::filesystem::remove(std::filesystem::path(*live).parent_path());
+    release_live_store(run_, "none");
   }
 
   void create(const std::string& name, VolumeCreateRequest request = {.size = size}) {
@@ -69,6 +68,8 @@ TEST_F(KeeperTest, KeepsAVolumeFromItsFirstWriteToACleanEnd) {
   EXPECT_EQ((*hello)["volume"], "disk");
   EXPECT_EQ((*hello)["events"], Json::array());
 
+  const std::string live = live_directory(run_, "disk").value();
+  EXPECT_TRUE(std::filesystem::exists(live));
   const std::string uri = serve(*client, "s");
   NbdClient nbd(uri);
   ASSERT_TRUE(nbd.is_connected()) << NbdClient::error();
@@ -102,6 +103,7 @@ TEST_F(KeeperTest, KeepsAVolumeFromItsFirstWriteToACleanEnd) {
   ASSERT_TRUE(call(*client, "shutdown"));
   EXPECT_EQ(keeper->wait(), 0);
   EXPECT_FALSE(std::filesystem::exists(run_.control_socket("k-disk")));
+  EXPECT_FALSE(std::filesystem::exists(live));
 }
 
 TEST_F(KeeperTest, ServesAgainWhatItServedBefore) {
@@ -148,6 +150,35 @@ TEST_F(KeeperTest, NothingIsLostAndNothingOverReportedWhenItIsKilled) {
   ASSERT_TRUE(changes) << changes.error().message();
   EXPECT_EQ((*changes)["extents"], Json::parse("[[20971520, 65536]]"));
   EXPECT_EQ((*changes)["exact"], true);
+}
+
+TEST_F(KeeperTest, APowerLossIsToldToWhoeverComesLater) {
+  create("disk");
+  auto keeper = start("disk");
+  auto client = keeper->connect(*loop_);
+  ASSERT_TRUE(client);
+  const std::string uri = serve(*client, "s");
+  ASSERT_TRUE(call(*client, "refpoint.create", {{"name", "r"}}));
+  {
+    NbdClient nbd(uri);
+    ASSERT_TRUE(nbd.write(20 * MiB, "flushed"));
+    ASSERT_TRUE(nbd.flush());
+  }
+  EXPECT_EQ(keeper->end(SIGKILL), -SIGKILL);
+  ASSERT_TRUE(remove_live_store(run_, "disk"));
+
+  keeper = start("disk");
+  client = keeper->connect(*loop_);
+  ASSERT_TRUE(client);
+  const auto hello = call(*client, "hello");
+  ASSERT_TRUE(hello);
+  ASSERT_EQ((*hello)["events"].size(), 1U);
+  EXPECT_EQ((*hello)["events"][0]["event"], "recovered_from_power_loss");
+  EXPECT_EQ(NbdClient(uri).read(20 * MiB, 7), "flushed");
+  const auto changes = call(*client, "changes", {{"since", "r"}});
+  ASSERT_TRUE(changes) << changes.error().message();
+  EXPECT_EQ((*changes)["exact"], false);
+  EXPECT_EQ((*changes)["extents"], Json::parse("[[20971520, 4194304]]"));
 }
 
 TEST_F(KeeperTest, ASecondKeeperIsRefused) {

@@ -17,6 +17,7 @@ namespace berth::machine {
 namespace {
 
 constexpr const char* shared_memory_directory = "/dev/shm";
+constexpr int open_attempts_max = 5;
 
 Result<bool> is_memory(const std::string& path) {
   struct statfs file_system{};
@@ -62,14 +63,36 @@ Result<std::string> live_directory(const RunLayout& run, const std::string& volu
 
 Result<std::unique_ptr<FileSharedMemoryStore>> open_live_store(const RunLayout& run,
                                                                const std::string& volume) {
-  return FileSharedMemoryStore::create_at(TRY(live_directory(run, volume)));
+  for (int attempt = 1;; ++attempt) {
+    const std::string path = TRY(live_directory(run, volume));
+    auto store = FileSharedMemoryStore::create_at(path);
+    // Another keeper may have removed the directory above meanwhile, as the last one in it; and who
+    // has made it anew is looked at once more.
+    if (!store && store.error().kind() == ErrorKind::not_found && attempt < open_attempts_max)
+      continue;
+    if (store) TRY(live_directory(run, volume));
+    return store;
+  }
+}
+
+void release_live_store(const RunLayout& run, const std::string& volume) {
+  const auto path = live_directory(run, volume);
+  if (!path || (::rmdir(path->c_str()) != 0 && errno != ENOENT)) return;
+  const std::string parent = std::filesystem::path(*path).parent_path();
+  if (parent != run.live()) ::rmdir(parent.c_str());
 }
 
 Result<void> remove_live_store(const RunLayout& run, const std::string& volume) {
   const std::string path = TRY(live_directory(run, volume));
   std::error_code error;
-  std::filesystem::remove_all(path, error);
-  if (error) return errno_failure(error.value(), fmt::format("cannot remove '{}'", path));
+  for (std::filesystem::directory_iterator entry(path, error), end; !error && entry != end;
+       entry.increment(error)) {
+    std::filesystem::remove(entry->path(), error);
+  }
+  if (error && error != std::errc::no_such_file_or_directory) {
+    return errno_failure(error.value(), fmt::format("cannot remove what is in '{}'", path));
+  }
+  release_live_store(run, volume);
   return {};
 }
 

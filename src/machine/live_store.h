@@ -20,6 +20,9 @@ Result<std::string> live_directory(const RunLayout& run, const std::string& volu
 Result<std::unique_ptr<FileSharedMemoryStore>> open_live_store(const RunLayout& run,
                                                                const std::string& volume);
 
+/// After a volume was closed: removes the directory, if there is no map in it any more.
+void release_live_store(const RunLayout& run, const std::string& volume);
+
 /// Gives the memory of a volume that is no more back; it is no error if there is none.
 Result<void> remove_live_store(const RunLayout& run, const std::string& volume);
 

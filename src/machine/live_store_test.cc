@@ -26,19 +26,21 @@ TEST(LiveStore, IsInSharedMemoryOtherwiseAndGoesWithItsVolume) {
   ASSERT_TRUE(path) << path.error().message();
   if (path->starts_with(directory.path())) GTEST_SKIP() << "the temporary directory is on a tmpfs";
   EXPECT_TRUE(path->starts_with("/dev/shm/berth-")) << *path;
-  EXPECT_NE(live_directory({directory / "other"}, "disk").value(), *path);
+  const std::string directory_other = directory / "other";
+  EXPECT_NE(live_directory({directory_other}, "disk").value(), *path);
   EXPECT_EQ(live_directory(run, "disk").value(), *path);
 
   const auto store = open_live_store(run, "disk");
   ASSERT_TRUE(store);
   ASSERT_TRUE((*store)->create("map", 4096));
   EXPECT_TRUE(fs::exists(*path + "/map"));
+  release_live_store(run, "disk");  // there is a map in it
+  EXPECT_TRUE(fs::exists(*path + "/map"));
   ASSERT_TRUE(remove_live_store(run, "disk"));
   EXPECT_FALSE(fs::exists(*path));
   EXPECT_TRUE(remove_live_store(run, "disk"));
-  for (const RunLayout& each : {run, RunLayout{directory / "other"}}) {
-    fs::remove(fs::path(live_directory(each, "disk").value()).parent_path());
-  }
+  EXPECT_FALSE(fs::exists(fs::path(*path).parent_path()));
+  release_live_store({directory_other}, "disk");
 }
 
 TEST(LiveStore, APlaceThatSomebodyElseHasTakenIsRefused) {

@@ -69,13 +69,16 @@ Task<Result<VolumeSummary>> VolumeCreation::run() {
   CO_TRY(observer_.check());
 
   SystemRandom random;
-  const auto live = CO_TRY(open_live_store(run_, request_.name));
+  auto live = CO_TRY(open_live_store(run_, request_.name));
   disk::VolumeEnvironment environment{.loop = loop_,
                                       .directory = *directory_,
                                       .live_store = *live,
                                       .random = random,
                                       .open_backing = opener()};
-  CO_TRY(co_await disk::Volume::create(std::move(environment), options));
+  auto made = co_await disk::Volume::create(std::move(environment), options);
+  live.reset();
+  release_live_store(run_, request_.name);
+  if (!made) co_return failure(std::move(made).error());
   const VolumeSummary summary = CO_TRY(co_await summarise());
   CO_TRY(write_summary(path_, summary));
   CO_TRY(publish());

@@ -1,10 +1,11 @@
 // The volumes of one state directory, from outside: made, listed, removed. What goes on inside one
 // is its keeper's.
 //
-//   STATE_DIR/volumes/NAME/            the volume (DESIGN §5), there as a whole or not at all
-//   STATE_DIR/volumes/NAME/volume.json what it is, for people and for lists; the engine does not
-//   read it STATE_DIR/volumes/NAME/pins/CHECKPOINT/CLONE   that volume has this one's checkpoint as
-//   its backing
+// In STATE_DIR/volumes:
+//
+//   NAME/                        the volume (DESIGN §5), there as a whole or not at all
+//   NAME/volume.json             what it is, for people and lists; the engine does not read it
+//   NAME/pins/CHECKPOINT/CLONE   the volume CLONE has that checkpoint as its backing
 //
 // Blocking, and slow where data is copied: call it on a thread that may wait (it runs a loop of its
 // own). Several processes may work on one state directory at once. A create or remove that was cut

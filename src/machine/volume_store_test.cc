@@ -28,10 +28,7 @@ using testing::IsEmpty;
 
 class VolumeStoreTest : public testing::Test {
  protected:
-  ~VolumeStoreTest() override {
-    const auto live = live_directory({directory_ / "run"}, "none");
-    if (live) fs::remove_all(fs::path(*live).parent_path());
-  }
+  ~VolumeStoreTest() override { release_live_store({directory_ / "run"}, "none"); }
 
   ErrorKind kind_of(const VolumeCreateRequest& request) {
     const auto created = store_.create(request);

@@ -18,7 +18,7 @@ import berth_host
 import volume_tools
 from volume_tools import RecordingClient, check_cut, child, connect, export_uri, read_export, run
 
-_SIZE = 48 << 20
+_SIZE = 24 << 20
 _KILLS = 50
 _SEED = 20
 
@@ -184,7 +184,7 @@ def test_fio_verifies_through_a_reconnecting_qemu_while_keepers_are_killed(host,
                       "--nbd-server", f"addr.type=unix,addr.path={socket},max-connections=4",
                       "--export", "type=nbd,id=out,node-name=disk,name=disk,writable=on"]
     fio = ["fio", "--name=crash", "--ioengine=nbd", f"--uri=nbd+unix:///disk?socket={socket}", "--rw=randwrite", "--bsrange=4k-64k",
-           "--bs_unaligned=0", "--iodepth=16", "--io_size=48M", "--size=64M", "--rate_iops=350", "--verify=crc32c", "--do_verify=1",
+           "--bs_unaligned=0", "--iodepth=16", "--io_size=48M", "--size=64M", "--rate=10m", "--verify=crc32c", "--do_verify=1",
            "--verify_fatal=1", "--randseed=7", "--group_reporting", f"--write_iolog={tmp_path / 'iolog'}"]
     kills = 0
     with child(*storage_daemon):

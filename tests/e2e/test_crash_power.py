@@ -35,10 +35,10 @@ import berth_host
 import volume_tools
 from volume_tools import PAGE, RecordingClient, check_cut, differing, export_uri, read_export, run
 
-_DISK_BYTES = 256 << 20
-_VOLUME_BYTES = 32 << 20
-_WRITABLE_BYTES = 24 << 20
-_CYCLES = 12
+_DISK_BYTES = 192 << 20
+_VOLUME_BYTES = 20 << 20
+_WRITABLE_BYTES = 12 << 20
+_CYCLES = 10
 _SEED = 40
 _REGION = 4 << 20
 _CLONE_NEWNS = 0x00020000

@@ -271,18 +271,21 @@ VolumeCheckRequest check_request(const ParsedLine& line) {
   return request;
 }
 
-/// Here if nobody has the volume open, else through the daemon, which closes it if nobody uses it.
+/// Through the daemon where there is one, so that no keeper starts meanwhile and an idle one is
+/// ended; else here.
+Result<Json> checked_volume(const ApiClient& client, const VolumeCheckRequest& request) {
+  if (request.volume.empty()) return check_volume(request);
+  const auto job = client.call(*find_action("volume.check"),
+                               {{"volume", request.volume}, {"repair", request.repair}});
+  if (job) return result_of(TRY(follow_job(client, job->value("id", ""))));
+  const ErrorKind kind = job.error().kind();
+  if (kind != ErrorKind::disconnected && kind != ErrorKind::permission) return failure(job.error());
+  return check_volume(request);
+}
+
 Result<void> run_check(const ParsedLine& line, const ApiClient& client) {
   const VolumeCheckRequest request = check_request(line);
-  auto checked = check_volume(request);
-  if (!checked && checked.error().kind() == ErrorKind::in_use && !request.volume.empty()) {
-    const auto job = client.call(*find_action("volume.check"),
-                                 {{"volume", request.volume}, {"repair", request.repair}});
-    if (!job && job.error().kind() == ErrorKind::disconnected) return failure(checked.error());
-    if (!job) return failure(job.error());
-    checked = result_of(TRY(follow_job(client, job->value("id", ""))));
-  }
-  const Json report = TRY(std::move(checked));
+  const Json report = TRY(checked_volume(client, request));
   show(line, "CheckReport", report);
   if (report["sound"] == true) return {};
   return failure(ErrorKind::corrupt, fmt::format("'{}' is damaged{}", request.shown_as,

@@ -173,9 +173,9 @@ void add_volume_commands(std::vector<Command>& all) {
       .words = {"volume", "check"},
       .summary = std::string(find_action("volume.check")->summary),
       .description =
-          "Works without the daemon, on a volume's name or directory. A volume that a keeper has "
-          "open "
-          "is checked through the daemon, which closes it first if nobody uses it.",
+          "Where a daemon runs, it does this, and ends an idle keeper of the volume first. Else it "
+          "is "
+          "done here, on a volume's name or directory.",
       .flow = Flow::check,
       .action = find_action("volume.check"),
       .positionals = {{"NAME|DIR",

@@ -136,7 +136,7 @@ What a volume's keeper had to say.
 std::string man_page() {
   std::string out(head);
   constexpr std::string_view version_mark = "{version}";
-  out.replace(out.find(version_mark), version_mark.size(), program_version);
+  out.replace(out.find(version_mark), version_mark.size(), program_version());
   out += ".SH OPTIONS\nEvery command takes these.\n";
   for (const Option& option : global_options()) write_option(option, out);
   out += ".SH COMMANDS\n";

@@ -27,7 +27,7 @@ class Parser {
             "The state of virtual machines: their disks, checkpoints, and what changed since when.",
             "berth") {
     app_.require_subcommand(1);
-    app_.set_version_flag("--version", fmt::format("berth {}", program_version));
+    app_.set_version_flag("--version", fmt::format("berth {}", program_version()));
     app_.footer(
         "berth NOUN VERB --help shows one command, with examples. berth(1) has all of them.\n"
         "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 precondition, 5 cancelled or timed "
