@@ -160,10 +160,13 @@ Task<Result<std::size_t>> SocketStream::read_some(MutableBytes into) {
   }
   while ((got == -EAGAIN || got == -EINTR) && !shut_down_) {
     reads_in_a_row_ = 0;
-    UringCall receive(loop_, [this, into](io_uring_sqe& entry) {
-      ::io_uring_prep_recv(&entry, fd_.get(), into.data(), into.size(), 0);
-      entry.ioprio |= IORING_RECVSEND_POLL_FIRST;
-    });
+    UringCall receive(
+        loop_,
+        [this, into](io_uring_sqe& entry) {
+          ::io_uring_prep_recv(&entry, fd_.get(), into.data(), into.size(), 0);
+          entry.ioprio |= IORING_RECVSEND_POLL_FIRST;
+        },
+        UringTurn::urgent);
     got = co_await receive;
   }
   --under_way_;

@@ -7,16 +7,21 @@
 #pragma once
 
 #include <coroutine>
+#include <cstdint>
 #include <utility>
 
 #include "async/uring_loop.h"
 
 namespace berth {
 
+/// Whose waiter goes first.
+enum class UringTurn : std::uint8_t { ordinary, urgent };
+
 template <typename Prepare>
 class UringCall final : public UringOperation {
  public:
-  UringCall(UringLoop& loop, Prepare prepare) : loop_(loop), prepare_(std::move(prepare)) {}
+  UringCall(UringLoop& loop, Prepare prepare, UringTurn turn = UringTurn::ordinary)
+      : loop_(loop), prepare_(std::move(prepare)), turn_(turn) {}
 
   static bool await_ready() noexcept { return false; }
   void await_suspend(std::coroutine_handle<> waiter) {
@@ -29,11 +34,12 @@ class UringCall final : public UringOperation {
   void prepare(io_uring_sqe& entry) override { prepare_(entry); }
   void complete(int result) override {
     result_ = result;
-    loop_.post(waiter_);
+    turn_ == UringTurn::urgent ? loop_.post_urgent(waiter_) : loop_.post(waiter_);
   }
 
   UringLoop& loop_;
   Prepare prepare_;
+  UringTurn turn_;
   std::coroutine_handle<> waiter_;
   int result_ = 0;
 };

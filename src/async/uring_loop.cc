@@ -150,11 +150,11 @@ void UringLoop::stop() {
 void UringLoop::run_until(const bool& done) {
   bind_to_this_thread();
   while (!done) {
-    run_ready();
-    fire_timers();
     reap_completions();
+    fire_timers();
     if (queue_first_ != nullptr) start_queued();
-    if (ready_.empty() && !done) {
+    run_ready();
+    if (ready_.empty() && urgent_.empty() && !done) {
       wait_for_completion();
     } else {
       submit();
@@ -164,13 +164,32 @@ void UringLoop::run_until(const bool& done) {
 }
 
 /// What is ready now; what that makes ready has its turn after completions and timers have had
-/// theirs.
+/// theirs. Ends early when the kernel has news.
 void UringLoop::run_ready() {
+  run_urgent();
   for (std::size_t count = ready_.size(); count > 0; --count) {
     const std::coroutine_handle<> waiter = ready_.front();
     ready_.pop_front();
     waiter.resume();
+    if (has_news() || ::io_uring_sq_ready(ring_.get()) != 0) return;
   }
+}
+
+void UringLoop::run_urgent() {
+  for (std::size_t count = urgent_.size(); count > 0; --count) {
+    const std::coroutine_handle<> waiter = urgent_.front();
+    urgent_.pop_front();
+    waiter.resume();
+  }
+}
+
+/// Whether a completion waits to be seen, or to be made by our next system call.
+bool UringLoop::has_news() const {
+  return ::io_uring_cq_ready(ring_.get()) != 0 || has_task_work();
+}
+
+bool UringLoop::has_task_work() const {
+  return (IO_URING_READ_ONCE(*ring_->sq.kflags) & IORING_SQ_TASKRUN) != 0;
 }
 
 void UringLoop::fire_timers() {
@@ -185,11 +204,8 @@ void UringLoop::fire_timers() {
 }
 
 void UringLoop::reap_completions() {
-  for (unsigned i = 0; i < completions_per_turn_max && reap_one(); ++i) {
-    if (queue_first_ != nullptr) start_queued();
-    run_ready();
-    if (::io_uring_cq_ready(ring_.get()) != 0) submit();  // else the wait does it, in one call
-  }
+  unsigned count = 0;
+  while (count < completions_per_turn_max && reap_one()) ++count;
 }
 
 /// Tells the next operation that has ended; false if there is none.
@@ -247,10 +263,10 @@ void UringLoop::start_queued() {
 }
 
 void UringLoop::submit() {
-  if (::io_uring_sq_ready(ring_.get()) == 0) return;
+  if (::io_uring_sq_ready(ring_.get()) == 0 && !has_task_work()) return;
   int outcome = 0;
   do {
-    outcome = ::io_uring_submit(ring_.get());
+    outcome = ::io_uring_submit_and_get_events(ring_.get());
   } while (outcome == -EINTR);
   // Out of memory for now: the entries stay, and go with the next submission or wait.
   CHECK(outcome >= 0 || outcome == -EAGAIN || outcome == -EBUSY);

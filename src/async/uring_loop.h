@@ -3,9 +3,10 @@
 // The thread that first runs the loop or starts an operation on it is its thread from then on;
 // everything but stop() and post_from_thread() is called there. It is destroyed there too, or once
 // that thread has gone and nothing is under way. Files, streams and gates go before their loop.
-// Operations go to the kernel as soon as the coroutines that are ready have run, in the same system
-// call as the wait where nothing else is to do; whoever waits for one runs as soon as its
-// completion is seen, before the next one is looked at.
+// Operations go to the kernel after each coroutine that started some, in the same system call as
+// the wait where nothing else is to do; and the kernel is asked for news between any two
+// coroutines. What brings new work (a stream's receive) goes before what answers old work: so the
+// disk is never idle while replies are written.
 #pragma once
 
 #include <coroutine>
@@ -71,6 +72,10 @@ class UringLoop final : public Loop {
   /// Asks for its end: it completes soon, with -ECANCELED unless it had already ended otherwise.
   void cancel(UringOperation& operation);
 
+  /// As post(), before everything that was only posted: for what brings new work, so that the disk
+  /// is busy with it while answers to old work are written.
+  void post_urgent(std::coroutine_handle<> waiter) { urgent_.push_back(waiter); }
+
   // Loop and Clock.
   void post(std::coroutine_handle<> waiter) override { ready_.push_back(waiter); }
   void add_timer(TimerRequest& timer) override;
@@ -88,6 +93,9 @@ class UringLoop final : public Loop {
   void bind_to_this_thread();
   void run_until(const bool& done);
   void run_ready();
+  void run_urgent();
+  bool has_news() const;
+  bool has_task_work() const;
   void fire_timers();
   void reap_completions();
   bool reap_one();
@@ -114,6 +122,7 @@ class UringLoop final : public Loop {
   bool ring_is_set_up_ = false;
   std::thread::id thread_;  // whose loop it is; none yet when default
   std::deque<std::coroutine_handle<>> ready_;
+  std::deque<std::coroutine_handle<>> urgent_;
   std::multimap<Instant, TimerRequest*> timers_;
   unsigned in_flight_ = 0;
   UringOperation* queue_first_ = nullptr;  // waiting for room in the kernel
