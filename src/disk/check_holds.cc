@@ -96,7 +96,7 @@ Task<Result<void>> VolumeCheck::check_layer(const Layer& layer) {
   }
   if (check.torn > 0) {
     add(Severity::note, check.where,
-        fmt::format("{} slots near the end hold no entry, as writes that were cut short leave them",
+        fmt::format("{} slots near the end hold no entry: never written, or cut short",
                     check.torn));
   }
   if (!check.bad_slots.empty()) {

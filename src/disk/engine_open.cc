@@ -364,7 +364,10 @@ Task<Result<void>> Engine::close() {
   co_await tasks_.drained();
   while (mutations_ > 0) co_await drained_.wait();
   CO_TRY(co_await flush_map(dirty_epochs | dirty_states));
-  for (const auto& layer : layers_) CO_TRY(co_await layer->sync());
+  for (const auto& layer : layers_) {
+    layer->trim();
+    CO_TRY(co_await layer->sync());
+  }
   // The modification time is part of the identity: a power loss after this must not take it back.
   CO_TRY(co_await data_->sync_all());
   const FileIdentity identity = CO_TRY(data_->identity());

@@ -82,7 +82,9 @@ Task<Result<void>> HoldLayer::read_index(Loop& loop, std::uint64_t block_count) 
     }
     if (++since_yield % 1024 == 0) co_await loop.yield();
   }
+  std::ranges::reverse(torn_);  // the lowest is used first
   next_slot_ = slots;
+  slots_allocated_ = slots;
   co_return Result<void>{};
 }
 
@@ -136,12 +138,39 @@ Task<std::uint64_t> HoldLayer::take_slot() {
       torn_.pop_back();
       co_return slot;
     }
-    if (unreliable_.empty() || next_slot_ - *unreliable_.begin() < slots_in_flight_max) {
+    if (!unreliable_.empty() && next_slot_ - *unreliable_.begin() >= slots_in_flight_max) {
+      co_await window_.wait();
+    } else if (next_slot_ < slots_allocated_) {
       unreliable_.insert(next_slot_);
       co_return next_slot_++;
+    } else if (growing_) {
+      co_await window_.wait();
+    } else {
+      co_await grow();
     }
-    co_await window_.wait();
   }
+}
+
+/// Makes the file longer: by as much as is used already, within limits.
+Task<> HoldLayer::grow() {
+  growing_ = true;
+  const std::uint64_t most =
+      std::clamp(bytes_ahead_max / frame_size(), std::uint64_t{1}, slots_in_flight_max);
+  const std::uint64_t count = std::clamp(next_slot_, std::min(slots_ahead_min, most), most);
+  const auto grown = co_await file_->zero(slot_offset(next_slot_), count * frame_size());
+  // Where there is no room for so many there may be for one; if not, its write says so.
+  slots_allocated_ = next_slot_ + (grown ? count : 1);
+  growing_ = false;
+  window_.notify_all();
+}
+
+void HoldLayer::trim() {
+  std::uint64_t end = next_slot_;
+  while (end > 0 && unreliable_.contains(end - 1)) --end;
+  unreliable_.erase(unreliable_.lower_bound(end), unreliable_.end());
+  torn_.assign(unreliable_.rbegin(), unreliable_.rend());
+  // Space that cannot be given back does no harm.
+  if (file_->truncate(slot_offset(end))) next_slot_ = slots_allocated_ = end;
 }
 
 /// Ends when sync number `ticket`, one that began after this call, has ended.

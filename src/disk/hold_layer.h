@@ -17,6 +17,7 @@
 #include "async/event.h"
 #include "async/file.h"
 #include "base/aligned_buffer.h"
+#include "base/units.h"
 #include "disk/journal.h"
 #include "disk/layout.h"
 
@@ -69,8 +70,11 @@ class HoldLayer {
   /// when the whole block is read.
   Task<Result<void>> read(HeldBlock held, std::uint64_t offset, MutableBytes into);
 
-  /// Makes every entry durable: before a clean close.
+  /// Makes every entry durable.
   Task<Result<void>> sync();
+  /// Gives back what the file has ahead of its entries. Before a clean close, when no append is
+  /// under way.
+  void trim();
 
   std::uint64_t bytes_used() const {
     return data_entries_ * identity_.block_size + entries_ * sector_size;
@@ -90,9 +94,13 @@ class HoldLayer {
 
   /// A slot for an entry; waits while the oldest unreliable one is too far back.
   Task<std::uint64_t> take_slot();
+  Task<> grow();
 
-  // How far before the end an entry can lie that is torn: nothing older is ever under way.
+  // Nothing older than that many slots is ever under way, and the file reaches as far beyond what
+  // is: an entry that is torn or was never written lies within twice that of the end.
   static constexpr std::uint64_t slots_in_flight_max = 256;
+  static constexpr std::uint64_t slots_ahead_min = 16;
+  static constexpr std::uint64_t bytes_ahead_max = 16 * MiB;
 
   std::unique_ptr<File> file_;
   Identity identity_;
@@ -100,8 +108,12 @@ class HoldLayer {
   std::uint64_t entries_ = 0;
   std::uint64_t data_entries_ = 0;
   std::uint64_t next_slot_ = 0;
+  // The file has space for the slots before this one. A write that makes a file longer waits for
+  // every other one, and for the file system's journal; into space that is there it does not.
+  std::uint64_t slots_allocated_ = 0;
+  bool growing_ = false;
   std::set<std::uint64_t> unreliable_;  // slots taken or torn, and not yet relied on
-  std::vector<std::uint64_t> torn_;     // of these, the ones to be written again first
+  std::vector<std::uint64_t> torn_;     // of these, the ones to be written first, from the back
 
   // Group commit: a sync serves everybody whose write had ended when it began.
   Event synced_;

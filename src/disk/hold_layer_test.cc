@@ -146,6 +146,7 @@ TEST_F(HoldLayerTest, ATornTailIsCutOffAndItsSlotsAreUsedAgain) {
   EXPECT_EQ(held(10), 'x');
   EXPECT_EQ(held(11), 'y');
   EXPECT_EQ(held(12), 'z');
+  layer_->trim();
   const auto size = MUST(machine_.open(file())->size());
   EXPECT_EQ(size, slot_offset(5));  // two of the three took the torn slots
 }
@@ -166,9 +167,29 @@ TEST_F(HoldLayerTest, AFileThatEndsWithinAnEntryLosesThatEntryOnly) {
   EXPECT_EQ(held(1), 'c');
 }
 
+TEST_F(HoldLayerTest, TheFileReachesAheadOfItsEntriesAndALaterOpenUsesThatSpace) {
+  create();
+  for (BlockIndex block = 0; block < 300; ++block) MUST(append(block, 'a', HeldKind::zero, false));
+  const std::uint64_t size = MUST(machine_.open(file())->size());
+  EXPECT_GT(size, slot_offset(300));
+  EXPECT_LE(size, slot_offset(300 + 256));
+  MUST(open());
+  EXPECT_EQ(layer_->entries(), 300U);
+  const std::uint64_t free_slots = (size - slot_offset(300)) / layer_->frame_size();
+  for (BlockIndex block = 300; block < 300 + free_slots; ++block)
+    MUST(append(block, 'b', HeldKind::zero, false));
+  EXPECT_EQ(MUST(machine_.open(file())->size()), size);
+  MUST(append(300 + free_slots, 'c'));
+  MUST(open());
+  EXPECT_EQ(layer_->entries(), 301 + free_slots);
+  layer_->trim();
+  EXPECT_EQ(MUST(machine_.open(file())->size()), slot_offset(301 + free_slots));
+}
+
 TEST_F(HoldLayerTest, DamageBeforeTheTailIsCorrupt) {
   create();
   for (BlockIndex block = 0; block < 600; ++block) MUST(append(block, 'a', HeldKind::zero, false));
+  layer_->trim();
   MUST(run(layer_->sync()));
   damage(slot_offset(87) + 30);  // 600 - 512 are before the window
   const auto opened = open();
