@@ -47,6 +47,28 @@ Json shown_report(const disk::CheckReport& report, const std::string& shown_as) 
           {"hold_bytes", report.hold_bytes}};
 }
 
+/// Where a keeper may have left a live map. The place, made where there was none, goes again.
+class LiveStore {
+ public:
+  static Result<LiveStore> open(const VolumeCheckRequest& request) {
+    LiveStore live(request);
+    if (!request.volume.empty())
+      live.store_ = TRY(machine::open_live_store({request.run_dir}, request.volume));
+    return live;
+  }
+  LiveStore(LiveStore&&) = default;
+  LiveStore& operator=(LiveStore&&) = delete;
+  ~LiveStore() {
+    if (store_) machine::release_live_store({request_.run_dir}, request_.volume);
+  }
+  SharedMemoryStore* get() const { return store_.get(); }
+
+ private:
+  explicit LiveStore(const VolumeCheckRequest& request) : request_(request) {}
+  const VolumeCheckRequest& request_;
+  std::unique_ptr<FileSharedMemoryStore> store_;
+};
+
 }  // namespace
 
 Result<Json> check_volume(const VolumeCheckRequest& request) {
@@ -55,10 +77,7 @@ Result<Json> check_volume(const VolumeCheckRequest& request) {
   }
   const auto loop = TRY(UringLoop::create());
   const auto directory = TRY(open_directory(*loop, request.directory, false));
-  std::unique_ptr<FileSharedMemoryStore> live_store;
-  if (!request.volume.empty()) {
-    live_store = TRY(machine::open_live_store({request.run_dir}, request.volume));
-  }
+  const LiveStore live_store = TRY(LiveStore::open(request));
   const disk::CheckOptions options{.repair = request.repair, .live_store = live_store.get()};
   auto report = loop->run_until_complete(disk::check_volume(*loop, *directory, options));
   if (report) return shown_report(*report, request.shown_as);

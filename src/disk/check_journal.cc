@@ -149,7 +149,7 @@ class Bridge {
         if (refpoint.epoch >= state_.vouched_since) verdict_.void_refpoints.push_back(name);
       }
       // Every cut so far is of an epoch before it; every later one of this epoch or after it.
-      state_.vouched_since = std::max(state_.vouched_since, state_.epoch);
+      state_.stop_vouching(state_.epoch, VoidReason::records_missing);
     }
     // Whether it was finished may be what is missing. Doing it again could zero what was written
     // since; leaving a growth unfinished leaves new blocks that read zero, and a shrinking one

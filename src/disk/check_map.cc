@@ -16,52 +16,38 @@ constexpr std::size_t pages_at_once = 256;  // read together: 2 MiB
 // --- Intents.
 
 Task<Result<void>> VolumeCheck::check_intents() {
-  std::optional<IntentRecord> newest;
-  std::vector<std::uint64_t> damaged;
+  IntentRing ring;
   const AlignedBuffer slot_bytes(intent_slot_size);
   for (std::uint64_t slot = 0; slot < intent_slot_count; ++slot) {
     const std::string where = fmt::format("map, intent slot {}", slot);
     std::memset(slot_bytes.data(), 0, intent_slot_size);
     const std::size_t got = CO_TRY(co_await read(
         *map_, where, intent_ring_offset + slot * intent_slot_size, slot_bytes.bytes()));
-    auto record = decode_intents(superblock_.volume, slot_bytes.first(got));
-    if (!record) {
-      if (!is_zero(slot_bytes.first(sector_size))) damaged.push_back(slot);
-      continue;
-    }
-    if (record->sequence % intent_slot_count != slot) {
-      error(where, fmt::format("record {} does not belong here", record->sequence));
-    }
-    if (!newest || record->sequence > newest->sequence) newest = std::move(record);
+    ring.add(superblock_.volume, slot_bytes.first(got));
   }
-  const std::uint64_t sequence = newest ? newest->sequence : 0;
-  for (const std::uint64_t slot : damaged) {
+  const std::uint64_t sequence = ring.newest_sequence();
+  for (std::uint64_t slot = 0; slot < intent_slot_count; ++slot) {
+    if (ring.slot(slot) != IntentRing::Slot::other) continue;
     const bool next = slot == (sequence + 1) % intent_slot_count;
     add(next ? Severity::note : Severity::warning, fmt::format("map, intent slot {}", slot),
         next ? "the last commit was cut short: nothing that it announced was written"
-             : "an older record is damaged: nothing depends on it");
+             : "a record is damaged");
   }
-  if (newest && newest->sequence > state().intents_before) {
-    for (const HotRegion& hot : newest->regions) newest_epoch_ = std::max(newest_epoch_, hot.epoch);
+  if (sequence > state().intents_before) {
+    for (const HotRegion& hot : ring.newest()->regions)
+      newest_epoch_ = std::max(newest_epoch_, hot.epoch);
   }
-  if (state().clean || sequence >= state().intents_before) co_return Result<void>{};
-
-  // Something was in the ring when the volume was opened, and is gone: what was announced since may
-  // be too.
+  // Of a closed volume nothing depends on the ring. Else what was announced last may be gone.
+  if (state().clean || !ring.may_lack_newer(state().intents_before)) co_return Result<void>{};
   if (live_) {
-    state_findings_.push_back(error(
-        "map, intents", "the newest records are gone; the live map knows what they said", true));
-  } else {
-    state_findings_.push_back(
-        error("map, intents",
-              "the newest records are gone, and the machine has stopped since: which blocks were "
-              "being written cannot be "
-              "known. Changes since every reference point ask for a full backup",
-              true));
-    state().vouched_since = std::max(state().vouched_since, state().epoch);
+    add(Severity::warning, "map, intents",
+        "the newest records may be gone; the live map has what they said");
+    co_return Result<void>{};
   }
-  state().intents_before = sequence;
-  state_changed_ = true;
+  error("map, intents",
+        "the newest records may be gone, and the machine has stopped since: which blocks were "
+        "being written cannot be known. The next open goes on, and changes since every reference "
+        "point ask for a full backup");
   co_return Result<void>{};
 }
 
@@ -85,6 +71,7 @@ Task<Result<void>> VolumeCheck::check_pages() {
     page += count;
     co_await loop_.yield();
   }
+  judge_pages();
   tell_of_pages();
   tell_of_missing_holds();
   co_return check_end_of_pages();
@@ -101,28 +88,26 @@ void VolumeCheck::check_page(std::uint64_t page, Bytes slots) {
     const Bytes bytes = slots.subspan(slot * page_size, page_size);
     zero[slot] = is_zero(bytes);
     const auto header = decode_page(superblock_.volume, page, bytes, words[slot]);
-    if (header) sequences[slot] = header->sequence;
+    if (header && page_slot_of(header->sequence) == slot) {
+      sequences[slot] = header->sequence;
+    } else {
+      std::ranges::fill(words[slot], MapWord{});
+    }
   }
   const unsigned newer = sequences[1] > sequences[0] ? 1 : 0;
   const unsigned older = 1 - newer;
-  PageDamage damage{
-      .page = page, .sequence = sequences[newer], .slot = newer, .kind = PageKind::whole};
+  PageDamage damage{.page = page, .sequence = sequences[newer], .kind = PageKind::whole};
   if (sequences[newer] == 0) {
     // The first write of a page goes to the first slot; torn, it leaves zeros in the second.
-    damage.kind = !zero[0] && zero[1] && !state().clean ? PageKind::torn : PageKind::lost;
+    damage.kind = !zero[0] && zero[1] ? PageKind::torn : PageKind::lost;
   } else if (sequences[older] == 0) {
     // One slot has never been written, or a write was cut short, or one of two whole slots was
     // damaged since.
     const bool first_write = sequences[newer] == 1 && zero[older];
-    if (!first_write) damage.kind = state().clean ? PageKind::one_left : PageKind::torn;
-  } else if (sequences[0] == sequences[1] && !std::ranges::equal(words[0], words[1])) {
-    damage.kind = PageKind::ambiguous;
+    if (!first_write) damage.kind = PageKind::torn;
   }
-  if (sequences[newer] != 0) {
-    const auto is_state = [](MapWord word) { return word.state() <= BlockState::zero; };
-    if (!std::ranges::all_of(words[newer], is_state)) damage.kind = PageKind::bad_state;
-    note_words(page, words[newer]);
-  }
+  page_versions_ += sequences[newer];
+  if (sequences[newer] != 0) note_words(page, words[newer]);
   // Of a page that is lost the words are zero: what the layers say of each other counts all the
   // same.
   compare_with_holds(page, words[newer]);
@@ -140,7 +125,7 @@ VolumeCheck::PageKind VolumeCheck::kind_beside_live_map(
     std::uint64_t page, PageKind kind, const std::array<std::uint64_t, 2>& sequences) const {
   const LivePage& known = live_->page(page);
   if (known.dirt == clean_page && known.sequence == 0) return PageKind::stray;
-  if (known.dirt == clean_page && sequences[known.slot % 2] != known.sequence)
+  if (known.dirt == clean_page && sequences[page_slot_of(known.sequence)] != known.sequence)
     return PageKind::lost;
   return kind == PageKind::whole ? kind : PageKind::torn;
 }
@@ -214,6 +199,28 @@ void VolumeCheck::tell_of_missing_holds() {
   state_changed_ = true;
 }
 
+/// Once all are known: of a closed volume, whether the versions that count are those of the close.
+/// If so, slots that are not whole had older ones, or writes that were cut short before it.
+void VolumeCheck::judge_pages() {
+  if (!state().clean) return;
+  const std::uint64_t missing = state().page_versions - page_versions_;
+  if (missing == 0) return;
+  std::uint64_t explained = 0;
+  bool any = false;  // may be missing of a page without a whole version
+  for (PageDamage& damage : damaged_pages_) {
+    if (damage.kind == PageKind::torn)
+      damage.kind = damage.sequence == 0 ? PageKind::lost : PageKind::one_left;
+    if (damage.sequence == 0) any = true;
+    ++explained;
+  }
+  if (any || missing <= explained) return;
+  versions_unaccounted_ = missing - explained;
+  error("map, pages",
+        "versions of pages that were there at the close are not, and nothing tells of which: the "
+        "next open goes on with what there is, and changes since every reference point ask for a "
+        "full backup");
+}
+
 /// A finding for each run of pages in the same condition.
 void VolumeCheck::tell_of_pages() {
   for (std::size_t i = 0; i < damaged_pages_.size();) {
@@ -235,14 +242,11 @@ void VolumeCheck::tell_of_pages() {
     switch (first.kind) {
       case PageKind::whole: break;
       case PageKind::torn:
-        add(Severity::note, std::move(where),
-            "a write was cut short: what was there before it counts");
+        add(Severity::note, std::move(where), "one of its slots is not whole, and does not count");
         break;
       case PageKind::one_left:
-        page_findings_.push_back(
-            add(Severity::warning, std::move(where),
-                "one of its two slots is damaged, and it may have been the newer one" + remedy,
-                repairable));
+        page_findings_.push_back(error(
+            std::move(where), "the newer one of its two slots is damaged" + remedy, repairable));
         break;
       case PageKind::stray:
         page_findings_.push_back(add(Severity::warning, std::move(where),
@@ -252,16 +256,6 @@ void VolumeCheck::tell_of_pages() {
       case PageKind::lost:
         page_findings_.push_back(
             error(std::move(where), "no whole version is left" + remedy, repairable));
-        break;
-      case PageKind::ambiguous:
-        page_findings_.push_back(
-            error(std::move(where),
-                  "its two slots differ and claim to be the same version" + remedy, repairable));
-        break;
-      case PageKind::bad_state:
-        page_findings_.push_back(error(std::move(where),
-                                       "blocks of it have a state that does not exist" + remedy,
-                                       repairable));
         break;
     }
   }

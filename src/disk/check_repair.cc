@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "disk/check_steps.h"
+#include "disk/likely_state.h"
 #include "disk/locked_file.h"
 
 namespace berth::disk {
@@ -54,6 +55,11 @@ Task<Result<void>> VolumeCheck::repair_state() {
       co_return failure(ErrorKind::limit, "the volume has used up its epochs");
     state().recovered = newest_epoch_;
     state().epoch = newest_epoch_ + 1;
+    // As the sum will be when the pages are written. Until then it is wrong, and the volume knows.
+    state().page_versions = page_versions_ + versions_unaccounted_;
+    for (const PageDamage& damage : damaged_pages_) {
+      if (damage.kind != PageKind::torn) state().page_versions += damage.sequence == 0 ? 2 : 1;
+    }
     state_changed_ = true;
   }
   if (state_changed_) {
@@ -131,7 +137,8 @@ Task<Result<void>> VolumeCheck::repair_page(PageDamage damage) {
   std::vector<MapWord> words(words_per_page);
   if (damage.sequence != 0) {
     const AlignedBuffer sector = AlignedBuffer::zeroed(page_size);
-    CO_TRY(co_await map_->read(page_slot_offset(damage.page, damage.slot), sector.bytes()));
+    CO_TRY(co_await map_->read(page_slot_offset(damage.page, page_slot_of(damage.sequence)),
+                               sector.bytes()));
     if (!decode_page(superblock_.volume, damage.page, sector.bytes(), words)) {
       co_return failure(ErrorKind::corrupt,
                         fmt::format("page {} of the map changes while it is read", damage.page));
@@ -144,41 +151,21 @@ Task<Result<void>> VolumeCheck::repair_page(PageDamage damage) {
       words[i] = MapWord{};
       continue;
     }
-    const bool known = damage.sequence != 0 && words[i].state() <= BlockState::zero;
-    const bool has_data = CO_TRY(data_file_has_data(block));
-    words[i] =
-        MapWord::of(newest_epoch_,
-                    likely_state(known ? std::optional(words[i].state()) : std::nullopt, has_data));
+    const bool known = damage.sequence != 0;
+    const std::uint64_t start = block * superblock_.block_size;
+    const bool data = data_ && CO_TRY(has_data(*data_, start, block_length(block)));
+    words[i] = MapWord::of(
+        newest_epoch_, likely_state(known ? std::optional(words[i].state()) : std::nullopt, data,
+                                    !state().backing.empty()));
   }
+  // Of a page without a whole version, both slots: nothing that is damaged is left.
+  const std::uint64_t last = damage.sequence == 0 ? 2 : damage.sequence + 1;
   std::vector<std::byte> page(page_size);
-  if (damage.sequence != 0) {
-    encode_page(superblock_.volume, {.page = damage.page, .sequence = damage.sequence + 1}, words,
-                page);
-    co_return co_await write_map(page_slot_offset(damage.page, 1 - damage.slot), page);
-  }
-  for (unsigned slot = 0; slot < 2; ++slot) {
-    encode_page(superblock_.volume, {.page = damage.page, .sequence = slot + 1}, words, page);
-    CO_TRY(co_await write_map(page_slot_offset(damage.page, slot), page));
+  for (std::uint64_t sequence = damage.sequence + 1; sequence <= last; ++sequence) {
+    encode_page(superblock_.volume, {.page = damage.page, .sequence = sequence}, words, page);
+    CO_TRY(co_await write_map(page_slot_offset(damage.page, page_slot_of(sequence)), page));
   }
   co_return Result<void>{};
-}
-
-/// The state of a block whose newest word is gone; an older one may be known. What was ever written
-/// to the data file and not zeroed since is data there: a block with data is present, whatever it
-/// was before. One without keeps what it was: it cannot have been written since, and if it was
-/// zeroed, a hole reads the same. Where nothing is known, it reads its backing, if there is one; a
-/// block of it that was zeroed looks the same, and comes back.
-BlockState VolumeCheck::likely_state(std::optional<BlockState> older, bool has_data) const {
-  if (has_data) return BlockState::present;
-  return older.value_or(state().backing.empty() ? BlockState::present : BlockState::absent);
-}
-
-Result<bool> VolumeCheck::data_file_has_data(BlockIndex block) {
-  if (!data_) return false;
-  const std::uint64_t size = TRY(data_->size());
-  const std::uint64_t start = block * superblock_.block_size;
-  if (start >= size) return false;
-  return TRY(data_->next_data(start)) < std::min(size, start + block_length(block));
 }
 
 }  // namespace berth::disk

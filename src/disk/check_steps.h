@@ -47,17 +47,14 @@ class VolumeCheck {
 
   enum class PageKind : std::uint8_t {
     whole,
-    torn,       // what a power loss leaves; the next write of the page mends it
-    stray,      // the live map says that nothing was ever written
-    one_left,   // one slot is whole, and should not be the only one
-    lost,       // none is
-    ambiguous,  // both are, and claim to be the same version
-    bad_state,  // the newer one has a state that does not exist
+    torn,      // what a power loss leaves; the next write of the page mends it
+    stray,     // the live map says that nothing was ever written
+    one_left,  // one slot is whole, and may not be the newer one
+    lost,      // none is
   };
   struct PageDamage {
     std::uint64_t page = 0;
     std::uint64_t sequence = 0;  // of the newest slot that is whole; 0: none is
-    unsigned slot = 0;           // that one
     PageKind kind = PageKind::whole;
   };
   // --- check.cc. Those that answer `false` have found nothing for the later steps to stand on.
@@ -79,6 +76,7 @@ class VolumeCheck {
                                 const std::array<std::uint64_t, 2>& sequences) const;
   void note_words(std::uint64_t page, std::span<const MapWord> words);
   void compare_with_holds(std::uint64_t page, std::span<const MapWord> words);
+  void judge_pages();
   void tell_of_pages();
   void tell_of_missing_holds();
   Result<void> check_end_of_pages();
@@ -103,8 +101,6 @@ class VolumeCheck {
   Task<Result<void>> repair_holds();
   Task<Result<void>> repair_pages();
   Task<Result<void>> repair_page(PageDamage damage);
-  BlockState likely_state(std::optional<BlockState> older, bool has_data) const;
-  Result<bool> data_file_has_data(BlockIndex block);
   Task<Result<void>> write_map(std::uint64_t offset, Bytes bytes);
 
   std::uint64_t block_count() const { return divide_up(state().size, superblock_.block_size); }
@@ -159,6 +155,8 @@ class VolumeCheck {
   std::vector<Handle> state_findings_;  // mended by writing `journal_.state` as a new generation
   bool state_changed_ = false;
   std::vector<PageDamage> damaged_pages_;
+  std::uint64_t page_versions_ = 0;         // the sum of the sequences that count
+  std::uint64_t versions_unaccounted_ = 0;  // missing, and no damaged page can have lost them
   std::vector<Handle> page_findings_;
   bool pages_beyond_end_ = false;
   std::vector<Handle> end_findings_;

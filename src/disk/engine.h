@@ -80,7 +80,9 @@ class Engine final : public Volume {
   Task<Result<void>> open_data();
   Task<Result<void>> open_backing();
   Task<Result<void>> open_live_map();
-  Task<Result<void>> load_map(Epoch epoch, const Id128& session);
+  Task<Result<bool>> take_over(const IntentRing& ring);
+  Task<Result<std::vector<std::uint64_t>>> load_map(Epoch epoch, const Id128& session);
+  Result<void> mend_states(std::span<const std::uint64_t> doubtful, std::uint64_t versions_missing);
   void give_recovered_epochs(const IntentRecord& intents);
   Task<Result<void>> open_layers();
   Task<Result<void>> roll_forward();
@@ -162,7 +164,6 @@ class Engine final : public Volume {
   Task<Result<void>> flush_shared();
   Task<Result<void>> flush_map(std::uint8_t dirt);
   Task<Result<void>> flush_batch(std::span<const std::uint64_t> batch);
-  void relist(std::uint64_t page);
   Task<Result<void>> sync_data();
   void request_cooling();
   Task<> cool();
@@ -202,6 +203,8 @@ class Engine final : public Volume {
   Task<Result<void>> finish_resize(ResizeEvent event);
   Task<Result<void>> resize_behind_gate(std::uint64_t old_size, std::uint64_t new_size);
   Result<LiveMap> resized_live_map(const ResizeEvent& event);
+  Result<void> remove_successor();
+  Result<void> remove_live_map(std::uint64_t page_count);
   Task<Result<void>> finish_revert(RevertEvent event);
   Task<Result<void>> revert_blocks(CheckpointView view);
 

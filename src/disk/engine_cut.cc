@@ -268,7 +268,11 @@ Task<Result<void>> Engine::give_up_volatile_holds() {
   if (lost.empty())
     co_return failure(ErrorKind::no_space,
                       "the disk is full, and only durable checkpoints hold data");
-  CO_TRY(co_await map_->append(LostEvent{lost}));
+  for (std::size_t at = 0; at < lost.size(); at += lost_names_max) {
+    const std::size_t count = std::min(lost_names_max, lost.size() - at);
+    const auto first = lost.begin() + static_cast<std::ptrdiff_t>(at);
+    CO_TRY(co_await map_->append(LostEvent{{first, first + static_cast<std::ptrdiff_t>(count)}}));
+  }
   refresh_layers();
   for (const std::string& name : lost) {
     report(VolumeEvent::Kind::checkpoint_lost,

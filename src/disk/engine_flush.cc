@@ -69,7 +69,7 @@ Task<Result<void>> Engine::flush_map(std::uint8_t dirt) {
     const std::size_t count = std::min(pages_at_once, pages.size() - done);
     auto flushed = co_await flush_batch(std::span(pages).subspan(done, count));
     if (!flushed) {
-      for (const std::uint64_t page : std::span(pages).subspan(done + count)) relist(page);
+      for (const std::uint64_t page : std::span(pages).subspan(done + count)) live_->relist(page);
       co_return flushed;
     }
     done += count;
@@ -77,27 +77,18 @@ Task<Result<void>> Engine::flush_map(std::uint8_t dirt) {
   co_return Result<void>{};
 }
 
-/// A page that was taken for a flush and not captured is dirty as before.
-void Engine::relist(std::uint64_t page) {
-  const std::uint8_t dirt = std::exchange(live_->page(page).dirt, std::uint8_t{0});
-  live_->mark_dirty(page, dirt);
-}
-
 Task<Result<void>> Engine::flush_batch(std::span<const std::uint64_t> batch) {
   AlignedBuffer copies(batch.size() * page_size);
   const auto capture = [&] {
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      LivePage& page = live_->page(batch[i]);
-      page.dirt = static_cast<std::uint8_t>((page.dirt | page.dirt << capturing_shift) & 0xcU);
-      encode_page(map_->superblock().volume, {.page = batch[i], .sequence = page.sequence + 1},
+      live_->begin_capture(batch[i]);
+      encode_page(map_->superblock().volume,
+                  {.page = batch[i], .sequence = live_->page(batch[i]).sequence + 1},
                   live_->page_words(batch[i]), copies.bytes().subspan(i * page_size, page_size));
     }
   };
   const auto restore = [&] {
-    for (const std::uint64_t index : batch) {
-      const std::uint8_t dirt = std::exchange(live_->page(index).dirt, std::uint8_t{0});
-      live_->mark_dirty(index, (dirt | dirt >> capturing_shift) & (dirty_epochs | dirty_states));
-    }
+    for (const std::uint64_t index : batch) live_->relist(index);
   };
 
   if (!sabotaged(Sabotage::presence_before_data)) capture();
@@ -107,10 +98,8 @@ Task<Result<void>> Engine::flush_batch(std::span<const std::uint64_t> batch) {
     std::vector<Task<Result<void>>> writes;
     writes.reserve(batch.size());
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      const unsigned other =
-          live_->page(batch[i]).sequence == 0 ? 0 : 1U - live_->page(batch[i]).slot;
-      writes.push_back(
-          map_->write_page(batch[i], other, copies.bytes().subspan(i * page_size, page_size)));
+      writes.push_back(map_->write_page(batch[i], live_->page(batch[i]).sequence + 1,
+                                        copies.bytes().subspan(i * page_size, page_size)));
     }
     done = co_await run_all(std::move(writes));
   }
@@ -119,12 +108,7 @@ Task<Result<void>> Engine::flush_batch(std::span<const std::uint64_t> batch) {
     restore();
     co_return done;
   }
-  for (const std::uint64_t index : batch) {
-    LivePage& page = live_->page(index);
-    page.slot = page.sequence == 0 ? 0 : static_cast<std::uint8_t>(1 - page.slot);
-    ++page.sequence;
-    page.dirt &= 0x3U;
-  }
+  for (const std::uint64_t index : batch) live_->end_capture(index);
   co_return Result<void>{};
 }
 

@@ -54,6 +54,10 @@ Task<Result<void>> Engine::read_live(std::uint64_t offset, MutableBytes into) {
       case BlockState::present: CO_TRY(co_await read_data(offset, part)); break;
       case BlockState::zero: std::memset(part.data(), 0, part.size()); break;
       case BlockState::absent: CO_TRY(co_await read_backing(offset, part)); break;
+      default:  // two bits of shared memory hold four values
+        co_return failure(ErrorKind::corrupt,
+                          fmt::format("the block map has a state that does not exist for block {}",
+                                      block_of(offset)));
     }
     offset += length;
     into = into.subspan(length);

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "disk/engine.h"
+#include "disk/likely_state.h"
 #include "disk/locked_file.h"
 #include "disk/sabotage.h"
 
@@ -39,8 +40,8 @@ Result<void> check_geometry(const CreateOptions& options) {
 Task<Result<void>> write_description(Directory& directory, const Superblock& superblock,
                                      const CreateOptions& options) {
   const std::string text = fmt::format(
-      "{{\n  \"what\": \"a Berth volume; see docs/formats/. For people: nothing reads this "
-      "file.\",\n"
+      "{{\n  \"what\": \"a Berth volume; see docs/formats/. For people and lists: the engine does "
+      "not read this file.\",\n"
       "  \"id\": \"{}\",\n  \"size\": {},\n  \"block_size\": {}\n}}\n",
       superblock.volume.to_string(), options.size, superblock.block_size);
   auto file = CO_TRY(directory.open(description_name, {.create = true}));
@@ -207,69 +208,101 @@ LiveMap::Key Engine::live_key(const Id128& session) const {
 Task<Result<void>> Engine::open_live_map() {
   const VolumeState& state = map_->state();
   intents_.set_region_count(divide_up(size(), region_size));
-  const auto newest = CO_TRY(co_await map_->read_intents());
-  const std::uint64_t intent_sequence = newest ? newest->sequence : 0;
-  const bool intents_count = newest && newest->sequence > state.intents_before;
-
-  if (!state.clean) {
-    auto adopted = LiveMap::adopt(environment_.live_store, live_key(state.session));
-    if (adopted) {
-      live_.emplace(std::move(*adopted));
-      intents_.restore(intents_count
-                           ? *newest
-                           : IntentRecord{.sequence = intent_sequence, .epoch = 0, .regions = {}});
-      co_return Result<void>{};
-    }
-    if (adopted.error().kind() != ErrorKind::not_found)
-      co_return failure(std::move(adopted).error());
-  }
+  const IntentRing ring = CO_TRY(co_await map_->read_intents());
+  const bool taken_over = CO_TRY(co_await take_over(ring));
+  if (taken_over) co_return Result<void>{};
 
   OpenEvent event{.kind = OpenKind::clean,
                   .session = environment_.random.id(),
-                  .intents_before = intent_sequence};
+                  .intents_before = ring.newest_sequence()};
   const bool died = !state.clean;
   const bool foreign = state.clean && state.data != CO_TRY(data_->identity());
-  CO_TRY(co_await load_map(state.epoch, event.session));
+  const auto doubtful = CO_TRY(co_await load_map(state.epoch, event.session));
   Epoch newest_epoch = state.epoch;
   for (std::uint64_t page = 0; page < live_->page_count(); ++page) {
     newest_epoch = std::max(newest_epoch, live_->page(page).epoch_max);
   }
+  // Damage takes versions away, so the sum cannot be right without all of them.
+  const std::uint64_t versions_missing =
+      state.clean ? state.page_versions - live_->page_versions() : 0;
+  if (versions_missing != 0) {
+    event.void_reason = VoidReason::pages_damaged;
+    CO_TRY(mend_states(doubtful, versions_missing));
+  }
+  IntentRecord hot{.sequence = ring.newest_sequence(), .epoch = 0, .regions = {}};
   if (died) {
     event.kind = OpenKind::power_loss;
-    if (intents_count) {
-      give_recovered_epochs(*newest);
-      event.recovered = newest->epoch;
-      newest_epoch = std::max(newest_epoch, newest->epoch);
+    if (ring.newest_sequence() > state.intents_before) {
+      hot = *ring.newest();
+      give_recovered_epochs(hot);
+      event.recovered = hot.epoch;
+      newest_epoch = std::max(newest_epoch, hot.epoch);
       event.intents_before =
           state.intents_before;  // until these regions have cooled, the record counts
     }
-    intents_.restore(intents_count
-                         ? *newest
-                         : IntentRecord{.sequence = intent_sequence, .epoch = 0, .regions = {}});
+    if (ring.may_lack_newer(state.intents_before)) {
+      event.void_reason = VoidReason::intents_missing;
+      // Nor is it known how far the epochs had come. Behind a layer's own, blocks were held in it.
+      for (const Layer& layer : state.layers)
+        newest_epoch = std::max(newest_epoch, layer.epoch + 1);
+    }
     if (!sabotaged(Sabotage::reuse_recovered_epoch)) ++newest_epoch;
+  } else if (foreign) {
+    event.kind = OpenKind::foreign_data;
+    event.void_reason = VoidReason::data_file_changed;
+    ++newest_epoch;
+  }
+  if (newest_epoch > epoch_max)
+    co_return failure(ErrorKind::limit, "the volume has used up its epochs");
+  intents_.restore(hot);
+  live_->set_epoch(newest_epoch);
+  event.epoch = newest_epoch;
+  if (event.void_reason != VoidReason::none) event.vouched_since = newest_epoch;
+  CO_TRY(co_await map_->append(event));
+  if (died) {
     report(
         VolumeEvent::Kind::recovered_from_power_loss,
         fmt::format(
             "the volume was not closed and the machine has restarted: {} regions may over-report",
             intents_.hot_count()));
-  } else {
-    intents_.restore(IntentRecord{.sequence = intent_sequence, .epoch = 0, .regions = {}});
-    if (foreign) {
-      event.kind = OpenKind::foreign_data;
-      ++newest_epoch;
-      report(VolumeEvent::Kind::checkpoint_lost,
-             "the data file was changed while the volume was closed: earlier reference points are "
-             "void");
-    }
   }
-  live_->set_epoch(newest_epoch);
-  event.epoch = newest_epoch;
-  co_return co_await map_->append(event);
+  if (event.void_reason != VoidReason::none) {
+    report(VolumeEvent::Kind::refpoints_void,
+           fmt::format("{}: earlier reference points are void", to_string(event.void_reason)));
+  }
+  // What was found out of the blocks' states must not depend on the damaged pages again.
+  if (versions_missing != 0) CO_TRY(co_await flush_map(dirty_epochs | dirty_states));
+  co_return Result<void>{};
 }
 
-/// A new live map with what the disk has.
-Task<Result<void>> Engine::load_map(Epoch epoch, const Id128& session) {
+/// Goes on with the live map of a process that died, if there is one.
+Task<Result<bool>> Engine::take_over(const IntentRing& ring) {
+  const VolumeState& state = map_->state();
+  if (state.clean) co_return false;
+  auto adopted = LiveMap::adopt(environment_.live_store, live_key(state.session));
+  if (!adopted) {
+    if (adopted.error().kind() == ErrorKind::not_found) co_return false;
+    co_return failure(std::move(adopted).error());
+  }
+  live_.emplace(std::move(*adopted));
+  CO_TRY(remove_successor());
+  if (ring.newest_sequence() > state.intents_before) {
+    intents_.restore(*ring.newest());
+  } else {
+    // A record that follows must not be taken for one of those that say nothing any more.
+    intents_.restore(
+        {.sequence = std::max(ring.newest_sequence(), state.intents_before), .regions = {}});
+  }
+  // What the ring has lost covers nothing: then the pages must.
+  if (ring.may_lack_newer(state.intents_before))
+    CO_TRY(co_await flush_map(dirty_epochs | dirty_states));
+  co_return true;
+}
+
+/// A new live map with what the disk has; the pages that are doubtful.
+Task<Result<std::vector<std::uint64_t>>> Engine::load_map(Epoch epoch, const Id128& session) {
   live_.emplace(CO_TRY(LiveMap::create(environment_.live_store, live_key(session), epoch)));
+  std::vector<std::uint64_t> doubtful;
   std::vector<MapWord> words(pages_at_once * words_per_page);
   std::uint64_t page = CO_TRY(map_->next_written_page(0, live_->page_count()));
   while (page < live_->page_count()) {
@@ -284,10 +317,10 @@ Task<Result<void>> Engine::load_map(Epoch epoch, const Id128& session) {
                 "--repair' reports its blocks as changed and goes on",
                 environment_.directory.path(), page + i));
       }
+      if (loaded[i].doubtful) doubtful.push_back(page + i);
       if (loaded[i].sequence == 0) continue;
       LivePage& live_page = live_->page(page + i);
       live_page.sequence = loaded[i].sequence;
-      live_page.slot = static_cast<std::uint8_t>(loaded[i].slot);
       const auto source = std::span(words).subspan(i * words_per_page, words_per_page);
       std::ranges::copy(source, live_->page_words(page + i).begin());
       for (const MapWord word : source)
@@ -295,7 +328,40 @@ Task<Result<void>> Engine::load_map(Epoch epoch, const Id128& session) {
     }
     page = CO_TRY(map_->next_written_page(page + count, live_->page_count()));
   }
-  co_return Result<void>{};
+  co_return doubtful;
+}
+
+/// Versions of pages that were there at the close are not. Which blocks have changed cannot be
+/// known any more, but where their content is can, mostly. Where every missing version can be one
+/// beside a slot that is damaged, the other pages are as they were.
+Result<void> Engine::mend_states(std::span<const std::uint64_t> doubtful,
+                                 std::uint64_t versions_missing) {
+  for (const std::uint64_t page : doubtful) {
+    const BlockIndex first = page * words_per_page;
+    const BlockIndex end = std::min(block_count(), first + words_per_page);
+    for (BlockIndex block = first; block < end; ++block) {
+      const MapWord word = live_->word(block);
+      const bool known = live_->page(page).sequence != 0;
+      const bool data = TRY(has_data(*data_, block_offset(block), block_length(block)));
+      live_->set_word(
+          block,
+          MapWord::of(word.epoch(), likely_state(known ? std::optional(word.state()) : std::nullopt,
+                                                 data, has_backing_)));
+    }
+  }
+  if (versions_missing <= doubtful.size()) return {};
+  // A page that reads as if it never had another version than the first one, or none, may have had.
+  for (std::uint64_t offset = 0; offset < size();) {
+    const std::uint64_t data = TRY(data_->next_data(offset));
+    if (data >= size()) break;
+    offset = std::min(size(), TRY(data_->next_hole(data)));
+    for (BlockIndex block = block_of(data); block <= block_of(offset - 1); ++block) {
+      const MapWord word = live_->word(block);
+      if (live_->page(page_of(block)).sequence <= 1 && state_of(word) != BlockState::present)
+        live_->set_word(block, MapWord::of(word.epoch(), BlockState::present));
+    }
+  }
+  return {};
 }
 
 /// Every block of a region that was hot may have been written in any epoch up to the region's (rule
@@ -371,7 +437,8 @@ Task<Result<void>> Engine::close() {
   // The modification time is part of the identity: a power loss after this must not take it back.
   CO_TRY(co_await data_->sync_all());
   const FileIdentity identity = CO_TRY(data_->identity());
-  CO_TRY(co_await map_->append(CloseEvent{.epoch = live_->epoch(), .data = identity}));
+  CO_TRY(co_await map_->append(CloseEvent{
+      .epoch = live_->epoch(), .data = identity, .page_versions = live_->page_versions()}));
   co_await tasks_.drained();
   co_return LiveMap::remove(environment_.live_store, map_->superblock().volume,
                             live_->page_count());

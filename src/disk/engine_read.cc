@@ -199,8 +199,8 @@ Result<Epoch> Engine::epoch_for_changes(const ChangesRequest& request, bool* exa
   }
   if (epoch < state.vouched_since) {
     return failure(ErrorKind::full_backup_required,
-                   fmt::format("the data file was changed while the volume was closed, after '{}'",
-                               request.since));
+                   fmt::format("changes since '{}' are not known: {} after it", request.since,
+                               to_string(state.void_reason)));
   }
   *exact = epoch >= state.recovered;
   return epoch;

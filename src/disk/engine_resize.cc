@@ -86,15 +86,16 @@ Task<Result<void>> Engine::resize_behind_gate(std::uint64_t old_size, std::uint6
       .size = new_size, .old_size = old_size, .epoch = live_->epoch(), .finished = false};
   // The new live map must be whole before the record makes it the one that counts.
   CO_TRY(co_await flush_map(dirty_epochs | dirty_states));
-  auto next = CO_TRY(resized_live_map(event));
-  CO_TRY(co_await map_->append(event));
   {
+    // What a flush has written by the time of the copy, the copy must know.
     const auto no_flush = co_await map_flush_.lock();
-    const std::uint64_t old_pages = live_->page_count();
-    live_.emplace(std::move(next));
-    if (live_->page_count() != old_pages) {
-      (void)LiveMap::remove(environment_.live_store, map_->superblock().volume, old_pages);
+    auto next = CO_TRY(resized_live_map(event));
+    if (auto recorded = co_await map_->append(event); !recorded) {
+      // A record whose sync has failed may count, and its live map with it: the next open knows.
+      if (!map_->failed()) (void)remove_successor();
+      co_return recorded;
     }
+    live_.emplace(std::move(next));
   }
   intents_.set_region_count(divide_up(size(), region_size));
   co_return co_await finish_resize(event);
@@ -105,6 +106,7 @@ Result<LiveMap> Engine::resized_live_map(const ResizeEvent& event) {
   LiveMap::Key key = live_key(map_->state().session);
   key.page_count = page_count_for(divide_up(event.size, block_size_));
   if (key.page_count == live_->page_count()) return LiveMap::adopt(environment_.live_store, key);
+  live_->set_successor(key.page_count);
   LiveMap next = TRY(LiveMap::create(environment_.live_store, key, live_->epoch()));
   for (std::uint64_t page = 0; page < std::min(next.page_count(), live_->page_count()); ++page) {
     const std::uint8_t dirt = live_->page(page).dirt;
@@ -119,10 +121,31 @@ Result<LiveMap> Engine::resized_live_map(const ResizeEvent& event) {
   return next;
 }
 
+/// The live map of a resize that was not decided.
+Result<void> Engine::remove_successor() {
+  const std::uint64_t pages = live_->successor();
+  if (pages == 0) return {};
+  TRY(remove_live_map(pages));
+  live_->set_successor(0);
+  return {};
+}
+
+/// It is no error if there is none.
+Result<void> Engine::remove_live_map(std::uint64_t page_count) {
+  auto removed = LiveMap::remove(environment_.live_store, map_->superblock().volume, page_count);
+  if (!removed && removed.error().kind() == ErrorKind::not_found) return {};
+  return removed;
+}
+
 /// From the durable decision to the end; also after a death, with the volume at its new size
 /// already and nobody else at work. Every step may be done twice.
 Task<Result<void>> Engine::finish_resize(ResizeEvent event) {
   const BlockIndex old_blocks = divide_up(event.old_size, block_size_);
+  // The live map of the old size goes: nothing goes on with it any more.
+  if (const std::uint64_t old_pages = page_count_for(old_blocks);
+      old_pages != live_->page_count()) {
+    (void)remove_live_map(old_pages);
+  }
   if (event.size > event.old_size) {
     for (BlockIndex block = old_blocks; block < block_count(); ++block) {
       live_->set_word(block, MapWord::of(event.epoch, BlockState::zero));

@@ -147,8 +147,10 @@ TEST(FormatsTest, JournalState) {
                 .device = 0x801,
                 .modified_ns = 1'700'000'000'123'456'789,
                 .device_id = "wwn-0x5000c500a1b2c3d4"};
+  state.page_versions = 77;
   state.recovered = 4;
   state.vouched_since = 2;
+  state.void_reason = VoidReason::intents_missing;
   state.next_layer = 4;
   state.checkpoints = {{.name = "nightly",
                         .epoch = 5,
@@ -207,13 +209,16 @@ std::vector<NamedEvent> named_events() {
                                    .epoch = 8,
                                    .session = session,
                                    .intents_before = 41,
-                                   .recovered = 7}},
+                                   .recovered = 7,
+                                   .vouched_since = 8,
+                                   .void_reason = VoidReason::intents_missing}},
       {"journal-7-close", CloseEvent{.epoch = 8,
                                      .data = {.size = GiB,
                                               .inode = 1234,
                                               .device = 0x801,
                                               .modified_ns = 1'700'000'000'123'456'789,
-                                              .device_id = ""}}},
+                                              .device_id = ""},
+                                     .page_versions = 77}},
       {"journal-8-resize",
        ResizeEvent{.size = 2 * GiB, .old_size = GiB, .epoch = 8, .finished = true}},
       {"journal-9-revert", RevertEvent{.checkpoint = "nightly", .finished = true}},

@@ -38,7 +38,9 @@ class IntentLogTest : public testing::Test {
   Result<void> announce(std::uint64_t first, std::uint64_t last, Epoch epoch) {
     return run(log_->announce(first, last, epoch));
   }
-  IntentRecord durable() { return MUST(run(map_->read_intents())).value_or(IntentRecord{}); }
+  IntentRecord durable() {
+    return MUST(run(map_->read_intents())).newest().value_or(IntentRecord{});
+  }
   bool is_durable(std::uint64_t region, Epoch epoch) {
     return std::ranges::any_of(durable().regions, [=](const HotRegion& hot) {
       return hot.region == region && hot.epoch >= epoch;

@@ -75,17 +75,31 @@ struct SettleEvent {
   Id128 group;
   bool committed = false;
 };
-enum class OpenKind : std::uint8_t { clean, takeover, power_loss, foreign_data };
+enum class OpenKind : std::uint8_t { clean, power_loss, foreign_data };
+/// Why changes since old points are not known any more (rule 9).
+enum class VoidReason : std::uint8_t {
+  none,
+  data_file_changed,  // while the volume was closed
+  pages_damaged,      // versions of map pages that were there at the close are not
+  intents_missing,    // after a power loss, the newest records of the ring are not there
+  records_missing,    // of the journal
+};
+/// "the data file was changed while the volume was closed"; for the end of a sentence.
+std::string_view to_string(VoidReason reason);
+
 struct OpenEvent {
   OpenKind kind = OpenKind::clean;
   Epoch epoch = 0;                   // the current one from here on
   Id128 session;                     // ties the live map to this open
   std::uint64_t intents_before = 0;  // intent records up to this sequence say nothing any more
-  Epoch recovered = 0;  // power_loss: the newest epoch given to blocks that were hot; else 0
+  Epoch recovered = 0;      // power_loss: the newest epoch given to blocks that were hot; else 0
+  Epoch vouched_since = 0;  // points before it are void from here on; 0: none is
+  VoidReason void_reason = VoidReason::none;
 };
 struct CloseEvent {
   Epoch epoch = 0;
   FileIdentity data;
+  std::uint64_t page_versions = 0;  // the sum of all pages' sequences: what the next open must find
 };
 struct ResizeEvent {
   std::uint64_t size = 0;      // bytes
@@ -119,9 +133,11 @@ struct VolumeState {
   Id128 session;
   std::uint64_t intents_before = 0;
   bool clean = false;
-  FileIdentity data;        // valid if clean
-  Epoch recovered = 0;      // reference points before it get inexact answers
-  Epoch vouched_since = 0;  // reference points before it are void: the data changed behind our back
+  FileIdentity data;                          // valid if clean
+  std::uint64_t page_versions = 0;            // likewise: the sum of all pages' sequences
+  Epoch recovered = 0;                        // reference points before it get inexact answers
+  Epoch vouched_since = 0;                    // reference points before it are void
+  VoidReason void_reason = VoidReason::none;  // why, of the newest of them
   LayerId next_layer = 1;
   std::vector<Checkpoint> checkpoints;  // by epoch, ascending
   std::map<std::string, Refpoint> refpoints;
@@ -134,6 +150,8 @@ struct VolumeState {
 
   const Checkpoint* find_checkpoint(const std::string& name) const;
   const Refpoint* find_refpoint(const std::string& name) const;
+  /// Points of epochs before `since` are void.
+  void stop_vouching(Epoch since, VoidReason reason);
   /// Whether a live durable checkpoint lies at or before the layer (rule 7).
   bool layer_is_durable(Epoch layer_epoch) const;
 
@@ -164,6 +182,12 @@ struct JournalRecord {
 };
 
 constexpr std::size_t journal_header_size = 64;
+// Of an event's record, bytes; so that whoever finds a damaged one knows how far to look for the
+// next. A state may take half an area.
+constexpr std::uint64_t event_record_size_max = 1 * MiB;
+constexpr std::size_t lost_names_max = 4096;  // in one event: longer lists go in several
+static_assert(lost_names_max * (2 + name_length_max) + journal_header_size + 4 <=
+              event_record_size_max);
 
 /// The record, padded with zeros to whole sectors.
 std::vector<std::byte> encode_state(const Id128& volume, std::uint64_t generation,
@@ -179,7 +203,8 @@ struct RecordHead {
   std::uint64_t length = 0;  // bytes with header, before padding
 };
 std::optional<RecordHead> peek_record(const Id128& volume, Bytes sector);
-/// `corrupt` for a record that is torn or does not decode.
+/// `corrupt` for a record that is torn or does not decode; `unsupported` for a whole one of a kind
+/// or a version that is not known here.
 Result<JournalRecord> decode_record(const Id128& volume, Bytes record);
 
 }  // namespace berth::disk

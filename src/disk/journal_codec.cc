@@ -13,6 +13,11 @@ namespace {
 constexpr std::uint32_t record_magic = 0x4e524a42;  // "BJRN"
 constexpr std::uint16_t kind_state = 0;  // events are numbered from 1, in the variant's order
 constexpr std::size_t text_length_max = 4096;
+// The fewest bytes that each takes, with names of none: what count() holds a count against.
+constexpr std::size_t text_size_min = 2;
+constexpr std::size_t point_size_min = text_size_min + 4 + 16 + 8 + 8 + 16 + 1;
+constexpr std::size_t checkpoint_size_min = point_size_min + 1 + 1;  // durability, lost
+constexpr std::size_t layer_size = 8 + 4;
 
 // --- A growing buffer of little-endian fields.
 class Sink {
@@ -25,6 +30,7 @@ class Sink {
   }
   void id(const Id128& id) { raw(id.bytes); }
   void text(const std::string& text) {
+    CHECK(text.size() <= text_length_max);
     le<std::uint16_t>(static_cast<std::uint16_t>(text.size()));
     raw(as_bytes(text));
   }
@@ -58,10 +64,12 @@ class Source {
   }
   bool flag() { return in_.le<std::uint8_t>() != 0; }
   std::int64_t time() { return static_cast<std::int64_t>(in_.le<std::uint64_t>()); }
-  Durability durability() {
+  /// An enumeration whose values are 0 to `last`.
+  template <typename Enum>
+  Enum choice(Enum last) {
     const auto value = in_.le<std::uint8_t>();
-    if (value > 1) ok_ = false;
-    return value == 0 ? Durability::durable : Durability::volatile_;
+    if (value > static_cast<std::uint8_t>(last)) ok_ = false;
+    return ok() ? static_cast<Enum>(value) : Enum{};
   }
   /// A count of things that take at least `each` bytes: a lie about it must not cost memory.
   std::uint32_t count(std::size_t each) {
@@ -78,7 +86,9 @@ class Source {
 };
 
 void put(Sink& out, Durability durability) {
-  out.le<std::uint8_t>(durability == Durability::durable ? std::uint8_t{0} : std::uint8_t{1});
+  static_assert(static_cast<int>(Durability::durable) == 0 &&
+                static_cast<int>(Durability::volatile_) == 1);
+  out.le<std::uint8_t>(static_cast<std::uint8_t>(durability));
 }
 
 void put(Sink& out, const FileIdentity& data) {
@@ -86,7 +96,8 @@ void put(Sink& out, const FileIdentity& data) {
   out.le<std::uint64_t>(data.inode);
   out.le<std::uint64_t>(data.device);
   out.time(data.modified_ns);
-  out.text(data.device_id);
+  // A name that is cut off differs from the device's at the next open, and nothing is vouched for.
+  out.text(data.device_id.substr(0, text_length_max));
 }
 FileIdentity get_identity(Source& in) {
   FileIdentity data;
@@ -114,7 +125,7 @@ void get(Source& in, CutEvent& event) {
   event.nonce = in.id();
   event.checkpoint = in.text();
   event.refpoint = in.text();
-  event.durability = in.durability();
+  event.durability = in.choice(Durability::volatile_);
   event.layer = in.le<std::uint64_t>();
   event.created_ms = in.time();
   event.group = in.id();
@@ -150,22 +161,28 @@ void put(Sink& out, const OpenEvent& event) {
   out.id(event.session);
   out.le<std::uint64_t>(event.intents_before);
   out.le<std::uint32_t>(event.recovered);
+  out.le<std::uint32_t>(event.vouched_since);
+  out.le<std::uint8_t>(static_cast<std::uint8_t>(event.void_reason));
 }
 void get(Source& in, OpenEvent& event) {
-  event.kind = static_cast<OpenKind>(in.le<std::uint8_t>());
+  event.kind = in.choice(OpenKind::foreign_data);
   event.epoch = in.le<std::uint32_t>();
   event.session = in.id();
   event.intents_before = in.le<std::uint64_t>();
   event.recovered = in.le<std::uint32_t>();
+  event.vouched_since = in.le<std::uint32_t>();
+  event.void_reason = in.choice(VoidReason::records_missing);
 }
 
 void put(Sink& out, const CloseEvent& event) {
   out.le<std::uint32_t>(event.epoch);
   put(out, event.data);
+  out.le<std::uint64_t>(event.page_versions);
 }
 void get(Source& in, CloseEvent& event) {
   event.epoch = in.le<std::uint32_t>();
   event.data = get_identity(in);
+  event.page_versions = in.le<std::uint64_t>();
 }
 
 void put(Sink& out, const ResizeEvent& event) {
@@ -195,7 +212,7 @@ void put(Sink& out, const LostEvent& event) {
   for (const std::string& name : event.checkpoints) out.text(name);
 }
 void get(Source& in, LostEvent& event) {
-  const auto count = in.count(2);
+  const auto count = in.count(text_size_min);
   for (std::uint32_t i = 0; i < count && in.ok(); ++i) event.checkpoints.push_back(in.text());
 }
 
@@ -227,7 +244,7 @@ Checkpoint get_checkpoint(Source& in) {
   checkpoint.name = in.text();
   checkpoint.epoch = in.le<std::uint32_t>();
   checkpoint.nonce = in.id();
-  checkpoint.durability = in.durability();
+  checkpoint.durability = in.choice(Durability::volatile_);
   checkpoint.size = in.le<std::uint64_t>();
   checkpoint.created_ms = in.time();
   checkpoint.group = in.id();
@@ -266,8 +283,10 @@ void put(Sink& out, const VolumeState& state) {
   out.le<std::uint64_t>(state.intents_before);
   out.flag(state.clean);
   put(out, state.data);
+  out.le<std::uint64_t>(state.page_versions);
   out.le<std::uint32_t>(state.recovered);
   out.le<std::uint32_t>(state.vouched_since);
+  out.le<std::uint8_t>(static_cast<std::uint8_t>(state.void_reason));
   out.le<std::uint64_t>(state.next_layer);
   out.le<std::uint32_t>(static_cast<std::uint32_t>(state.checkpoints.size()));
   for (const Checkpoint& checkpoint : state.checkpoints) put(out, checkpoint);
@@ -294,18 +313,20 @@ VolumeState get_state(Source& in) {
   state.intents_before = in.le<std::uint64_t>();
   state.clean = in.flag();
   state.data = get_identity(in);
+  state.page_versions = in.le<std::uint64_t>();
   state.recovered = in.le<std::uint32_t>();
   state.vouched_since = in.le<std::uint32_t>();
+  state.void_reason = in.choice(VoidReason::records_missing);
   state.next_layer = in.le<std::uint64_t>();
-  const auto checkpoints = in.count(60);
+  const auto checkpoints = in.count(checkpoint_size_min);
   for (std::uint32_t i = 0; i < checkpoints && in.ok(); ++i)
     state.checkpoints.push_back(get_checkpoint(in));
-  const auto refpoints = in.count(50);
+  const auto refpoints = in.count(point_size_min);
   for (std::uint32_t i = 0; i < refpoints && in.ok(); ++i) {
     Refpoint refpoint = get_refpoint(in);
     state.refpoints.emplace(refpoint.name, refpoint);
   }
-  const auto layers = in.count(12);
+  const auto layers = in.count(layer_size);
   for (std::uint32_t i = 0; i < layers && in.ok(); ++i) {
     const auto id = in.le<std::uint64_t>();
     state.layers.push_back({.id = id, .epoch = in.le<std::uint32_t>()});
@@ -374,8 +395,9 @@ std::optional<RecordHead> peek_record(const Id128& volume, Bytes sector) {
   head.generation = in.le<std::uint64_t>();
   head.sequence = in.le<std::uint64_t>();
   head.length = in.le<std::uint32_t>();
+  const std::uint64_t length_max = head.sequence == 0 ? journal_area_size : event_record_size_max;
   if (!in.ok() || std::memcmp(id.data(), volume.bytes.data(), id.size()) != 0 ||
-      head.length < journal_header_size || head.length > journal_area_size) {
+      head.length < journal_header_size || head.length > length_max) {
     return std::nullopt;
   }
   return head;
@@ -393,6 +415,12 @@ Result<JournalRecord> decode_record(const Id128& volume, Bytes record) {
     return failure(ErrorKind::corrupt, "the journal's record has a bad checksum");
 
   const auto kind = load_le<std::uint16_t>(record.data() + 4);
+  const auto version = load_le<std::uint16_t>(record.data() + 6);
+  if (version != map_format_version) {
+    return failure(ErrorKind::unsupported,
+                   fmt::format("the journal has a record of format {}, this program knows {}",
+                               version, map_format_version));
+  }
   Source in(Bytes(copy).subspan(journal_header_size));
   JournalRecord decoded{
       .generation = head->generation, .sequence = head->sequence, .content = VolumeState{}};

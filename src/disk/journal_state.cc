@@ -20,6 +20,25 @@ std::unexpected<Error> impossible(std::string_view what, const std::string& name
 
 }  // namespace
 
+std::string_view to_string(VoidReason reason) {
+  switch (reason) {
+    case VoidReason::none: break;
+    case VoidReason::data_file_changed:
+      return "the data file was changed while the volume was closed";
+    case VoidReason::pages_damaged: return "pages of the block map were damaged";
+    case VoidReason::intents_missing:
+      return "the block map's intents were damaged, and the machine had stopped";
+    case VoidReason::records_missing: return "records of the block map's journal were missing";
+  }
+  return "the volume has lost track of what changed";
+}
+
+void VolumeState::stop_vouching(Epoch since, VoidReason reason) {
+  if (since <= vouched_since) return;
+  vouched_since = since;
+  void_reason = reason;
+}
+
 Result<void> VolumeState::apply(const JournalEvent& event) {
   return std::visit([this](const auto& one) { return on(one); }, event);
 }
@@ -161,13 +180,14 @@ Result<void> VolumeState::on(const OpenEvent& event) {
     }
     TRY(on(LostEvent{std::move(gone)}));
   }
-  if (event.kind == OpenKind::foreign_data) vouched_since = event.epoch;
+  stop_vouching(event.vouched_since, event.void_reason);
   return {};
 }
 
 Result<void> VolumeState::on(const CloseEvent& event) {
   clean = true;
   data = event.data;
+  page_versions = event.page_versions;
   epoch = std::max(epoch, event.epoch);
   return {};
 }

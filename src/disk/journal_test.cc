@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/checksum.h"
 #include "disk/layout.h"
 #include "testing/sim_random.h"
 
@@ -43,11 +44,14 @@ std::vector<JournalEvent> all_events() {
                 .epoch = 9,
                 .session = id_of(4),
                 .intents_before = 5,
-                .recovered = 8},
+                .recovered = 8,
+                .vouched_since = 7,
+                .void_reason = VoidReason::pages_damaged},
       CloseEvent{
           .epoch = 10,
           .data =
-              {.size = 1, .inode = 2, .device = 3, .modified_ns = -4, .device_id = "wwn-0x5000"}},
+              {.size = 1, .inode = 2, .device = 3, .modified_ns = -4, .device_id = "wwn-0x5000"},
+          .page_versions = 12},
       ResizeEvent{.size = 2 * MiB, .old_size = MiB, .epoch = 11, .finished = true},
       RevertEvent{.checkpoint = "c", .finished = true},
       LostEvent{.checkpoints = {"x", "", "z"}},
@@ -67,6 +71,8 @@ VolumeState full_state() {
   state.data = {.size = 1, .inode = 2, .device = 3, .modified_ns = 4, .device_id = "id"};
   state.recovered = 7;
   state.vouched_since = 8;
+  state.page_versions = 9;
+  state.void_reason = VoidReason::records_missing;
   state.next_layer = 9;
   state.checkpoints = {{.name = "c1",
                         .epoch = 10,
@@ -123,6 +129,180 @@ TEST(JournalRecordTest, AStateIsWhatItWasAfterARoundTrip) {
   EXPECT_EQ(state.layers.at(1).epoch, 43U);
   EXPECT_EQ(state.pending_resize->old_size, 51U);
   EXPECT_EQ(state.pending_revert->checkpoint, "c2");
+}
+
+/// Anything that a record can hold, at and between its limits.
+class AnyRecord {
+ public:
+  explicit AnyRecord(std::uint64_t seed) : random_(seed) {}
+
+  VolumeState state() {
+    VolumeState state;
+    state.size = number();
+    state.backing = text();
+    state.backing_limit = number();
+    state.epoch = epoch();
+    state.session = id();
+    state.intents_before = number();
+    state.clean = flag();
+    state.data = identity();
+    state.page_versions = number();
+    state.recovered = epoch();
+    state.vouched_since = epoch();
+    state.void_reason = static_cast<VoidReason>(random_.below(5));
+    state.next_layer = number();
+    // Few things with short names take the least space that a count can stand for.
+    const std::uint64_t checkpoints = count();
+    for (std::uint64_t i = 0; i < checkpoints; ++i) {
+      state.checkpoints.push_back({.name = text(),
+                                   .epoch = epoch(),
+                                   .nonce = id(),
+                                   .durability = durability(),
+                                   .size = number(),
+                                   .created_ms = time(),
+                                   .group = id(),
+                                   .provisional = flag(),
+                                   .lost = flag()});
+    }
+    const std::uint64_t refpoints = count();
+    for (std::uint64_t i = 0; i < refpoints; ++i) {
+      const std::string name = text();
+      state.refpoints[name] = {.name = name,
+                               .epoch = epoch(),
+                               .nonce = id(),
+                               .size = number(),
+                               .created_ms = time(),
+                               .group = id(),
+                               .provisional = flag()};
+    }
+    const std::uint64_t layers = count();
+    for (std::uint64_t i = 0; i < layers; ++i)
+      state.layers.push_back({.id = number(), .epoch = epoch()});
+    if (flag()) {
+      state.pending_resize =
+          ResizeEvent{.size = number(), .old_size = number(), .epoch = epoch(), .finished = flag()};
+    }
+    if (flag()) state.pending_revert = RevertEvent{.checkpoint = text(), .finished = flag()};
+    return state;
+  }
+
+  JournalEvent event() {
+    switch (random_.below(std::variant_size_v<JournalEvent>)) {
+      case 0:
+        return CutEvent{.epoch = epoch(),
+                        .nonce = id(),
+                        .checkpoint = text(),
+                        .refpoint = text(),
+                        .durability = durability(),
+                        .layer = number(),
+                        .created_ms = time(),
+                        .group = id()};
+      case 1: return ReleaseEvent{.checkpoint = text()};
+      case 2: return ConvertEvent{.checkpoint = text(), .refpoint = text()};
+      case 3: return DeleteRefpointEvent{.refpoint = text()};
+      case 4: return SettleEvent{.group = id(), .committed = flag()};
+      case 5:
+        return OpenEvent{.kind = static_cast<OpenKind>(random_.below(3)),
+                         .epoch = epoch(),
+                         .session = id(),
+                         .intents_before = number(),
+                         .recovered = epoch(),
+                         .vouched_since = epoch(),
+                         .void_reason = static_cast<VoidReason>(random_.below(5))};
+      case 6: return CloseEvent{.epoch = epoch(), .data = identity(), .page_versions = number()};
+      case 7:
+        return ResizeEvent{
+            .size = number(), .old_size = number(), .epoch = epoch(), .finished = flag()};
+      case 8: return RevertEvent{.checkpoint = text(), .finished = flag()};
+      case 9: {
+        LostEvent lost;
+        const std::uint64_t names = count();
+        for (std::uint64_t i = 0; i < names; ++i) lost.checkpoints.push_back(text());
+        return lost;
+      }
+      default: return LayerEvent{.layer = number(), .epoch = epoch(), .present = flag()};
+    }
+  }
+
+ private:
+  bool flag() { return random_.one_in(2); }
+  std::uint64_t number() {
+    return random_.one_in(4) ? UINT64_MAX : random_.one_in(4) ? 0 : random_.below(UINT64_MAX);
+  }
+  std::int64_t time() { return static_cast<std::int64_t>(number()); }
+  Epoch epoch() { return static_cast<Epoch>(random_.one_in(4) ? epoch_max : random_.below(100)); }
+  Id128 id() { return random_.one_in(4) ? Id128{} : random_.id(); }
+  Durability durability() { return flag() ? Durability::durable : Durability::volatile_; }
+  std::uint64_t count() { return random_.one_in(3) ? 0 : random_.between(1, 40); }
+  std::string text() {
+    const std::uint64_t length = random_.one_in(50)  ? 4096
+                                 : random_.one_in(4) ? 0
+                                 : random_.one_in(2) ? 1
+                                                     : random_.between(2, name_length_max);
+    return std::string(length, static_cast<char>(random_.between('a', 'z')));
+  }
+  FileIdentity identity() {
+    return {.size = number(),
+            .inode = number(),
+            .device = number(),
+            .modified_ns = time(),
+            .device_id = text()};
+  }
+  SimRandom random_;
+};
+
+TEST(JournalRecordTest, WhateverCanBeWrittenIsReadAgain) {
+  for (std::uint64_t seed = 1; seed <= 3000; ++seed) {
+    SCOPED_TRACE(seed);
+    AnyRecord any(seed);
+    const auto state = bytes_of(any.state());
+    const auto decoded_state = decode_record(volume, state);
+    ASSERT_TRUE(decoded_state.has_value()) << decoded_state.error().message();
+    ASSERT_EQ(bytes_of(std::get<VolumeState>(decoded_state->content)), state);
+    const auto event = encode_event(volume, 3, 4, any.event());
+    const auto decoded_event = decode_record(volume, event);
+    ASSERT_TRUE(decoded_event.has_value()) << decoded_event.error().message();
+    ASSERT_EQ(encode_event(volume, 3, 4, std::get<JournalEvent>(decoded_event->content)), event);
+  }
+}
+
+TEST(JournalRecordTest, ManyPointsOfTheShortestNamesAreReadAgain) {
+  VolumeState state;
+  state.size = MiB;
+  for (char name = 'a'; name <= 'z'; ++name) {
+    state.checkpoints.push_back({.name = {name}, .nonce = {}, .group = {}, .lost = true});
+    const auto record = bytes_of(state);
+    const auto decoded = decode_record(volume, record);
+    ASSERT_TRUE(decoded.has_value()) << name << ": " << decoded.error().message();
+  }
+}
+
+/// The record with another byte at `offset`, and its checksum made good again.
+std::vector<std::byte> with_byte(std::vector<std::byte> record, std::size_t offset,
+                                 std::uint8_t value) {
+  const std::uint64_t length = peek_record(volume, record)->length;
+  record[offset] = std::byte{value};
+  store_le<std::uint64_t>(record.data() + 8, 0);
+  store_le<std::uint64_t>(record.data() + 8, checksum64(Bytes(record).first(length)));
+  return record;
+}
+
+TEST(JournalRecordTest, ARecordOfAnotherVersionIsNotSupported) {
+  const auto record = encode_event(volume, 3, 4, ReleaseEvent{"a"});
+  for (const int version : {0, 1, 3, 255}) {
+    const auto decoded =
+        decode_record(volume, with_byte(record, 6, static_cast<std::uint8_t>(version)));
+    ASSERT_FALSE(decoded.has_value());
+    EXPECT_EQ(decoded.error().kind(), ErrorKind::unsupported);
+  }
+}
+
+TEST(JournalRecordTest, AnOpeningOfAKindThatDoesNotExistIsCorrupt) {
+  const auto record = encode_event(volume, 3, 4, OpenEvent{.session = {}});
+  EXPECT_TRUE(decode_record(volume, with_byte(record, journal_header_size, 2)).has_value());
+  const auto decoded = decode_record(volume, with_byte(record, journal_header_size, 3));
+  ASSERT_FALSE(decoded.has_value());
+  EXPECT_EQ(decoded.error().kind(), ErrorKind::corrupt);
 }
 
 TEST(JournalRecordTest, NoFlippedBitOfARecordIsAccepted) {
@@ -354,7 +534,11 @@ TEST_F(VolumeStateTest, AnotherDataFileVoidsEverything) {
   refpoint("r");
   apply(CloseEvent{.epoch = 3, .data = {}});
   EXPECT_TRUE(state_.clean);
-  apply(OpenEvent{.kind = OpenKind::foreign_data, .epoch = 4, .session = id_of(2)});
+  apply(OpenEvent{.kind = OpenKind::foreign_data,
+                  .epoch = 4,
+                  .session = id_of(2),
+                  .vouched_since = 4,
+                  .void_reason = VoidReason::data_file_changed});
   EXPECT_FALSE(state_.clean);
   EXPECT_THAT(lost(), ElementsAre("durable"));
   EXPECT_THAT(layers(), IsEmpty());

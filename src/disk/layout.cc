@@ -1,5 +1,6 @@
 #include "disk/layout.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include <fmt/format.h>
@@ -126,6 +127,8 @@ std::optional<PageHeader> decode_page(const Id128& volume, std::uint64_t page, B
     return std::nullopt;
   }
   std::memcpy(words.data(), sector.data() + page_header_size, words_per_page * sizeof(MapWord));
+  const auto is_state = [](MapWord word) { return word.state() <= BlockState::zero; };
+  if (!std::ranges::all_of(words.first(words_per_page), is_state)) return std::nullopt;
   return header;
 }
 
@@ -175,9 +178,30 @@ std::optional<IntentRecord> decode_intents(const Id128& volume, Bytes slot) {
   for (std::uint32_t i = 0; i < count; ++i) {
     const auto region = body.le<std::uint32_t>();
     const auto epoch = body.le<std::uint32_t>();
+    if (epoch > record.epoch) return std::nullopt;
     record.regions.push_back({region, epoch});
   }
   return record;
+}
+
+void IntentRing::add(const Id128& volume, Bytes slot) {
+  auto record = decode_intents(volume, slot);
+  // A record that lies elsewhere than it should is none: nobody wrote it there.
+  if (record && record->sequence % intent_slot_count != slots_.size()) record.reset();
+  slots_.push_back(record ? Slot::whole : is_zero(slot) ? Slot::zeros : Slot::other);
+  if (record && record->sequence > newest_sequence()) newest_ = std::move(record);
+}
+
+bool IntentRing::may_lack_newer(std::uint64_t known) const {
+  const std::uint64_t newest = newest_sequence();
+  if (newest < known) return true;
+  for (std::uint64_t age = 0; age + 1 < intent_slot_count; ++age) {
+    // Which record the slot has, if all is as it should be; before the first ones, zeros.
+    const bool written = newest > age;
+    const Slot slot = slots_[(newest + intent_slot_count - age) % intent_slot_count];
+    if (slot == Slot::other || (slot == Slot::zeros && written)) return true;
+  }
+  return false;
 }
 
 }  // namespace berth::disk

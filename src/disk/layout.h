@@ -15,7 +15,7 @@
 
 namespace berth::disk {
 
-constexpr std::uint32_t map_format_version = 1;
+constexpr std::uint32_t map_format_version = 2;
 
 // Offsets in the map file, bytes. Everything is written in units of sector_size.
 constexpr std::uint64_t superblock_offset = 0;
@@ -39,7 +39,8 @@ struct Superblock {
 void encode_superblock(const Superblock& superblock, MutableBytes sector);
 Result<Superblock> decode_superblock(Bytes sector);
 
-// --- Map pages: two slots each; the valid one with the higher sequence counts.
+// --- Map pages: two slots each, which their versions take in turn. The whole one with the higher
+// sequence counts.
 constexpr std::size_t page_size = 4096;
 constexpr std::size_t page_header_size = 64;
 constexpr std::size_t words_per_page = (page_size - page_header_size) / sizeof(MapWord);  // 1008
@@ -52,6 +53,10 @@ constexpr std::uint64_t page_slot_offset(std::uint64_t page, unsigned slot) {
   return pages_offset + (2 * page + slot) * page_size;
 }
 
+/// Where the version with this sequence (from 1) lies: a version never overwrites the one before
+/// it, and no two can claim the same sequence.
+constexpr unsigned page_slot_of(std::uint64_t sequence) { return sequence % 2 == 0 ? 1 : 0; }
+
 struct PageHeader {
   std::uint64_t page = 0;
   std::uint64_t sequence = 0;  // 0: never written
@@ -59,7 +64,7 @@ struct PageHeader {
 void encode_page(const Id128& volume, PageHeader header, std::span<const MapWord> words,
                  MutableBytes sector);
 /// The header, and the words into `words` (words_per_page of them); nullopt for any slot that does
-/// not hold a whole page of this volume with this number.
+/// not hold a whole page of this volume with this number. Which slot it is, the caller compares.
 std::optional<PageHeader> decode_page(const Id128& volume, std::uint64_t page, Bytes sector,
                                       std::span<MapWord> words);
 
@@ -75,7 +80,7 @@ constexpr std::size_t intent_regions_max =
 
 struct IntentRecord {
   std::uint64_t sequence = 0;
-  Epoch epoch = 0;  // the volume's at the commit
+  Epoch epoch = 0;  // the highest of the regions'
   std::vector<HotRegion> regions;
 };
 /// Bytes that the record takes, a multiple of sector_size.
@@ -83,5 +88,27 @@ std::size_t intent_record_size(std::size_t regions);
 void encode_intents(const Id128& volume, const IntentRecord& record, MutableBytes into);
 /// nullopt for a slot that holds no whole record of this volume.
 std::optional<IntentRecord> decode_intents(const Id128& volume, Bytes slot);
+
+/// What the slots of the ring say together. Record n lies in slot n mod intent_slot_count, and is
+/// begun when record n - 1 is durable.
+class IntentRing {
+ public:
+  /// Every slot, in order, as far as the file has it.
+  void add(const Id128& volume, Bytes slot);
+
+  const std::optional<IntentRecord>& newest() const { return newest_; }
+  std::uint64_t newest_sequence() const { return newest_ ? newest_->sequence : 0; }
+  /// Whether a record newer than newest() may have been whole once, given that record `known` was:
+  /// a slot in which one would lie is neither whole nor as it was made. Of the slot after the
+  /// newest one that says nothing: it has what a commit left that was cut short.
+  bool may_lack_newer(std::uint64_t known) const;
+
+  enum class Slot : std::uint8_t { whole, zeros, other };
+  Slot slot(std::uint64_t index) const { return slots_[index]; }
+
+ private:
+  std::optional<IntentRecord> newest_;
+  std::vector<Slot> slots_;
+};
 
 }  // namespace berth::disk

@@ -124,6 +124,15 @@ TEST_F(PageTest, ZerosAreNoPage) {
   EXPECT_FALSE(decode(volume, 5).has_value());
 }
 
+TEST_F(PageTest, APageWithAStateThatDoesNotExistIsNoPage) {
+  for (const std::size_t at : {std::size_t{0}, words_per_page - 1}) {
+    std::vector<MapWord> words = words_;
+    words[at].raw |= 3U;
+    encode_page(volume, {.page = 5, .sequence = 9}, words, sector_);
+    EXPECT_FALSE(decode(volume, 5).has_value()) << at;
+  }
+}
+
 TEST_F(PageTest, ATornPageIsNoPage) {
   std::vector<std::byte> older(page_size);
   std::vector<MapWord> other_words(words_per_page, MapWord::of(1, BlockState::present));
@@ -136,6 +145,12 @@ TEST_F(PageTest, ATornPageIsNoPage) {
     }
     EXPECT_FALSE(decode_page(volume, 5, torn, decoded_).has_value()) << pattern;
   }
+}
+
+TEST(LayoutTest, VersionsOfAPageTakeItsSlotsInTurn) {
+  EXPECT_EQ(page_slot_of(1), 0U);
+  EXPECT_EQ(page_slot_of(2), 1U);
+  EXPECT_EQ(page_slot_of(3), 0U);
 }
 
 TEST(LayoutTest, PagesFollowEachOtherInPairsOfSlots) {
@@ -207,6 +222,15 @@ TEST_F(IntentRecordTest, TheFullHotSetFits) {
   EXPECT_GE(intent_regions_max, hot_regions_default);
 }
 
+TEST_F(IntentRecordTest, ARegionOfAnEpochAboveTheRecordsOrTheLimitIsNone) {
+  record_.regions[3].epoch = 21;
+  encode();
+  EXPECT_FALSE(decode_intents(volume, slot_).has_value());
+  record_.epoch = epoch_max + 1;
+  encode();
+  EXPECT_FALSE(decode_intents(volume, slot_).has_value());
+}
+
 TEST_F(IntentRecordTest, ARecordOfAnotherVolumeIsNone) {
   EXPECT_FALSE(decode_intents(other_volume, slot_).has_value());
 }
@@ -217,6 +241,60 @@ TEST_F(IntentRecordTest, ARecordThatIsLongerThanItsSlotIsNone) {
   EXPECT_FALSE(decode_intents(volume, {}).has_value());
   store_le<std::uint32_t>(slot_.data() + 4, UINT32_MAX);  // regions
   EXPECT_FALSE(decode_intents(volume, slot_).has_value());
+}
+
+// --- The ring.
+
+class IntentRingTest : public testing::Test {
+ protected:
+  /// A ring into which records up to `newest` have gone, and then what `change` makes of a slot.
+  static IntentRing ring_of(
+      std::uint64_t newest,
+      const std::function<void(std::uint64_t, std::vector<std::byte>&)>& change =
+          [](std::uint64_t, std::vector<std::byte>&) {}) {
+    std::vector<std::vector<std::byte>> slots(intent_slot_count,
+                                              std::vector<std::byte>(sector_size));
+    for (std::uint64_t sequence = 1; sequence <= newest; ++sequence) {
+      encode_intents(volume, {.sequence = sequence, .epoch = 1, .regions = {}},
+                     slots[sequence % intent_slot_count]);
+    }
+    IntentRing ring;
+    for (std::uint64_t slot = 0; slot < intent_slot_count; ++slot) {
+      change(slot, slots[slot]);
+      ring.add(volume, slots[slot]);
+    }
+    return ring;
+  }
+};
+
+TEST_F(IntentRingTest, AWholeRingLacksNothing) {
+  for (std::uint64_t newest = 0; newest < 30; ++newest) {
+    EXPECT_EQ(ring_of(newest).newest_sequence(), newest);
+    EXPECT_FALSE(ring_of(newest).may_lack_newer(newest)) << newest;
+    EXPECT_TRUE(ring_of(newest).may_lack_newer(newest + 1)) << newest;
+  }
+}
+
+TEST_F(IntentRingTest, ASlotAfterTheNewestMayBeOfACommitThatWasCutShortAndNoOther) {
+  for (std::uint64_t newest = 1; newest < 30; ++newest) {
+    for (std::uint64_t damaged = 0; damaged < intent_slot_count; ++damaged) {
+      if (damaged == newest % intent_slot_count) continue;
+      const IntentRing ring = ring_of(newest, [&](std::uint64_t slot, auto& bytes) {
+        if (slot == damaged) bytes[100] = bytes[0] = std::byte{7};
+      });
+      EXPECT_EQ(ring.newest_sequence(), newest);
+      EXPECT_EQ(ring.may_lack_newer(1), damaged != (newest + 1) % intent_slot_count)
+          << newest << ", slot " << damaged;
+    }
+  }
+}
+
+TEST_F(IntentRingTest, ARecordInAnotherSlotIsNone) {
+  const IntentRing ring = ring_of(5, [](std::uint64_t slot, auto& bytes) {
+    if (slot == 0) encode_intents(volume, {.sequence = 9, .epoch = 1, .regions = {}}, bytes);
+  });
+  EXPECT_EQ(ring.newest_sequence(), 5U);
+  EXPECT_TRUE(ring.may_lack_newer(1));
 }
 
 }  // namespace

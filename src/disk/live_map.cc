@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include <fmt/format.h>
 
@@ -35,6 +34,7 @@ struct LiveMap::Header {
   std::uint32_t block_size;
   Epoch epoch;
   std::uint64_t page_count;
+  std::uint64_t successor;
 };
 
 LiveMap::Header& LiveMap::header() const {
@@ -60,7 +60,7 @@ Result<LiveMap> LiveMap::create(SharedMemoryStore& store, const Key& key, Epoch 
   header.block_size = key.block_size;
   header.epoch = epoch;
   header.page_count = key.page_count;
-  header.magic = live_magic;
+  store_last(header.magic, live_magic);
   return map;
 }
 
@@ -78,9 +78,7 @@ Result<LiveMap> LiveMap::adopt(SharedMemoryStore& store, const Key& key) {
   map.locate(key.page_count);
   // What a flush of the dead process was writing may not be there.
   for (std::uint64_t index = 0; index < key.page_count; ++index) {
-    const std::uint8_t dirt = std::exchange(map.pages_[index].dirt, std::uint8_t{0});
-    if (dirt != 0)
-      map.mark_dirty(index, (dirt | dirt >> capturing_shift) & (dirty_epochs | dirty_states));
+    if (map.pages_[index].dirt != clean_page) map.relist(index);
   }
   return map;
 }
@@ -95,6 +93,34 @@ void LiveMap::mark_dirty(std::uint64_t index, std::uint8_t dirt) {
   if ((dirt & ~page.dirt & dirty_epochs) != 0) with_dirty_epochs_.push_back(index);
   if ((dirt & ~page.dirt & dirty_states) != 0) with_dirty_states_.push_back(index);
   page.dirt = static_cast<std::uint8_t>(page.dirt | dirt);
+}
+
+void LiveMap::begin_capture(std::uint64_t index) {
+  LivePage& page = pages_[index];
+  const auto both = static_cast<std::uint8_t>(page.dirt | page.dirt << capturing_shift);
+  store_last(page.dirt, static_cast<std::uint8_t>(both & capturing_dirt));
+}
+
+void LiveMap::end_capture(std::uint64_t index) {
+  LivePage& page = pages_[index];
+  ++page.sequence;
+  // With the old sequence and no dirt, the next flush would write over the only whole version.
+  store_last(page.dirt, static_cast<std::uint8_t>(page.dirt & ~capturing_dirt));
+}
+
+void LiveMap::relist(std::uint64_t index) {
+  LivePage& page = pages_[index];
+  const auto dirt = static_cast<std::uint8_t>((page.dirt | page.dirt >> capturing_shift) &
+                                              (dirty_epochs | dirty_states));
+  if ((dirt & dirty_epochs) != 0) with_dirty_epochs_.push_back(index);
+  if ((dirt & dirty_states) != 0) with_dirty_states_.push_back(index);
+  store_last(page.dirt, dirt);
+}
+
+std::uint64_t LiveMap::page_versions() const {
+  std::uint64_t sum = 0;
+  for (const LivePage& page : pages_) sum += page.sequence;
+  return sum;
 }
 
 std::vector<std::uint64_t> LiveMap::take_dirty(std::uint8_t dirt) {
@@ -115,6 +141,10 @@ std::vector<std::uint64_t> LiveMap::take_dirty(std::uint8_t dirt) {
 }
 
 void LiveMap::set_session(const Id128& session) { header().session = session; }
+std::uint64_t LiveMap::successor() const { return header().successor; }
+void LiveMap::set_successor(std::uint64_t page_count) {
+  store_last(header().successor, page_count);
+}
 Epoch LiveMap::epoch() const { return header().epoch; }
 void LiveMap::set_epoch(Epoch epoch) { header().epoch = epoch; }
 

@@ -5,8 +5,13 @@
 // the volume's loop only. A page's flags say what its disk version lacks; a flush moves them to
 // "capturing" and clears them when the page is durable, so that a death in between leaves the page
 // dirty.
+//
+// The process may be killed between any two instructions. So where one store must not be without
+// another, the other comes first, and the one is a single store of its own (store_last).
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <memory>
 #include <span>
 #include <string>
@@ -24,16 +29,22 @@ enum PageDirt : std::uint8_t {
   dirty_epochs = 1,
   dirty_states = 2,
   capturing_shift = 2,  // the same two bits, while a flush is writing them
+  capturing_dirt = 0xc,
 };
 
 struct LivePage {
-  std::uint64_t sequence = 0;  // of the valid slot on disk; 0: never written
+  std::uint64_t sequence = 0;  // of the version on disk, and with it its slot; 0: never written
   Epoch epoch_max = 0;         // no word of the page is newer
   std::uint8_t dirt = clean_page;
-  std::uint8_t slot = 0;  // the valid one on disk
-  std::uint16_t reserved = 0;
+  std::array<std::uint8_t, 3> reserved{};
 };
 static_assert(sizeof(LivePage) == 16);
+
+/// One store that whoever maps the memory later does not see without those before it.
+template <typename T>
+void store_last(T& target, T value) {
+  std::atomic_ref<T>(target).store(value, std::memory_order_release);
+}
 
 class LiveMap {
  public:
@@ -54,6 +65,10 @@ class LiveMap {
 
   /// From here on the map belongs to another session.
   void set_session(const Id128& session);
+  /// The number of pages of the map that is about to take this one's place, 0 for none: told
+  /// before it is made, so that whoever adopts this one in its stead can remove it.
+  std::uint64_t successor() const;
+  void set_successor(std::uint64_t page_count);
 
   Epoch epoch() const;
   void set_epoch(Epoch epoch);
@@ -63,15 +78,21 @@ class LiveMap {
   void set_word(BlockIndex block, MapWord word) {
     const MapWord old = words_[block];
     if (old == word) return;
-    words_[block] = word;
     LivePage& page = pages_[page_of(block)];
     if (page.epoch_max < word.epoch()) page.epoch_max = word.epoch();
     if (old.epoch() != word.epoch()) mark_dirty(page_of(block), dirty_epochs);
     if (old.state() != word.state()) mark_dirty(page_of(block), dirty_states);
+    store_last(words_[block], word);
   }
 
   /// The page has dirt of this kind (both bits: of both).
   void mark_dirty(std::uint64_t index, std::uint8_t dirt);
+  /// A flush begins to write the page as it is now.
+  void begin_capture(std::uint64_t index);
+  /// The page that it captured is durable, in its next version.
+  void end_capture(std::uint64_t index);
+  /// What a flush was writing, or had taken, is dirty as before.
+  void relist(std::uint64_t index);
   /// The pages that have any dirt of these kinds now, ascending. They are no longer listed as such:
   /// the caller captures them, or marks them again.
   std::vector<std::uint64_t> take_dirty(std::uint8_t dirt);
@@ -83,6 +104,8 @@ class LiveMap {
     return words_.subspan(index * words_per_page, words_per_page);
   }
   std::span<const MapWord> words() const { return words_; }
+  /// The sum of the pages' sequences.
+  std::uint64_t page_versions() const;
 
  private:
   explicit LiveMap(std::unique_ptr<SharedMemory> memory) : memory_(std::move(memory)) {}

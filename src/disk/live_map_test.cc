@@ -40,7 +40,6 @@ TEST_F(LiveMapTest, ADeadProcessesMapIsAdoptedAsItWas) {
     map.set_word(5, MapWord::of(9, BlockState::present));
     map.set_word(1008, MapWord::of(3, BlockState::zero));
     map.page(1).sequence = 77;
-    map.page(1).slot = 1;
     map.set_epoch(10);
   }
   const LiveMap map = MUST(LiveMap::adopt(*store_, key_));
@@ -50,7 +49,6 @@ TEST_F(LiveMapTest, ADeadProcessesMapIsAdoptedAsItWas) {
   EXPECT_EQ(map.page(0).epoch_max, 9U);
   EXPECT_EQ(map.page(1).epoch_max, 3U);
   EXPECT_EQ(map.page(1).sequence, 77U);
-  EXPECT_EQ(map.page(1).slot, 1U);
   EXPECT_NE(map.page(0).dirt, clean_page);
   EXPECT_EQ(map.page(2).dirt, clean_page);
 }

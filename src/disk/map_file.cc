@@ -38,6 +38,9 @@ Task<Result<void>> MapFile::create(Loop& loop, Directory& directory, Superblock 
   for (const std::uint64_t offset : {journal_offset_a, journal_offset_b}) {
     CO_TRY(co_await map.file_->write(offset, zeros.bytes()));
   }
+  // The ring is never without a record from now on: without one, it was damaged.
+  encode_intents(superblock.volume, {.sequence = 1, .epoch = 0, .regions = {}}, sector.bytes());
+  CO_TRY(co_await map.file_->write(intent_ring_offset + intent_slot_size, sector.bytes()));
   CO_TRY(co_await map.write_aligned(journal_offset_a, encode_state(superblock.volume, 1, state)));
   co_return co_await map.file_->sync();
 }
@@ -111,15 +114,32 @@ Task<Result<std::optional<MapFile::Area>>> MapFile::read_area(std::uint64_t offs
   // A record that cannot be read ends the journal when it was the last one, torn by a power loss;
   // one with a successor was whole once, and without it everything after it would be lost in
   // silence.
-  if (area.end + sector_size < journal_area_size) {
-    const auto next = CO_TRY(co_await read_record(
-        offset + area.end + sector_size, journal_area_size - area.end - sector_size, &length));
-    if (next && next->generation == area.generation && next->sequence > area.sequence + 1) {
-      co_return failure(
-          damaged(fmt::format("record {} of the journal cannot be read", area.sequence + 1)));
-    }
+  const bool is_missing = CO_TRY(co_await has_later_record(
+      offset + area.end, offset + journal_area_size, area.generation, area.sequence + 1));
+  if (is_missing) {
+    co_return failure(
+        damaged(fmt::format("record {} of the journal cannot be read", area.sequence + 1)));
   }
   co_return std::move(area);
+}
+
+/// Whether a whole record of the generation with a sequence above `sequence` begins behind the
+/// place at `offset`, as far as the largest record that can have been there reaches.
+Task<Result<bool>> MapFile::has_later_record(std::uint64_t offset, std::uint64_t area_end,
+                                             std::uint64_t generation, std::uint64_t sequence) {
+  if (offset >= area_end) co_return false;
+  const std::uint64_t end = std::min(area_end, offset + event_record_size_max + sector_size);
+  const AlignedBuffer sectors = AlignedBuffer::zeroed(end - offset);
+  const std::size_t got = CO_TRY(co_await file_->read(offset, sectors.bytes()));
+  for (std::uint64_t at = sector_size; at < got; at += sector_size) {
+    const Bytes rest = sectors.bytes().subspan(at);
+    const auto head = peek_record(superblock_.volume, rest);
+    if (!head || head->generation != generation || head->sequence <= sequence) continue;
+    std::uint64_t length = 0;
+    const auto record = CO_TRY(co_await read_record(offset + at, area_end - offset - at, &length));
+    if (record) co_return true;
+  }
+  co_return false;
 }
 
 Task<Result<std::optional<JournalRecord>>> MapFile::read_record(std::uint64_t offset,
@@ -156,6 +176,10 @@ Task<Result<void>> MapFile::append(JournalEvent event) {
   const auto guard = co_await journal_mutex_.lock();
   CO_TRY(usable());
   auto record = encode_event(superblock_.volume, generation_, sequence_ + 1, event);
+  if (record.size() > event_record_size_max) {
+    co_return failure(ErrorKind::limit, fmt::format("a record of {} bytes is above the limit of {}",
+                                                    record.size(), event_record_size_max));
+  }
   if (journal_end_ + record.size() > journal_area_size) {
     CO_TRY(co_await compact());
     record = encode_event(superblock_.volume, generation_, sequence_ + 1, event);
@@ -191,16 +215,15 @@ Task<Result<void>> MapFile::compact() {
   co_return Result<void>{};
 }
 
-Task<Result<std::optional<IntentRecord>>> MapFile::read_intents() {
-  std::optional<IntentRecord> newest;
+Task<Result<IntentRing>> MapFile::read_intents() {
+  IntentRing ring;
   AlignedBuffer slot_bytes = AlignedBuffer::zeroed(intent_slot_size);
   for (std::uint64_t slot = 0; slot < intent_slot_count; ++slot) {
     const std::size_t got = CO_TRY(
         co_await file_->read(intent_ring_offset + slot * intent_slot_size, slot_bytes.bytes()));
-    auto record = decode_intents(superblock_.volume, slot_bytes.first(got));
-    if (record && (!newest || record->sequence > newest->sequence)) newest = std::move(record);
+    ring.add(superblock_.volume, slot_bytes.first(got));
   }
-  co_return newest;
+  co_return ring;
 }
 
 Task<Result<void>> MapFile::write_intents(IntentRecord record) {
@@ -222,21 +245,25 @@ Task<Result<std::vector<MapFile::LoadedPage>>> MapFile::read_pages(std::uint64_t
   std::vector<MapWord> candidate(words_per_page);
   for (std::size_t i = 0; i < count; ++i) {
     const std::span<MapWord> page_words = words.subspan(i * words_per_page, words_per_page);
-    bool foreign = false;
+    LoadedPage& page = loaded[i];
+    unsigned whole = 0;
+    unsigned zeros = 0;
     for (unsigned slot = 0; slot < 2; ++slot) {
       const Bytes sector = slots.bytes().subspan((2 * i + slot) * page_size, page_size);
       const auto header = decode_page(superblock_.volume, first + i, sector, candidate);
-      if (!header && !is_zero(sector)) foreign = true;
-      if (!header || header->sequence <= loaded[i].sequence) continue;
-      loaded[i] = {.sequence = header->sequence, .slot = slot};
+      if (!header || page_slot_of(header->sequence) != slot) {
+        if (is_zero(sector)) ++zeros;
+        continue;
+      }
+      ++whole;
+      if (header->sequence <= page.sequence) continue;
+      page.sequence = header->sequence;
       std::ranges::copy(candidate, page_words.begin());
     }
-    // A torn slot beside a valid one is what a power loss leaves. A page whose first write was torn
+    // A torn slot beside a whole one is what a power loss leaves. A page whose first write was torn
     // has a zero slot beside it, and never had an older version. Both slots damaged is neither.
-    if (foreign && loaded[i].sequence == 0) {
-      const Bytes pair = slots.bytes().subspan(2 * i * page_size, 2 * page_size);
-      loaded[i].damaged = !is_zero(pair.first(page_size)) && !is_zero(pair.last(page_size));
-    }
+    page.damaged = whole == 0 && zeros == 0;
+    page.doubtful = whole < 2 && zeros < 2 && !(page.sequence == 1 && zeros == 1);
   }
   co_return loaded;
 }
@@ -248,9 +275,9 @@ Result<std::uint64_t> MapFile::next_written_page(std::uint64_t page, std::uint64
   return std::min(page_count, std::max(page, (data - pages_offset) / (2 * page_size)));
 }
 
-Task<Result<void>> MapFile::write_page(std::uint64_t page, unsigned slot, Bytes encoded) {
+Task<Result<void>> MapFile::write_page(std::uint64_t page, std::uint64_t sequence, Bytes encoded) {
   CO_TRY(usable());
-  co_return co_await file_->write(page_slot_offset(page, slot), encoded);
+  co_return co_await file_->write(page_slot_offset(page, page_slot_of(sequence)), encoded);
 }
 
 Task<Result<void>> MapFile::truncate_pages(std::uint64_t page_count) {

@@ -37,23 +37,24 @@ class MapFile {
   /// other.
   Task<Result<void>> append(JournalEvent event);
 
-  /// The newest whole record of the ring.
-  Task<Result<std::optional<IntentRecord>>> read_intents();
+  Task<Result<IntentRing>> read_intents();
   /// Durable when it returns. One at a time; record.sequence must grow by one.
   Task<Result<void>> write_intents(IntentRecord record);
 
   struct LoadedPage {
     std::uint64_t sequence = 0;  // 0: neither slot holds it; every word is zero
-    unsigned slot = 0;
-    bool damaged = false;  // a slot holds bytes that are no page, and no other slot does
+    bool damaged = false;        // both slots hold bytes, and neither a page
+    // The slot that does not count has not what it should: a write was cut short, or it was damaged
+    // later and may have been the newer one. The volume's sum of sequences tells which.
+    bool doubtful = false;
   };
   /// Pages [first, first + count) into `words` (count * words_per_page of them).
   Task<Result<std::vector<LoadedPage>>> read_pages(std::uint64_t first, std::size_t count,
                                                    std::span<MapWord> words);
   /// The first page at or after `page` that may have been written, or page_count (blocking).
   Result<std::uint64_t> next_written_page(std::uint64_t page, std::uint64_t page_count);
-  /// Writes an encoded page into a slot; durable after sync().
-  Task<Result<void>> write_page(std::uint64_t page, unsigned slot, Bytes encoded);
+  /// Writes this version of a page, encoded, into its slot; durable after sync().
+  Task<Result<void>> write_page(std::uint64_t page, std::uint64_t sequence, Bytes encoded);
   /// Forgets, durably, every page from `page_count` on.
   Task<Result<void>> truncate_pages(std::uint64_t page_count);
   Task<Result<void>> sync();
@@ -73,6 +74,8 @@ class MapFile {
   Task<Result<std::optional<JournalRecord>>> read_record(std::uint64_t offset,
                                                          std::uint64_t area_left,
                                                          std::uint64_t* padded_length);
+  Task<Result<bool>> has_later_record(std::uint64_t offset, std::uint64_t area_end,
+                                      std::uint64_t generation, std::uint64_t sequence);
   Task<Result<void>> write_aligned(std::uint64_t offset, Bytes bytes);
   Task<Result<void>> compact();
   Result<void> usable() const;

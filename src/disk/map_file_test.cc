@@ -155,6 +155,36 @@ TEST_F(MapFileTest, ARecordInTheMiddleThatCannotBeReadIsCorrupt) {
       << opened.error().message();
 }
 
+TEST_F(MapFileTest, ALongRecordInTheMiddleThatCannotBeReadIsCorrupt) {
+  for (const std::size_t length : {2 * sector_size, 10 * sector_size, 900 * KiB}) {
+    SCOPED_TRACE(length);
+    SimMachine machine(length);
+    VolumeState state;
+    state.size = GiB;
+    const auto run_on = [&machine](auto task) {
+      return machine.loop.run_until_complete(std::move(task));
+    };
+    MUST(run_on(MapFile::create(machine.loop, *machine.directory, superblock_, state)));
+    auto map = MUST(run_on(MapFile::open(machine.loop, *machine.directory, false)));
+    MUST(run_on(map->append(padding(length + 4002))));
+    MUST(run_on(map->append(
+        CutEvent{.epoch = 1, .nonce = {}, .checkpoint = {}, .refpoint = "r", .group = {}})));
+    map.reset();
+    MUST(machine.host.corrupt("vol/map", journal_offset_a + sector_size + 100, 1));
+    const auto opened = run_on(MapFile::open(machine.loop, *machine.directory, false));
+    ASSERT_FALSE(opened.has_value());
+    EXPECT_EQ(opened.error().kind(), ErrorKind::corrupt);
+  }
+}
+
+TEST_F(MapFileTest, ARecordThatIsTooLongToBeFoundAgainIsRefused) {
+  create();
+  EXPECT_EQ(append(padding(event_record_size_max)).error().kind(), ErrorKind::limit);
+  refpoint("r");
+  MUST(open());
+  EXPECT_EQ(map_->state().refpoints.size(), 1U);
+}
+
 TEST_F(MapFileTest, ABadSuperblockHasACopy) {
   create();
   damage(superblock_offset + 20);
@@ -229,7 +259,7 @@ TEST_F(MapFileTest, AFailedSyncIsForGoodUntilTheNextOpen) {
   EXPECT_EQ(append(DeleteRefpointEvent{"r1"}).error().kind(), ErrorKind::io_error);
   EXPECT_TRUE(map_->failed());
   EXPECT_EQ(append(DeleteRefpointEvent{"r1"}).error().kind(), ErrorKind::io_error);
-  EXPECT_EQ(run(map_->write_page(0, 0, encoded_page(0, 1, 1))).error().kind(), ErrorKind::io_error);
+  EXPECT_EQ(run(map_->write_page(0, 1, encoded_page(0, 1, 1))).error().kind(), ErrorKind::io_error);
   EXPECT_EQ(run(map_->write_intents({.sequence = 1, .epoch = 1, .regions = {}})).error().kind(),
             ErrorKind::io_error);
   restart(true);
@@ -242,8 +272,8 @@ TEST_F(MapFileTest, AFailedSyncIsForGoodUntilTheNextOpen) {
 class MapPagesTest : public MapFileTest {
  protected:
   void SetUp() override { create(); }
-  void write_page(std::uint64_t page, unsigned slot, std::uint64_t sequence, Epoch epoch) {
-    MUST(run(map_->write_page(page, slot, encoded_page(page, sequence, epoch))));
+  void write_page(std::uint64_t page, std::uint64_t sequence, Epoch epoch) {
+    MUST(run(map_->write_page(page, sequence, encoded_page(page, sequence, epoch))));
     MUST(run(map_->sync()));
   }
   struct Seen {
@@ -260,29 +290,38 @@ class MapPagesTest : public MapFileTest {
 TEST_F(MapPagesTest, TheSlotWithTheHigherSequenceCounts) {
   EXPECT_EQ(read(3).page.sequence, 0U);
   EXPECT_EQ(read(3).word, MapWord{});
-  write_page(3, 0, 1, 10);
+  write_page(3, 1, 10);
   EXPECT_EQ(read(3).word.epoch(), 10U);
-  write_page(3, 1, 2, 20);
+  write_page(3, 2, 20);
   EXPECT_EQ(read(3).word.epoch(), 20U);
-  EXPECT_EQ(read(3).page.slot, 1U);
-  write_page(3, 0, 3, 30);
+  write_page(3, 3, 30);
   EXPECT_EQ(read(3).word.epoch(), 30U);
-  EXPECT_EQ(read(3).page.slot, 0U);
   EXPECT_EQ(read(2).page.sequence, 0U);
   EXPECT_EQ(read(4).page.sequence, 0U);
 }
 
 TEST_F(MapPagesTest, ATornWriteLeavesTheOlderVersion) {
-  write_page(3, 0, 1, 10);
-  write_page(3, 1, 2, 20);
+  write_page(3, 1, 10);
+  write_page(3, 2, 20);
   damage(page_slot_offset(3, 1) + 700);
   EXPECT_EQ(read(3).word.epoch(), 10U);
   EXPECT_FALSE(read(3).page.damaged);
 }
 
+TEST_F(MapPagesTest, AVersionInTheSlotOfAnotherOneIsNone) {
+  write_page(3, 1, 10);
+  write_page(3, 2, 20);
+  // With the sequence of the other slot's version there would be two that claim to be the newest.
+  const Bytes twin = encoded_page(3, 2, 99);
+  write_raw(page_slot_offset(3, 0), twin);
+  EXPECT_EQ(read(3).page.sequence, 2U);
+  EXPECT_EQ(read(3).word.epoch(), 20U);
+  EXPECT_TRUE(read(3).page.doubtful);
+}
+
 TEST_F(MapPagesTest, BothSlotsDamagedIsDamage) {
-  write_page(3, 0, 1, 10);
-  write_page(3, 1, 2, 20);
+  write_page(3, 1, 10);
+  write_page(3, 2, 20);
   damage(page_slot_offset(3, 0) + 700);
   damage(page_slot_offset(3, 1) + 700);
   EXPECT_TRUE(read(3).page.damaged);
@@ -290,7 +329,7 @@ TEST_F(MapPagesTest, BothSlotsDamagedIsDamage) {
 }
 
 TEST_F(MapPagesTest, AFirstWriteThatIsTornWasNever) {
-  write_page(3, 0, 1, 10);
+  write_page(3, 1, 10);
   damage(page_slot_offset(3, 0) + 700);
   EXPECT_FALSE(read(3).page.damaged);
   EXPECT_EQ(read(3).word, MapWord{});
@@ -298,7 +337,7 @@ TEST_F(MapPagesTest, AFirstWriteThatIsTornWasNever) {
 
 TEST_F(MapPagesTest, ManyPagesAreReadAtOnce) {
   for (std::uint64_t page = 0; page < 300; page += 3)
-    write_page(page, 0, 1, static_cast<Epoch>(page + 1));
+    write_page(page, 1, static_cast<Epoch>(page + 1));
   std::vector<MapWord> words(256 * words_per_page);
   const auto loaded = MUST(run(map_->read_pages(40, 256, words)));
   for (std::uint64_t i = 0; i < 256; ++i) {
@@ -310,8 +349,8 @@ TEST_F(MapPagesTest, ManyPagesAreReadAtOnce) {
 
 TEST_F(MapPagesTest, PagesThatWereNeverWrittenAreSkipped) {
   EXPECT_EQ(MUST(map_->next_written_page(0, 1000)), 1000U);
-  write_page(100, 0, 1, 1);
-  write_page(500, 0, 1, 1);
+  write_page(100, 1, 1);
+  write_page(500, 1, 1);
   EXPECT_EQ(MUST(map_->next_written_page(0, 1000)), 100U);
   EXPECT_EQ(MUST(map_->next_written_page(100, 1000)), 100U);
   EXPECT_EQ(MUST(map_->next_written_page(101, 1000)), 500U);
@@ -320,8 +359,8 @@ TEST_F(MapPagesTest, PagesThatWereNeverWrittenAreSkipped) {
 }
 
 TEST_F(MapPagesTest, PagesThatAreCutOffAreGoneForGood) {
-  write_page(3, 0, 1, 10);
-  write_page(4, 0, 1, 10);
+  write_page(3, 1, 10);
+  write_page(4, 1, 10);
   MUST(run(map_->truncate_pages(4)));
   restart(true);
   MUST(open());
@@ -333,17 +372,17 @@ TEST_F(MapPagesTest, PagesThatAreCutOffAreGoneForGood) {
 
 TEST_F(MapFileTest, TheNewestIntentRecordCounts) {
   create();
-  EXPECT_FALSE(MUST(run(map_->read_intents())).has_value());
+  EXPECT_EQ(MUST(run(map_->read_intents())).newest_sequence(), 1U);  // made with the map
   for (std::uint64_t sequence = 1; sequence <= 20; ++sequence) {
     MUST(run(map_->write_intents(
         {.sequence = sequence,
          .epoch = 3,
          .regions = {{.region = static_cast<std::uint32_t>(sequence), .epoch = 3}}})));
   }
-  EXPECT_EQ(MUST(run(map_->read_intents()))->sequence, 20U);
+  EXPECT_EQ(MUST(run(map_->read_intents())).newest()->sequence, 20U);
   damage(intent_ring_offset + 20 % intent_slot_count * intent_slot_size + 30);
-  EXPECT_EQ(MUST(run(map_->read_intents()))->sequence, 19U);
-  EXPECT_EQ(MUST(run(map_->read_intents()))->regions.at(0).region, 19U);
+  EXPECT_EQ(MUST(run(map_->read_intents())).newest()->sequence, 19U);
+  EXPECT_EQ(MUST(run(map_->read_intents())).newest()->regions.at(0).region, 19U);
 }
 
 TEST_F(MapFileTest, ACommitOfIntentsNeedsNoSpace) {
@@ -354,7 +393,7 @@ TEST_F(MapFileTest, ACommitOfIntentsNeedsNoSpace) {
       .epoch = 1,
       .regions = std::vector<HotRegion>(intent_regions_max, {.region = 1, .epoch = 1})};
   for (; record.sequence <= 16; ++record.sequence) MUST(run(map_->write_intents(record)));
-  EXPECT_EQ(MUST(run(map_->read_intents()))->sequence, 16U);
+  EXPECT_EQ(MUST(run(map_->read_intents())).newest()->sequence, 16U);
 }
 
 }  // namespace

@@ -29,10 +29,10 @@ namespace berth::disk {
 /// another format) as a read-only file. Supplied by whoever wires the process.
 using BackingOpener = std::function<Task<Result<std::unique_ptr<File>>>(std::string specification)>;
 
-/// Something that an administrator should hear of: a volatile checkpoint given up, an inexact
-/// recovery.
+/// Something that an administrator should hear of: a volatile checkpoint given up, reference points
+/// that are void, an inexact recovery.
 struct VolumeEvent {
-  enum class Kind { recovered_from_power_loss, checkpoint_lost, io_failed };
+  enum class Kind { recovered_from_power_loss, checkpoint_lost, refpoints_void, io_failed };
   Kind kind;
   std::string message;
 };

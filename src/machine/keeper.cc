@@ -46,6 +46,7 @@ const char* name_of(disk::VolumeEvent::Kind kind) {
   switch (kind) {
     case disk::VolumeEvent::Kind::recovered_from_power_loss: return "recovered_from_power_loss";
     case disk::VolumeEvent::Kind::checkpoint_lost: return "checkpoint_lost";
+    case disk::VolumeEvent::Kind::refpoints_void: return "refpoints_void";
     case disk::VolumeEvent::Kind::io_failed: return "io_failed";
   }
   return "unknown";
