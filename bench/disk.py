@@ -76,10 +76,10 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def volume_bench(setting, section):
-    """The benchmark of the engine in process; what it prints."""
+def in_process(setting, program, *arguments):
+    """What a benchmark of the engine in process prints."""
     build = pathlib.Path(os.environ.get("BERTH_BUILD_DIR") or pathlib.Path(os.environ["BERTH_BIN"]).parent)
-    command = [build / "benchmarks" / "volume_bench", "--directory", setting.directory, section]
+    command = [build / "benchmarks" / program, "--directory", setting.directory, *arguments]
     return json.loads(run(*command, *(["--quick"] if setting.quick else []), timeout_s=300))
 
 
@@ -154,9 +154,11 @@ def show_steady(results):
 
 
 def measure_tracking(setting):
-    """The engine alone; and whole servers on a disk in memory, where bitmaps are QEMU's way to track."""
-    say("cost of tracking: the engine in process")
-    results = {"engine": volume_bench(setting, "tracking")["tracking"], "servers": {}}
+    """A keeper's thread and the engine alone, on null data; and whole servers on a disk in memory, where bitmaps are
+    QEMU's way to track."""
+    say("cost of tracking: a keeper and the engine on null data")
+    results = {"keeper": in_process(setting, "keeper_bench")["keeper"],
+               "engine": in_process(setting, "volume_bench", "tracking")["tracking"], "servers": {}}
     size = GIB // 4 if setting.quick else GIB
     servers = results["servers"]
     with contextlib.ExitStack() as stack:
@@ -188,21 +190,27 @@ def measure_tracking(setting):
         servers[name] = {f"{kind}_cpu_us": figure(values) for kind, values in kinds.items()}
     goals = []
     for kind in ("write", "read"):
+        for count in ("1", "1000"):
+            ratio = results["keeper"]["ratios"][f"{kind}_{count}_to_off"]
+            goals.append(Goal(f"Keeper's CPU for a {kind}, {int(count):,} reference points against no tracking", ratio["median"],
+                              1 + TRACKING_TOLERANCE, at_most=True, spread=(ratio["min"], ratio["max"])))
+    for kind in ("write", "read"):
         ratio = results["engine"]["ratios"][f"{kind}_1000_to_1"]
-        goals.append(Goal(f"Cost of a {kind} with 1,000 reference points against 1", ratio["median"], 1 + TRACKING_TOLERANCE,
+        goals.append(Goal(f"Engine's cost of a {kind}, 1,000 reference points against 1", ratio["median"], 1 + TRACKING_TOLERANCE,
                           at_most=True, spread=(ratio["min"], ratio["max"])))
     return results, goals
 
 
 def show_tracking(results):
-    engine = results["engine"]
-    rows = []
-    for name in ("off", "0", "1", "1000"):
-        title = "tracking off (the null file itself)" if name == "off" else f"on, {int(name):,} reference points"
-        rows.append([title] + [f"{one['median']:.0f} [{one['min']:.0f}..{one['max']:.0f}]"
-                               for one in (engine["per_request"][f"{kind}_{name}"] for kind in ("write", "read"))])
-    report.table(f"Cost of a 4 KiB request in the engine, null data file ({engine['unit']}, median [min..max])",
-                 ["", "write", "read"], rows)
+    for part, title in (("keeper", "thread of a keeper, over NBD on a socket"), ("engine", "engine alone")):
+        found = results[part]
+        rows = []
+        for name in ("off", "0", "1", "1000"):
+            line = "tracking off (the null file itself)" if name == "off" else f"on, {int(name):,} reference points"
+            rows.append([line] + [f"{one['median']:,.0f} [{one['min']:,.0f}..{one['max']:,.0f}]"
+                                  for one in (found["per_request"][f"{kind}_{name}"] for kind in ("write", "read"))])
+        report.table(f"Cost of a 4 KiB request, null data file, {title} ({found['unit']}, median [min..max])",
+                     ["", "write", "read"], rows)
     report.table("Server CPU per 4 KiB request over NBD, depth 32, disk in memory (µs, median [min..max])", ["", "write", "read"],
                  [[name] + [f"{one['median']:.1f} [{one['min']:.1f}..{one['max']:.1f}]" for one in kinds.values()]
                   for name, kinds in results["servers"].items()])
@@ -307,7 +315,7 @@ def timed_ms(work):
 def measure_scale(setting):
     """Questions about 4 TiB: in process, and through the command line."""
     say("large disks: the engine in process")
-    engine = volume_bench(setting, "scale")["scale"]
+    engine = in_process(setting, "volume_bench", "scale")["scale"]
     say("large disks: through the command line")
     clients = {}
     with Berth(setting.directory / "state", setting.memory) as berth:
