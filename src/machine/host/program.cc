@@ -1,0 +1,131 @@
+#include "machine/host/program.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <string_view>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "base/fd.h"
+#include "machine/host/host_text.h"
+
+namespace berth::machine {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t output_size_max = 64 * 1024;  // bytes
+
+/// A child that is killed and reaped with its owner, if it was not waited for.
+class Child {
+ public:
+  explicit Child(pid_t pid) : pid_(pid) {}
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+  ~Child() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    wait();
+  }
+  /// As waitpid(2) puts it.
+  int wait() {
+    int status = -1;
+    while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+    }
+    pid_ = 0;
+    return status;
+  }
+
+ private:
+  pid_t pid_;
+};
+
+Result<pid_t> spawn(const std::vector<std::string>& arguments, const Fd& output) {
+  std::vector<char*> pointers;
+  for (const std::string& argument : arguments)
+    pointers.push_back(const_cast<char*>(argument.c_str()));
+  pointers.push_back(nullptr);
+
+  posix_spawn_file_actions_t files;
+  posix_spawnattr_t attributes;
+  ::posix_spawn_file_actions_init(&files);
+  ::posix_spawnattr_init(&attributes);
+  ::posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  ::posix_spawn_file_actions_adddup2(&files, output.get(), STDOUT_FILENO);
+  ::posix_spawn_file_actions_adddup2(&files, output.get(), STDERR_FILENO);
+  ::posix_spawn_file_actions_addclosefrom_np(&files, STDERR_FILENO + 1);
+  sigset_t none;
+  sigemptyset(&none);
+  sigset_t defaults;
+  sigemptyset(&defaults);
+  sigaddset(&defaults, SIGPIPE);
+  ::posix_spawnattr_setsigmask(&attributes, &none);
+  ::posix_spawnattr_setsigdefault(&attributes, &defaults);
+  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+  pid_t pid = 0;
+  const int error = ::posix_spawn(&pid, pointers[0], &files, &attributes, pointers.data(), environ);
+  ::posix_spawnattr_destroy(&attributes);
+  ::posix_spawn_file_actions_destroy(&files);
+  if (error != 0) return errno_failure(error, fmt::format("cannot run '{}'", arguments[0]));
+  return pid;
+}
+
+/// All that comes until the other end is closed.
+Result<std::string> read_until_end(const Fd& from, Clock::time_point deadline) {
+  std::string text;
+  while (true) {
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+    pollfd watched{.fd = from.get(), .events = POLLIN, .revents = 0};
+    const int ready = ::poll(&watched, 1, static_cast<int>(std::max<long>(left.count(), 0)));
+    if (ready < 0 && errno == EINTR) continue;
+    if (ready <= 0) return failure(ErrorKind::timed_out, "it does not end");
+    char buffer[4096];
+    const ssize_t count = ::read(from.get(), buffer, sizeof buffer);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return text;
+    const std::size_t room = output_size_max - text.size();
+    text.append(buffer, std::min(static_cast<std::size_t>(count), room));
+  }
+}
+
+}  // namespace
+
+std::string find_program(const std::string& name) {
+  const char* path = std::getenv("PATH");
+  for (const std::string_view directory : split(path == nullptr ? "/usr/bin:/bin" : path, ":")) {
+    std::string candidate = fmt::format("{}/{}", directory, name);
+    struct stat status{};
+    if (::stat(candidate.c_str(), &status) == 0 && S_ISREG(status.st_mode) &&
+        ::access(candidate.c_str(), X_OK) == 0)
+      return candidate;
+  }
+  return {};
+}
+
+Result<std::string> run_program(const std::vector<std::string>& arguments,
+                                std::chrono::milliseconds patience) {
+  int ends[2] = {-1, -1};
+  if (::pipe2(ends, O_CLOEXEC) != 0) return errno_failure(errno, "cannot make a pipe");
+  const Fd reading(ends[0]);
+  Fd writing(ends[1]);
+  Child child(TRY(spawn(arguments, writing)));
+  writing.reset();
+  std::string text = TRY(read_until_end(reading, Clock::now() + patience));
+  const int status = child.wait();
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return text;
+  return failure(ErrorKind::io_error, WIFEXITED(status)
+                                          ? fmt::format("it ends with {}", WEXITSTATUS(status))
+                                          : fmt::format("it ends by signal {}", WTERMSIG(status)));
+}
+
+}  // namespace berth::machine
