@@ -34,6 +34,12 @@ std::vector<Action> host_actions() {
        .path = "/v1/host",
        .summary = "Show the daemon and the machine that it runs on",
        .result = "Host"},
+      {.name = "host.doctor",
+       .method = Method::get,
+       .path = "/v1/host/doctor",
+       .summary = "Try out what this host offers: each check is found, missing, degraded or "
+                  "unknown, with what that costs and how to get it",
+       .result = "HostReport"},
       {.name = "host.shutdown",
        .method = Method::post,
        .path = "/v1/host/shutdown",

@@ -1,5 +1,7 @@
 // host.*: the daemon and its machine.
 
+#include <utility>
+
 #include <sys/statvfs.h>
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
@@ -8,7 +10,9 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "control/host_doctor.h"
 #include "control/operations.h"
+#include "control/spawn.h"
 #include "control/version.h"
 
 namespace berth::control {
@@ -47,6 +51,14 @@ Async<Result<Json>> host_info(Services& services, Json /*params*/) {
                  {"last_event", services.events.last()}};
 }
 
+Async<Result<Json>> host_doctor(Services& services, Json /*params*/) {
+  machine::HostView host{.state_dir = services.state_dir,
+                         .run_dir = services.run_dir,
+                         .api_socket = services.run_dir + "/api.sock"};
+  co_return co_await on_worker(services.workers,
+                               [host = std::move(host)] { return host_report(host); });
+}
+
 Async<Result<Json>> host_shutdown(Services& services, Json params) {
   Keepers::Stopped stopped;
   if (params.value("keepers", false)) {
@@ -65,7 +77,7 @@ Async<Result<Json>> host_shutdown(Services& services, Json params) {
 }  // namespace
 
 HandlerTable host_handlers() {
-  return {{"host.info", host_info}, {"host.shutdown", host_shutdown}};
+  return {{"host.info", host_info}, {"host.doctor", host_doctor}, {"host.shutdown", host_shutdown}};
 }
 
 }  // namespace berth::control

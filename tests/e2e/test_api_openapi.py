@@ -172,6 +172,7 @@ def test_every_operation_answers_as_documented(api, tmp_path):
     source.write_bytes(bytes(4 << 20))
 
     api("host.info")
+    assert api("host.doctor")["able"] is True
     assert api.job("volume.create", name="disk1", size=64 << 20, block_size=65536)["state"] == "done"
     assert api.job("volume.create", name="copied", **{"import": str(source)})["state"] == "done"
     assert api.job("volume.create", name="adopted", adopt=str(source))["state"] == "done"

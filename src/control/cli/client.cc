@@ -1,6 +1,7 @@
 #include "control/cli/client.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 
@@ -16,8 +17,10 @@
 #include "base/fd.h"
 #include "control/cli/api_client.h"
 #include "control/cli/render.h"
+#include "control/cli/render_doctor.h"
 #include "control/cli/stop_keepers.h"
 #include "control/exit_code.h"
+#include "control/host_doctor.h"
 #include "control/volume_check.h"
 #include "machine/control_protocol.h"
 #include "machine/layout.h"
@@ -292,6 +295,28 @@ Result<void> run_check(const ParsedLine& line, const ApiClient& client) {
                                                  request.repair ? "" : "; try --repair"));
 }
 
+Coloring coloring_of_output() {
+  const char* no_color = std::getenv("NO_COLOR");  // no-color.org
+  const bool wanted = no_color == nullptr || *no_color == '\0';
+  return wanted && ::isatty(STDOUT_FILENO) == 1 ? Coloring::terminal : Coloring::plain;
+}
+
+/// Here, and not in the daemon: it is for when things do not work.
+Result<void> run_doctor(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
+  const Json report = line.has("--daemon") ? TRY(client.call(*line.command->action, parameters))
+                                           : host_report({.state_dir = line.globals.state_dir,
+                                                          .run_dir = line.globals.run_dir,
+                                                          .api_socket = line.globals.socket});
+  if (line.globals.json) {
+    print_json(report);
+  } else {
+    print(render_doctor(report, coloring_of_output()));
+  }
+  if (report.at("able") == true) return {};
+  return failure(ErrorKind::precondition, fmt::format("Berth cannot work on this host without: {}",
+                                                      missing_essentials_of(report)));
+}
+
 Result<void> run(const ParsedLine& line) {
   const ApiClient client = client_of(line.globals);
   const Json parameters = TRY(action_parameters(line));
@@ -302,6 +327,7 @@ Result<void> run(const ParsedLine& line) {
     case Flow::job_watch: return run_job_watch(line, client, parameters);
     case Flow::events: return run_events(line, client, parameters);
     case Flow::check: return run_check(line, client);
+    case Flow::doctor: return run_doctor(line, client, parameters);
     default: return run_call(line, client, parameters);
   }
 }

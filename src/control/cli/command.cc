@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "base/result.h"
+#include "machine/host/doctor.h"
 
 namespace berth::control::cli {
 namespace {
@@ -274,6 +275,20 @@ void add_job_commands(std::vector<Command>& all) {
 
 void add_host_commands(std::vector<Command>& all) {
   all.push_back(make({.action = "host.info"}));
+  Command doctor =
+      make({.action = "host.doctor",
+            .examples = {{"berth host doctor", ""},
+                         {"berth host doctor -o json --state-dir /srv/berth", "of another place"},
+                         {"berth host doctor --daemon", "with the daemon's user, limits and PATH"}},
+            .flow = Flow::doctor});
+  doctor.description = fmt::format(
+      "It needs no daemon, and leaves nothing behind. Essential are: {}. Where one of these is "
+      "missing Berth cannot work, and the exit code is 4.",
+      fmt::join(machine::essential_checks(), ", "));
+  doctor.options.push_back({.name = "--daemon",
+                            .description = "Let the daemon look, which must run: what it is "
+                                           "allowed may differ from what you are"});
+  all.push_back(std::move(doctor));
   all.push_back(
       {.words = {"daemon"},
        .summary = "Run the daemon, in the foreground; or end the one that runs",

@@ -56,6 +56,7 @@ enum class Flow : std::uint8_t {
   daemon,           // these run here, not in the daemon
   keeper,
   check,
+  doctor,
   completion,
   internal
 };
