@@ -34,6 +34,7 @@ ErrorKind kind_of_errno(int errno_value) {
     case ENOENT: return ErrorKind::not_found;
     case EEXIST: return ErrorKind::already_exists;
     case ENOSPC:
+    case EFBIG:
     case EDQUOT: return ErrorKind::no_space;
     case EROFS: return ErrorKind::read_only;
     case EACCES:

@@ -27,6 +27,7 @@ TEST(ErrorTest, ErrnoValuesBecomeKinds) {
   EXPECT_EQ(Error::from_errno(EEXIST, "").kind(), ErrorKind::already_exists);
   EXPECT_EQ(Error::from_errno(ENOSPC, "").kind(), ErrorKind::no_space);
   EXPECT_EQ(Error::from_errno(EDQUOT, "").kind(), ErrorKind::no_space);
+  EXPECT_EQ(Error::from_errno(EFBIG, "").kind(), ErrorKind::no_space);
   EXPECT_EQ(Error::from_errno(EROFS, "").kind(), ErrorKind::read_only);
   EXPECT_EQ(Error::from_errno(EACCES, "").kind(), ErrorKind::permission);
   EXPECT_EQ(Error::from_errno(EINVAL, "").kind(), ErrorKind::invalid_argument);
