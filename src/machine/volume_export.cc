@@ -8,6 +8,12 @@
 namespace berth::machine {
 namespace {
 
+constexpr const char* live_description = "the live disk";
+
+std::string description_of(std::string_view checkpoint) {
+  return fmt::format("the checkpoint '{}'", checkpoint);
+}
+
 constexpr std::uint32_t changed_flag = 1;  // bit 0 of the contexts of changes
 
 std::vector<nbd::StatusExtent> status_of_allocation(
@@ -64,7 +70,7 @@ class LiveExport final : public nbd::Export {
   LiveExport(disk::Volume& volume, std::string name, bool read_only) : volume_(volume) {
     const disk::VolumeInfo volume_info = volume.info();
     info_.name = std::move(name);
-    info_.description = "the live disk";
+    info_.description = live_description;
     info_.size = volume_info.size;
     info_.read_only = read_only;
     info_.block_preferred = volume_info.block_size;
@@ -140,7 +146,7 @@ class CheckpointExport final : public nbd::Export {
         checkpoint_(reader_->info().name),
         readers_(std::move(readers)) {
     info_.name = std::move(name);
-    info_.description = fmt::format("the checkpoint '{}'", checkpoint_);
+    info_.description = description_of(checkpoint_);
     info_.size = reader_->info().size;
     info_.read_only = true;
     info_.can_discard = false;
@@ -213,15 +219,18 @@ VolumeExports::VolumeExports(disk::Volume& volume, std::shared_ptr<CheckpointRea
   if (options_.default_export.empty()) options_.default_export = options_.name;
 }
 
-std::vector<std::string> VolumeExports::list() {
-  std::vector<std::string> names;
-  if (!options_.checkpoints_only) names.push_back(options_.name);
+std::vector<nbd::ListedExport> VolumeExports::list() {
+  std::vector<nbd::ListedExport> listed;
+  if (!options_.checkpoints_only) {
+    listed.push_back({.name = options_.name, .description = live_description});
+  }
   for (const auto& checkpoint : volume_.checkpoints()) {
     if (!checkpoint.provisional && !checkpoint.lost) {
-      names.push_back(fmt::format("{}@{}", options_.name, checkpoint.name));
+      listed.push_back({.name = fmt::format("{}@{}", options_.name, checkpoint.name),
+                        .description = description_of(checkpoint.name)});
     }
   }
-  return names;
+  return listed;
 }
 
 Task<Result<std::shared_ptr<nbd::Export>>> VolumeExports::find(std::string name) {

@@ -36,7 +36,7 @@ class VolumeExports final : public nbd::ExportDirectory {
   /// `readers` is shared by all directories of a volume.
   VolumeExports(disk::Volume& volume, std::shared_ptr<CheckpointReaders> readers, Options options);
 
-  std::vector<std::string> list() override;
+  std::vector<nbd::ListedExport> list() override;
   Task<Result<std::shared_ptr<nbd::Export>>> find(std::string name) override;
 
  private:

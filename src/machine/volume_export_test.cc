@@ -133,9 +133,12 @@ TEST_F(VolumeExportTest, NamesThatAreNotThereAreNotFound) {
 TEST_F(VolumeExportTest, TheListHasTheDiskAndItsCheckpoints) {
   cut("monday", "");
   cut("tuesday", "");
-  EXPECT_THAT(exports().list(), ElementsAre("disk", "disk@monday", "disk@tuesday"));
+  const nbd::ListedExport monday{"disk@monday", "the checkpoint 'monday'"};
+  const nbd::ListedExport tuesday{"disk@tuesday", "the checkpoint 'tuesday'"};
+  EXPECT_THAT(exports().list(),
+              ElementsAre(nbd::ListedExport{"disk", "the live disk"}, monday, tuesday));
   EXPECT_THAT(exports({.name = "disk", .checkpoints_only = true}).list(),
-              ElementsAre("disk@monday", "disk@tuesday"));
+              ElementsAre(monday, tuesday));
 }
 
 TEST_F(VolumeExportTest, TheEmptyNameIsTheListenersDefault) {

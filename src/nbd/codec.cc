@@ -149,11 +149,11 @@ Refusal check_request(const Request& request, const Session& session) {
 
 WireError wire_error(ErrorKind kind, const Request& request) {
   switch (kind) {
-    case ErrorKind::no_space: return WireError::no_space;
+    case ErrorKind::no_space:
+    case ErrorKind::limit: return WireError::no_space;  // EOVERFLOW is for what a client can cut up
     case ErrorKind::read_only:
     case ErrorKind::permission: return WireError::permission;
     case ErrorKind::invalid_argument: return WireError::invalid;
-    case ErrorKind::limit: return WireError::overflow;
     case ErrorKind::unsupported:
       // The protocol has this error for one purpose (NBD: Request types, NBD_CMD_WRITE_ZEROES).
       return request.type == Command::write_zeroes && request.has(command_flag_fast_zero)

@@ -186,7 +186,7 @@ TEST(Codec, GivesEveryKindOfErrorItsNumber) {
   EXPECT_EQ(wire_error(ErrorKind::no_space, write), WireError::no_space);
   EXPECT_EQ(wire_error(ErrorKind::read_only, write), WireError::permission);
   EXPECT_EQ(wire_error(ErrorKind::invalid_argument, write), WireError::invalid);
-  EXPECT_EQ(wire_error(ErrorKind::limit, write), WireError::overflow);
+  EXPECT_EQ(wire_error(ErrorKind::limit, write), WireError::no_space);
   EXPECT_EQ(wire_error(ErrorKind::corrupt, write), WireError::io);
   EXPECT_EQ(wire_error(ErrorKind::internal, write), WireError::io);
   EXPECT_EQ(wire_error(ErrorKind::unsupported, fast_zero), WireError::unsupported);

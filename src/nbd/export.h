@@ -4,8 +4,8 @@
 // multiples of block_minimum. Buffers are page aligned. Calls may overlap in any number; the order
 // of overlapping requests in flight is undefined, as the protocol allows. Errors reach the client
 // as the NBD error of their kind (no_space: ENOSPC, read_only: EPERM, permission: EPERM,
-// invalid_argument: EINVAL, limit: EOVERFLOW, all else: EIO). `unsupported` is ENOTSUP in answer to
-// a fast zero and EINVAL otherwise.
+// invalid_argument: EINVAL, limit: ENOSPC, all else: EIO). `unsupported` is ENOTSUP in answer to a
+// fast zero and EINVAL otherwise.
 #pragma once
 
 #include <cstdint>
@@ -73,12 +73,19 @@ class Export {
                                                                std::size_t extents_max) = 0;
 };
 
+/// What a client is told of an export that it has not asked for yet.
+struct ListedExport {
+  std::string name;
+  std::string description;  // for people; may be empty
+  bool operator==(const ListedExport&) const = default;
+};
+
 /// Finds exports by name, for NBD_OPT_LIST, INFO and GO. A found export stays good as long as the
 /// returned pointer lives.
 class ExportDirectory {
  public:
   virtual ~ExportDirectory() = default;
-  virtual std::vector<std::string> list() = 0;
+  virtual std::vector<ListedExport> list() = 0;
   /// not_found, or why it cannot be served now.
   virtual Task<Result<std::shared_ptr<Export>>> find(std::string name) = 0;
 };

@@ -135,6 +135,7 @@ Result<Handshake::Step> Handshake::receive_option(Bytes& input) {
   if (too_long) {
     skip_ = length;
     if (option_ == static_cast<std::uint32_t>(Option::export_name)) return Step::end;
+    if (option_ == static_cast<std::uint32_t>(Option::set_meta_context)) forget_contexts();
     return receive_option(input);
   }
   const Bytes data = input.first(length);
@@ -193,8 +194,7 @@ Handshake::Step Handshake::begin_starttls(Bytes data) {
 void Handshake::tls_started() {
   tls_started_ = true;
   structured_replies_ = false;
-  contexts_export_.clear();
-  contexts_.clear();
+  forget_contexts();
 }
 
 /// NBD: Option types, NBD_OPT_INFO and NBD_OPT_GO.
@@ -225,10 +225,7 @@ Handshake::Step Handshake::begin_structured_reply(Bytes data) {
 
 /// NBD: Option types, NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT.
 Handshake::Step Handshake::begin_meta_context(Bytes data) {
-  if (static_cast<Option>(option_) == Option::set_meta_context) {
-    contexts_export_.clear();  // replaced, also when it fails
-    contexts_.clear();
-  }
+  if (static_cast<Option>(option_) == Option::set_meta_context) forget_contexts();
   if (!structured_replies_)
     return refuse(OptionReply::error_invalid, "negotiate structured replies first");
   OptionData fields(data);
@@ -247,6 +244,12 @@ Handshake::Step Handshake::begin_meta_context(Bytes data) {
   if (!fields.at_end()) return refuse(OptionReply::error_invalid, "the option is malformed");
   if (too_long) return refuse(OptionReply::error_too_big, "a string is too long");
   return Step::find_export;
+}
+
+/// A selection replaces the one before, also when it fails.
+void Handshake::forget_contexts() {
+  contexts_export_.clear();
+  contexts_.clear();
 }
 
 Handshake::Step Handshake::found(const ExportInfo& info) {
@@ -365,12 +368,13 @@ Handshake::Step Handshake::found_for_meta_context(const ExportInfo& info) {
 }
 
 /// NBD: Option reply types, NBD_REP_SERVER.
-Handshake::Step Handshake::listed(const std::vector<std::string>& names) {
-  for (const std::string& name : names) {
-    const std::string_view text = as_string(name);
+Handshake::Step Handshake::listed(const std::vector<ListedExport>& exports) {
+  for (const ListedExport& listed : exports) {
+    const std::string_view name = as_string(listed.name);
     std::vector<std::byte> data;
-    append(data, static_cast<std::uint32_t>(text.size()));
-    append(data, text);
+    append(data, static_cast<std::uint32_t>(name.size()));
+    append(data, name);
+    append(data, as_string(listed.description));  // the rest is for display
     reply(OptionReply::server, data);
   }
   return acknowledge();

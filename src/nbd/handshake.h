@@ -49,7 +49,7 @@ class Handshake {
   Result<Step> receive(Bytes& input);
   Step found(const ExportInfo& info);
   Step not_found(const Error& error);
-  Step listed(const std::vector<std::string>& names);
+  Step listed(const std::vector<ListedExport>& exports);
   void tls_started();
 
   /// What is to be sent now; gives it away.
@@ -72,6 +72,7 @@ class Handshake {
   Step begin_info(Bytes data);
   Step begin_structured_reply(Bytes data);
   Step begin_meta_context(Bytes data);
+  void forget_contexts();
 
   Step found_for_export_name(const ExportInfo& info);
   Step found_for_info(const ExportInfo& info);

@@ -222,11 +222,11 @@ TEST(Handshake, GoesOnAfterAnExportThatIsNotThere) {
 TEST(Handshake, ListsExports) {
   Client client;
   EXPECT_EQ(client.send(option(Option::list)), Step::list_exports);
-  EXPECT_EQ(client.handshake.listed({"a", "bc"}), Step::receive);
+  EXPECT_EQ(client.handshake.listed({{"a", ""}, {"bc", "the live disk"}}), Step::receive);
   const auto answers = client.answers();
   ASSERT_THAT(answers, SizeIs(3));
   EXPECT_EQ(answers[0].data, Wire().counted("a").bytes());
-  EXPECT_EQ(answers[1].data, Wire().counted("bc").bytes());
+  EXPECT_EQ(answers[1].data, Wire().counted("bc").text("the live disk").bytes());
   EXPECT_EQ(answers[1].option, static_cast<std::uint32_t>(Option::list));
   EXPECT_EQ(answers[2].type, OptionReply::ack);
 }
@@ -383,6 +383,12 @@ TEST(Handshake, ForgetsContextsWhenTheNextSelectionFails) {
   EXPECT_THAT(client.contexts(Option::set_meta_context, {"base:allocation"}), SizeIs(1));
   EXPECT_EQ(client.send(option(Option::set_meta_context, as_bytes("x"))), Step::receive);
   EXPECT_EQ(client.only_answer(), OptionReply::error_invalid);
+  EXPECT_THAT(client.handshake.contexts(), IsEmpty());
+
+  EXPECT_THAT(client.contexts(Option::set_meta_context, {"base:allocation"}), SizeIs(1));
+  const std::vector<std::byte> much(option_length_max + 1);
+  EXPECT_EQ(client.send(option(Option::set_meta_context, much)), Step::receive);
+  EXPECT_EQ(client.only_answer(), OptionReply::error_too_big);
   EXPECT_THAT(client.handshake.contexts(), IsEmpty());
 }
 

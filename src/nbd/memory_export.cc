@@ -147,10 +147,12 @@ Task<Result<std::vector<StatusExtent>>> MemoryExport::block_status(std::string c
   co_return extents;
 }
 
-std::vector<std::string> FixedExports::list() {
-  std::vector<std::string> names;
-  for (const auto& served : exports_) names.push_back(served->info().name);
-  return names;
+std::vector<ListedExport> FixedExports::list() {
+  std::vector<ListedExport> listed;
+  for (const auto& served : exports_) {
+    listed.push_back({.name = served->info().name, .description = served->info().description});
+  }
+  return listed;
 }
 
 Task<Result<std::shared_ptr<Export>>> FixedExports::find(std::string name) {

@@ -72,7 +72,7 @@ class FixedExports final : public ExportDirectory {
  public:
   void add(std::shared_ptr<Export> served) { exports_.push_back(std::move(served)); }
 
-  std::vector<std::string> list() override;
+  std::vector<ListedExport> list() override;
   Task<Result<std::shared_ptr<Export>>> find(std::string name) override;
 
  private:

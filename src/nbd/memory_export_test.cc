@@ -107,10 +107,11 @@ TEST(FixedExports, FindsByNameAndGivesTheFirstByDefault) {
   FixedExports exports;
   EXPECT_FALSE(loop->run_until_complete(exports.find("")));
   for (const char* name : {"a", "b"}) {
-    exports.add(
-        std::make_shared<MemoryExport>(MemoryExport::Options{.info = {.name = name, .size = 1}}));
+    exports.add(std::make_shared<MemoryExport>(
+        MemoryExport::Options{.info = {.name = name, .description = "memory", .size = 1}}));
   }
-  EXPECT_THAT(exports.list(), testing::ElementsAre("a", "b"));
+  EXPECT_THAT(exports.list(),
+              testing::ElementsAre(ListedExport{"a", "memory"}, ListedExport{"b", "memory"}));
   EXPECT_EQ(MUST(loop->run_until_complete(exports.find("")))->info().name, "a");
   EXPECT_EQ(MUST(loop->run_until_complete(exports.find("b")))->info().name, "b");
   EXPECT_EQ(loop->run_until_complete(exports.find("c")).error().kind(), ErrorKind::not_found);

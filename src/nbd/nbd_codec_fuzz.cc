@@ -104,7 +104,8 @@ class Run {
         if (name.size() > 6) return handshake_.not_found(Error(ErrorKind::not_found, name));
         return handshake_.found(volume_info(name.empty()));
       }
-      case Handshake::Step::list_exports: return handshake_.listed({"volume", "volume@checkpoint"});
+      case Handshake::Step::list_exports:
+        return handshake_.listed({{"volume", "a disk"}, {"volume@checkpoint", ""}});
       case Handshake::Step::start_tls: handshake_.tls_started(); return Handshake::Step::receive;
       default: return receive();
     }

@@ -118,10 +118,10 @@ class Exports final : public ExportDirectory {
   Duration delay{};
   std::size_t finds = 0;
 
-  std::vector<std::string> list() override {
-    std::vector<std::string> names;
-    for (const auto& [name, served] : exports) names.push_back(name);
-    return names;
+  std::vector<ListedExport> list() override {
+    std::vector<ListedExport> listed;
+    for (const auto& [name, served] : exports) listed.push_back({.name = name, .description = ""});
+    return listed;
   }
   Task<Result<std::shared_ptr<Export>>> find(std::string name) override {
     ++finds;

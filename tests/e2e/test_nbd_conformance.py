@@ -245,9 +245,10 @@ def test_exports_are_listed_and_described(server):
     handle.set_opt_mode(True)
     handle.set_full_info(True)
     handle.connect_uri(server.uri("nowhere"))
-    names = []
-    handle.opt_list(lambda name, _: names.append(name))
-    assert names == ["disk", "read-only", "blocks", "odd", "large", "full"]
+    listed = []
+    handle.opt_list(lambda name, description: listed.append((name, description)))
+    assert [name for name, _ in listed] == ["disk", "read-only", "blocks", "odd", "large", "full"]
+    assert listed[0][1] == "64 MiB of memory"
     assert error_of(handle.opt_info) == "ENOENT"
     handle.set_export_name("")
     handle.opt_info()
@@ -291,6 +292,24 @@ def test_block_status_shows_every_context(server):
     assert extents_of(handle, "berth:changed:start", 0, 262144) == [(65536, 0), (65536, 1), (65536, 0), (65536, 1)]
     assert extents_of(handle, "base:allocation", 100, 262144, nbd.CMD_FLAG_REQ_ONE) == [(65436, 3)]
     assert extents_of(handle, "base:allocation", 70000, 10) == [(10, 0)]
+
+
+def test_a_selection_that_is_refused_leaves_no_context_of_the_one_before(server):
+    def selection(*queries):
+        strings = [b"disk", *queries]
+        counted = [struct.pack(">I", len(string)) + string for string in strings]
+        return counted[0] + struct.pack(">I", len(queries)) + b"".join(counted[1:])
+
+    for too_much in ([b"x-other:" + bytes([65 + i]) * 4000 for i in range(20)], [b"x-other:"] * 257):
+        client = RawClient(server.connect())
+        assert client.option(process.STRUCTURED_REPLY)[-1][0] == process.REP_ACK
+        assert len(client.option(process.SET_META_CONTEXT, selection(b"base:allocation"))) == 2
+        assert client.option(process.SET_META_CONTEXT, selection(*too_much))[-1][0] == process.REP_ERR_TOO_BIG
+        client.go()
+        client.request(BLOCK_STATUS, length=512)
+        _, _, kind, _, _, error = struct.unpack(">IHHQII", client.receive(24))
+        assert (kind, error) == ((1 << 15) + 1, errno.EINVAL)
+        client.close()
 
 
 def test_block_status_needs_a_context(server):
