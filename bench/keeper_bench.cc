@@ -29,7 +29,7 @@ constexpr std::uint64_t disk_size = 1 * GiB;
 class OneExport final : public nbd::ExportDirectory {
  public:
   explicit OneExport(std::shared_ptr<nbd::Export> served) : served_(std::move(served)) {}
-  std::vector<std::string> list() override { return {served_->info().name}; }
+  std::vector<nbd::ListedExport> list() override { return {{served_->info().name, ""}}; }
   Task<Result<std::shared_ptr<nbd::Export>>> find(std::string /*name*/) override {
     co_return served_;
   }
