@@ -69,6 +69,15 @@ TEST(ParserTest, MistakesEndWithTwoAndHelpWithZero) {
   EXPECT_EQ(parse({"volume", "create", "--help"}).exit_code, 0);
 }
 
+TEST(ParserTest, AWordThatIsNotKnownIsNamed) {
+  for (const std::vector<const char*>& words :
+       {std::vector{"nonsense"}, std::vector{"volume", "nonsense"}, std::vector{"--nonsense"}}) {
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(parse(words).exit_code, 2);
+    EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("nonsense"));
+  }
+}
+
 TEST(ParserTest, GlobalOptionsMayStandAnywhere) {
   const auto before = parse({"--run-dir", "/tmp/r", "-o", "json", "volume", "list"});
   const auto after = parse({"volume", "list", "-o", "json", "--run-dir", "/tmp/r/"});
@@ -126,6 +135,13 @@ TEST(RenderTest, ProgressShowsWhatIsKnown) {
   job["bytes_total"] = nullptr;
   job["eta_seconds"] = nullptr;
   EXPECT_EQ(progress_line(job, 200), "checkpoint.export disk1@a: copying  1.0 MiB  1.0 MiB/s");
+}
+
+TEST(RenderTest, AnErrorIsOneLineAndSaysWhatToDo) {
+  const Error odd(ErrorKind::not_found, "there is no volume 'a\nb\x1b[2Jü'");
+  EXPECT_EQ(render_error(odd), "there is no volume 'a?b?[2Jü'");
+  const Error stale(ErrorKind::full_backup_required, "this volume has no reference point 'x'");
+  EXPECT_EQ(render_error(stale), "this volume has no reference point 'x': make a full backup");
 }
 
 TEST(ManPageTest, HasEveryCommandThatPeopleSee) {

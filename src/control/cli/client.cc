@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <utility>
 
 #include <fcntl.h>
 #include <signal.h>
@@ -59,7 +60,7 @@ void show(const ParsedLine& line, std::string_view schema, const Json& answer) {
 
 int report(const Error& error) {
   (void)std::fflush(stdout);
-  fmt::print(stderr, "berth: {}\n", error.message());
+  fmt::print(stderr, "berth: {}\n", render_error(error));
   return exit_code(error.kind());
 }
 
@@ -177,9 +178,11 @@ Result<void> run_changes(const ParsedLine& line, const ApiClient& client, Json p
   std::uint64_t bytes = 0;
   bool exact = true;
   Json page;
-  if (!line.globals.json) print(changes_heading());
+  bool headed = line.globals.json;
   do {
     page = TRY(client.call(*line.command->action, parameters));
+    // Not before: a refusal must not look like an empty list.
+    if (!std::exchange(headed, true)) print(changes_heading());
     exact = exact && page["exact"] == true;
     for (const Json& extent : page["extents"]) bytes += extent[1].get<std::uint64_t>();
     extents += page["extents"].size();

@@ -40,7 +40,7 @@ class Parser {
     try {
       app_.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
-      return {.line = std::nullopt, .exit_code = app_.exit(error) == 0 ? exit_done : exit_usage};
+      return {.line = std::nullopt, .exit_code = tell(error) == 0 ? exit_done : exit_usage};
     }
     for (const auto& [command, entry] : entries_) {
       if (!entry.app->parsed()) continue;
@@ -55,6 +55,14 @@ class Parser {
   }
 
  private:
+  /// Of a word that is not known CLI11 says only that another one is missing.
+  int tell(const CLI::ParseError& error) {
+    const bool lacks_something = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr;
+    const std::vector<std::string> unknown = app_.remaining(true);
+    if (lacks_something && !unknown.empty()) return app_.exit(CLI::ExtrasError(unknown));
+    return app_.exit(error);
+  }
+
   using Slots = std::deque<Slot>;  // CLI11 keeps references
   struct Entry {
     CLI::App* app = nullptr;

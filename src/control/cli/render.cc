@@ -277,6 +277,14 @@ std::string progress_line(const Json& job, std::size_t width) {
   return line.substr(0, width);
 }
 
+std::string render_error(const Error& error) {
+  std::string line = error.message();
+  if (error.kind() == ErrorKind::full_backup_required) line += ": make a full backup";
+  const auto is_control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
+  std::ranges::replace_if(line, is_control, '?');
+  return line;
+}
+
 std::string changes_heading() { return fmt::format("{:>16}  {:>16}\n", "OFFSET", "LENGTH"); }
 
 std::string render_extents(const Json& extents) {

@@ -7,6 +7,8 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "base/error.h"
+
 namespace berth::control::cli {
 
 /// Columns as wide as they need to be; `>` in front of a heading aligns its column to the right.
@@ -20,6 +22,9 @@ std::string render(std::string_view schema, const nlohmann::json& answer);
 /// A job on one line, as a progress bar of about `width` columns: "export disk1@a [####    ]
 /// 52%  1.2 GiB of 2.3 GiB  …".
 std::string progress_line(const nlohmann::json& job, std::size_t width);
+
+/// An error on one line, without what would move a terminal's cursor; with what its kind asks for.
+std::string render_error(const Error& error);
 
 /// The lines of a list of changes, without its heading; and what is said after the last page.
 std::string render_extents(const nlohmann::json& extents);
