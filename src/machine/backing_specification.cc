@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -128,10 +129,16 @@ ImageFormat recognise_image(Bytes head) {
 Result<BackingSpecification> settle_format(BackingSpecification backing) {
   if (backing.kind != Kind::unknown_file) return backing;
   const Fd fd(::open(backing.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  struct stat status{};
+  if (!fd || ::fstat(fd.get(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot open '{}'", backing.path));
+  if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode)) {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is neither a file nor a block device", backing.path));
+  }
   std::vector<std::byte> head(image_head_size);
-  const ssize_t got = fd ? ::pread(fd.get(), head.data(), head.size(), 0) : -1;
-  if (got < 0)
-    return errno_failure(errno, fmt::format("cannot read the backing '{}'", backing.path));
+  const ssize_t got = ::pread(fd.get(), head.data(), head.size(), 0);
+  if (got < 0) return errno_failure(errno, fmt::format("cannot read '{}'", backing.path));
 
   const ImageFormat format = recognise_image(Bytes(head).first(static_cast<std::size_t>(got)));
   if (format.names_other_files) {

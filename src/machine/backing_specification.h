@@ -52,7 +52,8 @@ struct ImageFormat {
 ImageFormat recognise_image(Bytes head);
 
 /// Settles the format of an unknown_file; leaves the others as they are. Blocking. not_found,
-/// in_use..., or `precondition` where the image may name other files.
+/// in_use..., `invalid_argument` where it is neither a file nor a block device, or `precondition`
+/// where the image may name other files.
 Result<BackingSpecification> settle_format(BackingSpecification backing);
 
 }  // namespace berth::machine

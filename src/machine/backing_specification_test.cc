@@ -5,6 +5,10 @@
 #include <fstream>
 #include <vector>
 
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 namespace berth::machine {
@@ -108,6 +112,17 @@ TEST(BackingSpecification, TheFormatOfAPathIsSettled) {
   EXPECT_EQ(to_string(*settle_format(*parse_backing(raw))), "file:" + raw);
   std::filesystem::remove(raw);
   EXPECT_EQ(settle_format(*parse_backing(raw)).error().kind(), ErrorKind::not_found);
+}
+
+TEST(BackingSpecification, WhatIsNoFileAndNoBlockDeviceIsRefused) {
+  const std::string pipe = std::filesystem::temp_directory_path() / fmt::format("{}", ::getpid());
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  for (const std::string& path : {pipe, std::string("/"), std::string("/dev/null")}) {
+    const auto settled = settle_format({.kind = Kind::unknown_file, .path = path});
+    ASSERT_FALSE(settled) << path;
+    EXPECT_EQ(settled.error().kind(), ErrorKind::invalid_argument) << path;
+  }
+  std::filesystem::remove(pipe);
 }
 
 }  // namespace
