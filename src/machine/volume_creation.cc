@@ -78,6 +78,10 @@ Task<Result<VolumeSummary>> VolumeCreation::run() {
   auto made = co_await disk::Volume::create(std::move(environment), options);
   live.reset();
   release_live_store(run_, request_.name);
+  if (!made && !request_.adopt.empty()) {
+    co_return failure(
+        std::move(made).error().with_context(fmt::format("cannot adopt '{}'", request_.adopt)));
+  }
   if (!made) co_return failure(std::move(made).error());
   const VolumeSummary summary = CO_TRY(co_await summarise());
   CO_TRY(write_summary(path_, summary));
@@ -170,6 +174,12 @@ Result<void> VolumeCreation::adopt_data(disk::CreateOptions& options) {
     return errno_failure(errno, fmt::format("cannot look at '{}'", path));
   if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
     return refuse("it is neither a file nor a block device");
+  // Each would take the other's writes for its own content, unchanged.
+  if (const std::string other = volume_of_data(state_, path); !other.empty()) {
+    return failure(
+        ErrorKind::in_use,
+        fmt::format("'{}' cannot be adopted: it is the volume '{}' already", path, other));
+  }
   if (::symlink(path.c_str(), (path_ + '/' + data_name).c_str()) != 0) {
     return errno_failure(errno, fmt::format("cannot link to '{}'", path));
   }

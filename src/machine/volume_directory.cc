@@ -133,6 +133,21 @@ void remove_pins_of(const StateLayout& state, const std::string& clone) {
   }
 }
 
+std::string volume_of_data(const StateLayout& state, const std::string& path) {
+  struct stat wanted{};
+  if (::stat(path.c_str(), &wanted) != 0) return {};
+  for (const std::string& volume : names_in(state.volumes())) {
+    struct stat found{};
+    if (!is_valid_name(volume) || ::stat((state.volume(volume) + "/data").c_str(), &found) != 0)
+      continue;
+    const bool both_devices = S_ISBLK(wanted.st_mode) && S_ISBLK(found.st_mode);
+    const bool same = both_devices ? wanted.st_rdev == found.st_rdev
+                                   : wanted.st_dev == found.st_dev && wanted.st_ino == found.st_ino;
+    if (same) return volume;
+  }
+  return {};
+}
+
 std::vector<std::string> dependents_of(const StateLayout& state, const std::string& volume,
                                        const std::string& checkpoint) {
   std::vector<std::string> dependents;

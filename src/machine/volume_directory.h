@@ -36,6 +36,9 @@ void clear_leftovers(const StateLayout& state);
 // --- Pins: which volume has which checkpoint as its backing. They lie with the one that is stood
 // on, so that its keeper sees them without asking anybody.
 
+/// The volume whose data the file or block device is; "" where none of them has it.
+std::string volume_of_data(const StateLayout& state, const std::string& path);
+
 /// not_found if there is no such volume; whether the checkpoint is there is for the caller to find
 /// out afterwards.
 Result<void> pin(const StateLayout& state, const std::string& volume, const std::string& checkpoint,

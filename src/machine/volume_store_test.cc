@@ -165,6 +165,23 @@ TEST_F(VolumeStoreTest, AnAdoptedFileStaysWhereItIs) {
   EXPECT_EQ(fs::file_size(file), 4 * MiB);
 }
 
+TEST_F(VolumeStoreTest, WhatIsAVolumeAlreadyIsNotAdoptedAgain) {
+  const std::string file = directory_ / "disk.raw";
+  write_text(file, std::string(4 * MiB, 'a'));
+  const std::string alias = directory_ / "alias.raw";
+  fs::create_symlink(file, alias);
+  ASSERT_TRUE(store_.create({.name = "a", .adopt = file}));
+  for (const std::string& path : {file, alias, state_.volume("a") + "/data"}) {
+    const auto again = store_.create({.name = "b", .adopt = path});
+    ASSERT_FALSE(again) << path;
+    EXPECT_EQ(again.error().kind(), ErrorKind::in_use);
+    EXPECT_THAT(again.error().message(), HasSubstr("the volume 'a'"));
+  }
+  EXPECT_THAT(names(), ElementsAre("a"));
+  ASSERT_TRUE(store_.remove("a"));
+  EXPECT_TRUE(store_.create({.name = "b", .adopt = file}));
+}
+
 TEST_F(VolumeStoreTest, OnlyRawDisksAreAdopted) {
   EXPECT_EQ(kind_of({.name = "a", .adopt = "relative"}), ErrorKind::invalid_argument);
   EXPECT_EQ(kind_of({.name = "a", .adopt = directory_ / "none"}), ErrorKind::not_found);
