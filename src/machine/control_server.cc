@@ -26,8 +26,15 @@ bool wants_progress(const Json& params) {
 
 }  // namespace
 
-ControlCall::ControlCall(ControlRequest request, Clock& clock, Report report)
-    : request_(std::move(request)), clock_(clock), report_(std::move(report)) {}
+ControlCall::ControlCall(ControlRequest request, Clock& clock, Report report, Farewell* farewell)
+    : request_(std::move(request)),
+      clock_(clock),
+      report_(std::move(report)),
+      farewell_(farewell) {}
+
+void ControlCall::when_client_goes(Farewell farewell) {
+  if (farewell_ != nullptr) *farewell_ = std::move(farewell);
+}
 
 Result<void> ControlCall::check() const {
   if (!cancelled_) return {};
@@ -51,6 +58,7 @@ struct ControlServer::Connection {
   bool ended = false;  // nothing more will be sent
   Event outgoing_changed;
   std::map<std::uint64_t, ControlCall*> calls;
+  ControlCall::Farewell farewell;
   Gate writer;
   Gate running;
 };
@@ -95,6 +103,7 @@ Task<> ControlServer::serve_connection(std::unique_ptr<Stream> stream) {
   co_await read_requests(connection);
   for (const auto& [id, call] : connection.calls) call->cancel();
   co_await connection.running.drained();
+  if (connection.farewell) connection.farewell();
   connection.ended = true;
   connection.outgoing_changed.notify_all();
   co_await connection.writer.drained();
@@ -176,7 +185,7 @@ Task<> ControlServer::run_call(Connection& connection, ControlRequest request) {
     };
   }
   const Handler& handler = handlers_.find(request.method)->second;
-  ControlCall call(std::move(request), loop_, std::move(report));
+  ControlCall call(std::move(request), loop_, std::move(report), &connection.farewell);
   connection.calls.emplace(id, &call);
   auto result = co_await handler(call);
   connection.calls.erase(id);

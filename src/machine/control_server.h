@@ -30,7 +30,9 @@ constexpr Duration control_progress_interval = std::chrono::milliseconds(100);
 class ControlCall final : public JobObserver {
  public:
   using Report = std::function<void(const ControlProgress&)>;
-  ControlCall(ControlRequest request, Clock& clock, Report report);
+  using Farewell = std::function<void()>;
+  /// `farewell`, which may be null, is the place for what is to be done when the client goes.
+  ControlCall(ControlRequest request, Clock& clock, Report report, Farewell* farewell = nullptr);
 
   const std::string& method() const { return request_.method; }
   const Json& params() const { return request_.params; }
@@ -39,6 +41,10 @@ class ControlCall final : public JobObserver {
   void cancel() { cancelled_ = true; }
   Result<void> check() const override;
 
+  /// Is done when this client has gone and its last request has ended, in place of what an earlier
+  /// request of it wanted: so that nothing stays as only this client could undo it.
+  void when_client_goes(Farewell farewell);
+
   /// Tells the client, if it wants to know and has not been told a moment ago.
   void report(const ControlProgress& progress) override;
 
@@ -46,6 +52,7 @@ class ControlCall final : public JobObserver {
   ControlRequest request_;
   Clock& clock_;
   Report report_;  // empty: nobody wants to know
+  Farewell* farewell_;
   Instant next_report_{};
   bool cancelled_ = false;
 };

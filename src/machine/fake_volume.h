@@ -89,6 +89,7 @@ class FakeVolume final : public disk::Volume {
     co_return cut_now(request);
   }
   void abort_cut(disk::CutTicket ticket) override { tickets_.erase(ticket.number); }
+  std::size_t open_cuts() const { return tickets_.size(); }
   Task<Result<void>> settle_group(Id128 group, bool committed) override {
     for (auto& [name, checkpoint] : checkpoints_) {
       if (checkpoint.info.group == group) checkpoint.info.provisional = false;

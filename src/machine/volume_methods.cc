@@ -202,6 +202,10 @@ Task<Result<Json>> VolumeMethods::changes(ControlCall& call) {
 Task<Result<Json>> VolumeMethods::cut_begin(ControlCall& call) {
   auto request = CO_TRY(decode_cut_begin(call.params()));
   const auto ticket = CO_TRY(co_await volume_->begin_cut(std::move(request.cut), request.lease));
+  // Only who began it knows the ticket; and there is one open cut at a time, so one farewell does.
+  call.when_client_goes([this, ticket] {
+    if (volume_ != nullptr) volume_->abort_cut(ticket);
+  });
   co_return Json{{"ticket", ticket.number}};
 }
 

@@ -39,6 +39,7 @@ class VolumeMethodsTest : public testing::Test {
   Result<Json> call(const std::string& method, Json params = Json::object()) {
     return run(client_->call(method, std::move(params)));
   }
+  Task<> pause() { co_await loop_->sleep(1ms); }
   ErrorKind kind_of(const std::string& method, Json params = Json::object()) {
     const auto result = call(method, std::move(params));
     EXPECT_FALSE(result) << format_json(*result);
@@ -160,6 +161,19 @@ TEST_F(VolumeMethodsTest, ACutInTwoPhases) {
   const auto aborted = call("cut.begin", {{"checkpoint", "d"}});
   ASSERT_TRUE(call("cut.abort", *aborted));
   EXPECT_EQ(kind_of("cut.commit", *aborted), ErrorKind::timed_out);
+}
+
+TEST_F(VolumeMethodsTest, ACutDoesNotOutliveTheClientThatBeganIt) {
+  ASSERT_TRUE(call("cut.begin", {{"checkpoint", "mine"}}));
+  std::optional<ControlClient> other(run(connect_unix(*loop_, directory_ / "control", 5s)).value());
+  ASSERT_TRUE(run(other->call("cut.begin", {{"checkpoint", "early"}})));
+  const auto late = run(other->call("cut.begin", {{"checkpoint", "late"}}));
+  ASSERT_TRUE(run(other->call("cut.abort", {{"ticket", 2}})));
+  ASSERT_EQ(volume_.open_cuts(), 2U);
+  other.reset();
+  for (int i = 0; i < 5000 && volume_.open_cuts() != 1; ++i) run(pause());
+  EXPECT_EQ(volume_.open_cuts(), 1U);  // that of the client which is still there
+  EXPECT_EQ(run(client_->call("cut.commit", *late)).error().kind(), ErrorKind::timed_out);
 }
 
 TEST_F(VolumeMethodsTest, ResizingIsShownInTheSummary) {
