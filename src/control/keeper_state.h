@@ -32,6 +32,7 @@ struct Keepers::Keeper {
   KeeperProcess process;
   std::uint64_t generation = 0;  // of the process
   bool alive = false;            // the process
+  bool heard = false;  // what the process had reported before we were connected is published
   bool opening = false;
   bool ending = false;  // we asked it to
   Wakeup process_ended;

@@ -157,11 +157,12 @@ Async<Result<void>> Keepers::launch(std::shared_ptr<Keeper> keeper) {
 /// none runs.
 Async<Result<void>> Keepers::attach(std::shared_ptr<Keeper> keeper) {
   const bool ours = keeper->alive;
-  auto opened = co_await await_open(keeper);
-  if (!opened) {
+  auto hello = co_await await_open(keeper);
+  if (!hello) {
     keeper->connection.reset();
-    co_return failure(std::move(opened).error());
+    co_return failure(std::move(hello).error());
   }
+  hear(*keeper, *hello);
   if (!ours) {
     // Somebody else's child, an earlier daemon's. It lives: it has just answered, so the pid is
     // still its own.
@@ -177,17 +178,27 @@ Async<Result<void>> Keepers::attach(std::shared_ptr<Keeper> keeper) {
     events_.publish("keeper_found", {.volume = keeper->volume, .job = {}},
                     fmt::format("process {}", keeper->process.pid));
   }
-  keeper->connection->set_event_handler(
-      [this, volume = keeper->volume](std::string event, std::string message) {
-        events_.publish(event, {.volume = volume, .job = {}}, std::move(message));
-      });
   CO_TRY(co_await refresh_listeners(keeper));
   const auto connection = keeper->connection;
   if (opened_hook_) CO_TRY(co_await opened_hook_(*connection, keeper->volume));
   co_return Result<void>();
 }
 
-Async<Result<void>> Keepers::await_open(std::shared_ptr<Keeper> keeper) {
+/// Passes on what the keeper reports, and once what it had to report before we were connected: most
+/// of it comes while it opens the volume.
+void Keepers::hear(Keeper& keeper, const Json& hello) {
+  const auto publish = [this, volume = keeper.volume](const std::string& event,
+                                                      std::string message) {
+    events_.publish(event, {.volume = volume, .job = {}}, std::move(message));
+  };
+  keeper.connection->set_event_handler(publish);
+  if (std::exchange(keeper.heard, true)) return;
+  for (const Json& past : hello.value("events", Json::array()))
+    publish(past.value("event", std::string()), past.value("message", std::string()));
+}
+
+/// Its answer to `hello`.
+Async<Result<Json>> Keepers::await_open(std::shared_ptr<Keeper> keeper) {
   const machine::RunLayout layout{policy_.run_dir};
   const auto deadline = SteadyClock::now() + policy_.start_timeout;
   const bool ours = keeper->alive;
@@ -218,7 +229,7 @@ Async<Result<void>> Keepers::await_open(std::shared_ptr<Keeper> keeper) {
                                       "it, or use that version",
                                       hello->value("pid", 0)));
       }
-      if (hello->value("volume_open", false)) co_return Result<void>();
+      if (hello->value("volume_open", false)) co_return std::move(*hello);
       co_await keeper->process_ended.wait_for(retry);
       retry = std::min(retry * 2, connect_retry_max);
     }
@@ -239,6 +250,7 @@ Async<void> Keepers::watch_process(std::shared_ptr<Keeper> keeper, std::uint64_t
   if (keeper->generation != generation) co_return;
   const std::string how = reap(keeper->process.pidfd);
   keeper->alive = false;
+  keeper->heard = false;
   if (keeper->connection) keeper->connection->close();
   keeper->backing = Use();
   keeper->process_ended.notify();
