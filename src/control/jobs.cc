@@ -109,6 +109,7 @@ struct Jobs::Job final : JobProgress {
   std::stop_source stop_source;
   RateMeter rate;
   std::uint64_t version = 1;
+  bool unsaved = false;  // from its start until its end is in the catalogue
   Wakeup changed;
 };
 
@@ -194,6 +195,7 @@ Async<Result<Json>> Jobs::start(JobDescription description, JobWork work) {
                                         {"ended_at", nullptr},
                                         {"error", nullptr},
                                         {"result", nullptr}});
+  job->unsaved = true;
   jobs_.push_back(job);
   forget_oldest();
   co_await save(job);
@@ -213,6 +215,8 @@ Async<void> Jobs::run(std::shared_ptr<Job> job, JobWork work) {
   }
   job->end(result);
   co_await save(job);
+  job->unsaved = false;
+  job->changed.notify();
   events_.publish("job_ended", {.volume = {}, .job = job->id},
                   fmt::format("{} of {}: {}", job->document["kind"].get<std::string>(),
                               job->document["target"].get<std::string>(),
@@ -281,7 +285,8 @@ Async<void> Jobs::end_all(Milliseconds patience) {
   }
   const auto deadline = SteadyClock::now() + patience;
   for (const auto& job : jobs) {
-    while (job->is_running() && SteadyClock::now() < deadline) {
+    // Else the next daemon would say that it was cut short.
+    while (job->unsaved && SteadyClock::now() < deadline) {
       co_await job->changed.wait_for(
           std::chrono::duration_cast<Milliseconds>(deadline - SteadyClock::now()) +
           Milliseconds(1));
