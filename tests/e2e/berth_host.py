@@ -353,9 +353,7 @@ class BerthHost:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 wait_for_exit(pid)
-        killed = self.daemon is not None and self.daemon.wait() == -signal.SIGKILL
-        problems += [f"a socket is left: {path}" for path in self.sockets()
-                     if not (killed and path == str(self.run_dir / "api.sock"))]
+        problems += [f"a socket is left: {path}" for path in self.sockets()]
         text = "\n".join(problems + [self.log()]) if problems else ""
         self._remove()
         if check and problems:

@@ -6,12 +6,16 @@
 #include <map>
 #include <vector>
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/fd.h"
 #include "control/keeper_connection.h"
 #include "control/keeper_process.h"
 #include "control/spawn.h"
@@ -91,6 +95,16 @@ std::vector<std::string> order_of_closing(const machine::VolumeStore& store,
   return ordered;
 }
 
+/// A daemon that was killed leaves its socket. Nobody else can be about to listen there while we
+/// have the lock.
+void remove_socket_of_dead_daemon(const std::string& state_dir, const std::string& run_dir) {
+  const Fd lock(::open((state_dir + "/daemon.lock").c_str(), O_RDWR | O_CLOEXEC));
+  if (!lock || ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return;
+  const std::string path = run_dir + "/api.sock";
+  struct stat status{};
+  if (::lstat(path.c_str(), &status) == 0 && S_ISSOCK(status.st_mode)) ::unlink(path.c_str());
+}
+
 }  // namespace
 
 Result<std::size_t> stop_keepers(const std::string& state_dir, const std::string& run_dir) {
@@ -109,6 +123,7 @@ Result<std::size_t> stop_keepers(const std::string& state_dir, const std::string
                           io.stop();
                         });
   io.run();
+  remove_socket_of_dead_daemon(state_dir, run_dir);
   if (outcome.refused.empty()) return outcome.ended;
   return failure(ErrorKind::timed_out, fmt::format("{} keepers ended, but not {}", outcome.ended,
                                                    fmt::join(outcome.refused, "; ")));

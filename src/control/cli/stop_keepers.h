@@ -9,7 +9,7 @@
 namespace berth::control::cli {
 
 /// Asks every keeper of the run directory that answers to close its volume and end; how many did.
-/// Blocking, bounded.
+/// Removes the API's socket of a daemon that was killed. Blocking, bounded.
 Result<std::size_t> stop_keepers(const std::string& state_dir, const std::string& run_dir);
 
 }  // namespace berth::control::cli
