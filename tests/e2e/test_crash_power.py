@@ -11,7 +11,6 @@ durable checkpoints read the same bytes, volatile ones say that they are lost.
 The first tests show that the disk itself does what is claimed here: without them the rest would prove nothing."""
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import mmap
@@ -41,7 +40,6 @@ _WRITABLE_BYTES = 12 << 20
 _CYCLES = 10
 _SEED = 40
 _REGION = 4 << 20
-_CLONE_NEWNS = 0x00020000
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -221,9 +219,8 @@ def _private_mounts():
     missing = [tool for tool in ("nbdfuse", "losetup", "mkfs.ext4", "mount") if shutil.which(tool) is None]
     if missing or not os.path.exists("/dev/fuse") or not os.path.exists("/dev/loop-control"):
         pytest.skip(f"needs FUSE and loop devices; missing: {missing or 'the devices'}")
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
-        pytest.skip(f"needs a mount namespace of its own: {os.strerror(ctypes.get_errno())}")
-    run("mount", "--make-rprivate", "/")
+    if not volume_tools.take_private_mounts():
+        pytest.skip("needs a mount namespace of its own")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 

@@ -17,6 +17,7 @@ so every byte of the disk is either one value or one of a few. No wait is withou
 """
 
 import contextlib
+import ctypes
 import os
 import pathlib
 import random
@@ -35,6 +36,7 @@ PAGE = 4096
 BLOCK = 64 << 10
 LIMIT_S = 30
 _POOL_BYTES = 4 << 20
+_CLONE_NEWNS = 0x00020000
 
 
 # --- Hosts and processes.
@@ -568,6 +570,15 @@ class RecordingClient:
 
 
 # --- Things that tests stand on.
+
+def take_private_mounts():
+    """From here on mounts are those of this process and its children alone, and go with it; False where that may not
+    be."""
+    if os.geteuid() != 0 or ctypes.CDLL(None).unshare(_CLONE_NEWNS) != 0:
+        return False
+    run("mount", "--make-rprivate", "/")
+    return True
+
 
 def certificates(directory, name="localhost"):
     """A certificate authority, and what server and client need, under the names that NBD programs look for."""
