@@ -79,6 +79,7 @@ class Engine final : public Volume {
   Task<Result<void>> open_parts();
   Task<Result<void>> open_data();
   Task<Result<void>> open_backing();
+  bool needs_backing() const;
   Task<Result<void>> open_live_map();
   Task<Result<bool>> take_over(const IntentRing& ring);
   Task<Result<std::vector<std::uint64_t>>> load_map(Epoch epoch, const Id128& session);
@@ -191,6 +192,7 @@ class Engine final : public Volume {
   };
   /// The first entry in the layers of the checkpoint and after it, and whose it is.
   HeldBlock find_held(Epoch checkpoint, BlockIndex block, std::shared_ptr<HoldLayer>* layer) const;
+  Result<void> check_as_of(CheckpointView view, BlockIndex block, MapWord word) const;
   Task<Result<void>> read_as_of(CheckpointView view, std::uint64_t offset, MutableBytes into);
   Task<Result<void>> read_held(HoldLayer& layer, HeldBlock held, BlockIndex block,
                                std::uint64_t within, MutableBytes into);
@@ -219,6 +221,7 @@ class Engine final : public Volume {
   std::unique_ptr<File> backing_;
   std::uint64_t backing_size_ = 0;  // bytes of it that count
   bool has_backing_ = false;
+  std::optional<Error> backing_missing_;  // why backing_ is not there
   std::uint32_t block_size_;
   unsigned block_shift_;
   std::uint64_t alignment_ = 1;  // of offsets, lengths and memory in the data file
@@ -245,6 +248,7 @@ class Engine final : public Volume {
   std::optional<OpenCut> open_cut_;
   std::uint64_t cut_numbers_ = 0;
   LayerId next_layer_ = 1;
+  AsyncMutex giving_up_;   // volatile holds, on a full disk
   bool cut_busy_ = false;  // from begin_cut until the record is durable
   std::map<std::string, int> readers_;
 

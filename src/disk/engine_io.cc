@@ -317,7 +317,9 @@ Task<Result<void>> Engine::hold_block(BlockIndex block) {
   }
   auto held = co_await layer->append(block, word, kind, frame, layer_must_be_durable(*layer));
   if (!held && held.error().kind() == ErrorKind::no_space) {
-    // Rule 7: volatile holds go before a guest's write fails.
+    // Rule 7: volatile holds go before a guest's write fails. Another block may have seen to that.
+    const auto one_at_a_time = co_await giving_up_.lock();
+    if (!needs_hold(block, word)) co_return Result<void>{};
     auto given_up = co_await give_up_volatile_holds();
     if (given_up) co_return Result<void>{};
   }

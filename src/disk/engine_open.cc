@@ -119,6 +119,7 @@ Engine::Engine(VolumeEnvironment environment, OpenOptions options, std::unique_p
       drained_(loop_),
       exclusive_ended_(loop_),
       requests_ended_(loop_),
+      giving_up_(loop_),
       map_flush_(loop_),
       flushed_(loop_) {}
 
@@ -158,6 +159,7 @@ Task<Result<void>> Engine::open_parts() {
   CO_TRY(co_await open_backing());
   CO_TRY(co_await open_live_map());
   CO_TRY(co_await open_layers());
+  if (backing_missing_ && needs_backing()) co_return failure(Error(*backing_missing_));
   co_return co_await roll_forward();
 }
 
@@ -175,25 +177,37 @@ Task<Result<void>> Engine::open_data() {
   co_return Result<void>{};
 }
 
+/// One that is not there any more is missed only where something of it is.
 Task<Result<void>> Engine::open_backing() {
   has_backing_ = !map_->state().backing.empty();
   if (!has_backing_) co_return Result<void>{};
   if (!environment_.open_backing)
     co_return failure(ErrorKind::unsupported, "backings cannot be opened here");
+  backing_size_ = map_->state().backing_limit;
   auto backing = co_await environment_.open_backing(map_->state().backing);
   if (!backing) {
-    co_return failure(std::move(backing).error().with_context(
-        fmt::format("cannot open the backing '{}'", map_->state().backing)));
+    backing_missing_ = std::move(backing).error().with_context(
+        fmt::format("cannot open the backing '{}'", map_->state().backing));
+    co_return Result<void>{};
+  }
+  const std::uint64_t available = CO_TRY((*backing)->size());
+  if (available < backing_size_) {
+    backing_missing_ =
+        Error(ErrorKind::corrupt, fmt::format("the backing '{}' has {} bytes, {} are needed",
+                                              map_->state().backing, available, backing_size_));
+    co_return Result<void>{};
   }
   backing_ = std::move(*backing);
-  backing_size_ = map_->state().backing_limit;
-  const std::uint64_t available = CO_TRY(backing_->size());
-  if (available < backing_size_) {
-    co_return failure(ErrorKind::corrupt,
-                      fmt::format("the backing '{}' has {} bytes, {} are needed",
-                                  map_->state().backing, available, backing_size_));
-  }
   co_return Result<void>{};
+}
+
+/// Whether a block of the disk, or of a checkpoint, is still to be read from the backing.
+bool Engine::needs_backing() const {
+  for (BlockIndex block = 0; block < block_count() && block_offset(block) < backing_size_;
+       ++block) {
+    if (live_->word(block).state() == BlockState::absent) return true;
+  }
+  return std::ranges::any_of(layers_, [](const auto& layer) { return layer->holds_backing(); });
 }
 
 LiveMap::Key Engine::live_key(const Id128& session) const {

@@ -46,6 +46,19 @@ Task<Result<void>> Engine::read_held(HoldLayer& layer, HeldBlock held, BlockInde
   co_return Result<void>{};
 }
 
+/// Whoever overwrites a block that a checkpoint needs holds it first. So what is found for the
+/// checkpoint last changed in its epoch or before, or the hold of what it was has been damaged.
+/// Epochs up to the last recovery's say nothing: it gives them to blocks that nobody wrote (rule
+/// 2).
+Result<void> Engine::check_as_of(CheckpointView view, BlockIndex block, MapWord word) const {
+  if (word.epoch() <= std::max(view.epoch, map_->state().recovered)) [[likely]]
+    return {};
+  return failure(ErrorKind::corrupt,
+                 fmt::format("the holds of '{}' lack block {} as it was at the checkpoint; 'berth "
+                             "volume check' says what is lost",
+                             environment_.directory.path(), block));
+}
+
 Task<Result<void>> Engine::read_as_of(CheckpointView view, std::uint64_t offset,
                                       MutableBytes into) {
   while (!into.empty()) {
@@ -54,6 +67,7 @@ Task<Result<void>> Engine::read_as_of(CheckpointView view, std::uint64_t offset,
     const HeldBlock held = find_held(view.epoch, first, &layer);
     const std::uint64_t end = offset + into.size();
     if (held.kind != HeldKind::none) {
+      CO_TRY(check_as_of(view, first, held.word));
       const std::size_t length = std::min(end, block_offset(first + 1)) - offset;
       CO_TRY(co_await read_held(*layer, held, first, offset - block_offset(first),
                                 into.first(length)));
@@ -72,7 +86,9 @@ Task<Result<void>> Engine::read_as_of(CheckpointView view, std::uint64_t offset,
     for (BlockIndex block = first; block < stop && !sabotaged(Sabotage::trust_first_look);
          ++block) {
       const HeldBlock appeared = find_held(view.epoch, block, &layer);
-      if (appeared.kind == HeldKind::none) continue;
+      const bool live = appeared.kind == HeldKind::none;
+      CO_TRY(check_as_of(view, block, live ? live_->word(block) : appeared.word));
+      if (live) continue;
       const std::uint64_t start = std::max(offset, block_offset(block));
       const std::uint64_t block_end = std::min(offset + length, block_offset(block + 1));
       CO_TRY(co_await read_held(*layer, appeared, block, start - block_offset(block),
@@ -100,8 +116,10 @@ class EngineCheckpointReader final : public CheckpointReader {
 
   Task<Result<void>> read(std::uint64_t offset, MutableBytes into) override {
     CO_TRY(check(offset, into.size()));
-    CO_TRY(co_await engine_.read_as_of({.epoch = info_.epoch, .size = info_.size}, offset, into));
-    co_return still_there();  // given up while we read? Then what we read may be newer.
+    auto done =
+        co_await engine_.read_as_of({.epoch = info_.epoch, .size = info_.size}, offset, into);
+    CO_TRY(still_there());  // given up while we read? Then what we read may be newer.
+    co_return done;
   }
 
   Task<Result<std::vector<AllocationExtent>>> allocation(std::uint64_t offset, std::uint64_t length,

@@ -101,6 +101,7 @@ void HoldLayer::insert(BlockIndex block, HeldBlock held) {
   (*index_[page])[block % words_per_page] = held;
   ++entries_;
   if (held.kind == HeldKind::data) ++data_entries_;
+  if (held.kind == HeldKind::backing) ++backing_entries_;
 }
 
 Task<Result<void>> HoldLayer::append(BlockIndex block, MapWord word, HeldKind kind,

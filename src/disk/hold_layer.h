@@ -61,6 +61,9 @@ class HoldLayer {
     return page < index_.size() && index_[page] != nullptr;
   }
 
+  /// Whether any of it is still to be read from the backing.
+  bool holds_backing() const { return backing_entries_ > 0; }
+
   /// `frame` is one slot in memory: a sector of header, then the block's bytes (data only).
   Task<Result<void>> append(BlockIndex block, MapWord word, HeldKind kind, AlignedBuffer& frame,
                             bool durable);
@@ -107,6 +110,7 @@ class HoldLayer {
   std::vector<std::unique_ptr<IndexPage>> index_;
   std::uint64_t entries_ = 0;
   std::uint64_t data_entries_ = 0;
+  std::uint64_t backing_entries_ = 0;
   std::uint64_t next_slot_ = 0;
   // The file has space for the slots before this one. A write that makes a file longer waits for
   // every other one, and for the file system's journal; into space that is there it does not.
