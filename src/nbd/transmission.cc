@@ -20,7 +20,8 @@ constexpr std::size_t failures_logged_max = 10;  // of one connection
 
 Transmission::Transmission(Loop& loop, Stream& stream, Export& served, BufferPool& pool,
                            Session session, std::vector<std::string> contexts, Limits limits)
-    : stream_(stream),
+    : loop_(loop),
+      stream_(stream),
       export_(served),
       pool_(pool),
       session_(session),
@@ -321,6 +322,9 @@ void Transmission::send(Reply reply) {
 
 Task<> Transmission::send_replies() {
   sending_ = true;
+  // Replies without a payload go together: those of all requests that have ended by now, with one
+  // call.
+  if (ready_.back().payload_size == 0) co_await loop_.yield();
   while (!ready_.empty()) {
     std::swap(ready_, being_sent_);
     parts_.clear();

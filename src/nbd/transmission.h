@@ -85,6 +85,7 @@ class Transmission {
   Task<> send_replies();
   void end_if_drained();
 
+  Loop& loop_;
   Stream& stream_;
   Export& export_;
   BufferPool& pool_;
