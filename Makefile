@@ -43,7 +43,7 @@ test: ready | build/ ## build everything and run every test
 	$(call build,$(PRESET),all)
 	@scripts/run_tests.py build/$(PRESET)
 
-check: ready | build/ ## format, headers, include table, clang-tidy, shellcheck, links
+check: ready | build/ ## format, headers, include table, clang-tidy, shellcheck, links, figures
 	@$(call configure,dev)
 	@scripts/check
 
