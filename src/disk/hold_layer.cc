@@ -139,12 +139,13 @@ Task<std::uint64_t> HoldLayer::take_slot() {
       torn_.pop_back();
       co_return slot;
     }
-    if (!unreliable_.empty() && next_slot_ - *unreliable_.begin() >= slots_in_flight_max) {
-      co_await window_.wait();
-    } else if (next_slot_ < slots_allocated_) {
+    const bool too_far =
+        !unreliable_.empty() && next_slot_ - *unreliable_.begin() >= slots_in_flight_max;
+    if (!too_far && next_slot_ < slots_allocated_) {
       unreliable_.insert(next_slot_);
       co_return next_slot_++;
-    } else if (growing_) {
+    }
+    if (too_far || growing_) {
       co_await window_.wait();
     } else {
       co_await grow();
