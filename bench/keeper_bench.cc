@@ -66,7 +66,7 @@ class Client {
     while (ended < requests) {
       while (started < requests && started - ended < depth) {
         std::byte* slot = buffer_.data() + started % depth * request_size;
-        const std::uint64_t offset = next_offset();
+        const std::uint64_t offset = offsets_.next();
         const std::int64_t cookie =
             direction == Direction::write
                 ? ::nbd_aio_pwrite(nbd_, slot, request_size, offset, when_done, 0)
@@ -85,16 +85,10 @@ class Client {
     ++*static_cast<std::uint64_t*>(count);
     return 1;
   }
-  std::uint64_t next_offset() {
-    state_ ^= state_ << 13;
-    state_ ^= state_ >> 7;
-    state_ ^= state_ << 17;
-    return state_ % (disk_size / request_size) * request_size;
-  }
 
   nbd_handle* nbd_;
   AlignedBuffer buffer_ = AlignedBuffer::zeroed(depth * request_size);
-  std::uint64_t state_ = 0x9e3779b97f4a7c15;
+  RandomOffsets offsets_{disk_size};
 };
 
 /// An export with its server and its client.
@@ -180,9 +174,10 @@ Json measure(Bench& bench) {
     if (turn == 0) continue;  // warms up
     for (const auto& [name, cost] : found) costs[name].push_back(cost);
     for (const std::string kind : {"write", "read"}) {
-      for (const std::string name : {"0", "1", "1000"})
-        ratios[kind + "_" + name + "_to_off"].push_back(found[kind + "_" + name] /
-                                                        found[kind + "_off"]);
+      for (const std::string name : {"0", "1", "1000"}) {
+        ratios[fmt::format("{}_{}_to_off", kind, name)].push_back(
+            found[fmt::format("{}_{}", kind, name)] / found[kind + "_off"]);
+      }
     }
   }
   Json result = {{"unit", bench.meter.unit()}, {"turns", turns}, {"requests_per_turn", requests}};

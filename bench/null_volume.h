@@ -33,6 +33,24 @@ constexpr std::uint64_t block_size = disk::block_size_default;
 constexpr unsigned depth = 32;
 constexpr auto data_byte = std::byte{0x5a};  // not zero: a hold has something to keep
 
+/// Where random requests go: the same offsets in every run.
+class RandomOffsets {
+ public:
+  /// `size`: bytes of the disk.
+  explicit RandomOffsets(std::uint64_t size) : size_(size) {}
+
+  std::uint64_t next() {
+    state_ ^= state_ << 13;
+    state_ ^= state_ >> 7;
+    state_ ^= state_ << 17;
+    return state_ % (size_ / request_size) * request_size;
+  }
+
+ private:
+  std::uint64_t size_;
+  std::uint64_t state_ = 0x9e3779b97f4a7c15;
+};
+
 /// A directory that goes with this object.
 class TemporaryDirectory {
  public:

@@ -31,22 +31,14 @@ namespace {
 /// Random requests, until none is left.
 struct RandomLoad {
   std::uint64_t requests_left = 0;
-  std::uint64_t size = 0;  // bytes of the disk
-  std::uint64_t state = 0x9e3779b97f4a7c15;
-
-  std::uint64_t next_offset() {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state % (size / request_size) * request_size;
-  }
+  RandomOffsets offsets;
 };
 
 template <typename Operation>
 Task<> work(RandomLoad& load, Operation& operation) {
   while (load.requests_left > 0) {
     --load.requests_left;
-    const auto done = co_await operation(load.next_offset());
+    const auto done = co_await operation(load.offsets.next());
     CHECK(done.has_value());
   }
 }
@@ -61,7 +53,7 @@ Task<> run_load(Loop& loop, RandomLoad& load, Operation& operation) {
 /// What one request costs, on average.
 template <typename Operation>
 double cost_of(Bench& bench, std::uint64_t size, std::uint64_t requests, Operation operation) {
-  RandomLoad load{.requests_left = requests, .size = size};
+  RandomLoad load{.requests_left = requests, .offsets = RandomOffsets(size)};
   const std::uint64_t before = bench.meter.read();
   bench.run(run_load(*bench.loop, load, operation));
   return static_cast<double>(bench.meter.read() - before) / static_cast<double>(requests);
