@@ -32,6 +32,17 @@ SCRIPTS = pathlib.Path(__file__).resolve().parent.parent.parent / "scripts"
 _LINE_BYTES_MAX = 64 << 20
 
 
+# Ends with 0 when a sweep has begun and ended. Before there is a report, SIGUSR1 would find the memory half filled.
+_SWEEP = """
+sweeps() {{ sed -n 's/^sweeps //p' /run/berth/dirty; }}
+end=$(($(date +%s) + {seconds}))
+until [ -e /run/berth/dirty ]; do [ "$(date +%s)" -lt "$end" ] || exit 1; sleep 0.05; done
+before=$(sweeps)
+kill -USR1 "$(pidof dirty-memory)" || exit 1
+until [ "$(sweeps)" -gt "$before" ]; do [ "$(date +%s)" -lt "$end" ] || exit 1; sleep 0.05; done
+"""
+
+
 class GuestError(Exception):
     """A guest did not do in time what it was asked for."""
 
@@ -139,6 +150,14 @@ class Agent:
             self.call("guest-file-close", handle=handle)
         return base64.b64decode(answer["buf-b64"])
 
+    def write_file(self, path, data):
+        """A file of the guest, of at most a few MiB."""
+        handle = self.call("guest-file-open", path=path, mode="w")
+        try:
+            self.call("guest-file-write", handle=handle, buf_b64=base64.b64encode(data).decode())
+        finally:
+            self.call("guest-file-close", handle=handle)
+
     def run(self, script, timeout_s=30):
         """Runs a script in the guest's /bin/sh; (exit status, standard output, standard error)."""
         deadline = time.monotonic() + timeout_s
@@ -162,6 +181,23 @@ class Agent:
         except (GuestError, ValueError):
             self.ping()
             return None
+
+    def dirty(self):
+        """What the guest knows about the memory that it writes (berth.dirty=, scripts/dirty-memory.c): `written`,
+        `compared`, `mismatches`, `sweeps`, `pages`, `late`. None while it fills that memory."""
+        try:
+            text = self.read_file("/run/berth/dirty").decode()
+        except GuestError:
+            self.ping()
+            return None
+        return {name: int(number) for name, number in (line.split() for line in text.splitlines())}
+
+    def sweep_memory(self, timeout_s=60):
+        """Has every page of that memory compared; what dirty() says afterwards. Nothing is right unless mismatches is 0."""
+        status, _, errors = self.run(_SWEEP.format(seconds=timeout_s), timeout_s + 10)
+        if status != 0:
+            raise GuestError(f"no sweep over the guest's memory in {timeout_s} s: {errors}")
+        return self.dirty()
 
     def freeze(self):
         """Stops the load, has the database make a checkpoint, freezes the file systems; how many."""
@@ -230,10 +266,11 @@ class Console:
 
 
 class Guest:
-    """A machine of our own. The arguments are those of scripts/guest-boot."""
+    """A machine of our own. The arguments are those of scripts/guest-boot; `launch`, if given, makes the command that
+    is really run out of the directory for the sockets and QEMU's command."""
 
     def __init__(self, *, raw=None, snapshot=False, nbd=None, export=None, words="", memory=None, cpus=None,
-                 qemu_options=()):
+                 qemu_options=(), launch=None):
         self._options = []
         values = {"raw": raw, "nbd": nbd, "export": export, "words": words, "memory": memory, "cpus": cpus}
         for name, value in values.items():
@@ -242,6 +279,7 @@ class Guest:
         if snapshot:
             self._options.append("--snapshot")
         self._options += ["--", *qemu_options]
+        self._launch = launch
         self._process = None
         self.directory = None
         self.agent = None
@@ -258,10 +296,13 @@ class Guest:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="berth-guest-"))
         self.agent = Agent(self.directory / "agent.sock")
         try:
+            command = ["setpriv", "--pdeathsig", "KILL", SCRIPTS / "guest-boot", "--run-dir", self.directory, *self._options]
+            if self._launch is not None:
+                boot = [SCRIPTS / "guest-boot", "--print", "--run-dir", self.directory, *self._options]
+                printed = subprocess.run(boot, stdout=subprocess.PIPE, text=True, check=True).stdout
+                command = self._launch(self.directory, shlex.split(printed))
             with open(self.directory / "qemu.log", "wb") as log:
-                self._process = subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "KILL", SCRIPTS / "guest-boot", "--run-dir", self.directory, *self._options],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         except BaseException:
             self.close()
             raise
@@ -330,6 +371,18 @@ class Guest:
                 return committed
             if time.monotonic() > deadline:
                 raise self.error(f"{committed} transactions after {timeout_s} s, wanted {serial}")
+            if self._wait_for_exit(0.1):
+                raise self.error(f"QEMU ended with status {self._process.returncode}")
+
+    def wait_for_dirty_pages(self, written, timeout_s=60):
+        """Returns when the guest has written so many pages of its memory (berth.dirty=); what Agent.dirty says."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            dirty = self.agent.dirty()
+            if dirty is not None and dirty["written"] >= written:
+                return dirty
+            if time.monotonic() > deadline:
+                raise self.error(f"{dirty} after {timeout_s} s, wanted {written} pages written")
             if self._wait_for_exit(0.1):
                 raise self.error(f"QEMU ended with status {self._process.returncode}")
 

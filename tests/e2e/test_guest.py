@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import tempfile
@@ -151,6 +152,44 @@ def test_a_guest_loses_nothing_when_its_disk_server_dies_and_comes_back(director
         machine.wait_for_commits(acknowledged + 50)
         machine.power_off()
     assert guest_verify.check_file_system(disk) == {"journal": "clean", "file_system": "clean"}
+    os.unlink(disk)
+
+
+def test_memory_is_written_at_a_rate_and_a_page_that_changed_by_itself_is_found(directory):
+    disk = guest.copy_disk(directory / "dirty.raw")
+    with guest.Guest(raw=disk, snapshot=True, words="berth.dirty=8:16 berth.load=off") as machine:
+        machine.wait_for_agent()
+        before = machine.agent.sweep_memory()
+        assert before["mismatches"] == 0 and before["pages"] == 4096
+        assert before["compared"] == before["written"] + 4096
+        machine.wait_for_dirty_pages(before["written"] + 2048)
+        assert machine.agent.sweep_memory()["mismatches"] == 0
+        # The largest mapping is the working set.
+        status, _, errors = machine.agent.run(r"""
+            pid=$(pidof dirty-memory)
+            set -- $(sed -n 's/^\([0-9a-f]*\)-\([0-9a-f]*\) rw-p 00000000 00:00 0 $/\1 \2/p' "/proc/$pid/maps" |
+              while read -r start end; do echo "$((0x$end - 0x$start)) $((0x$start + (8 << 20)))"; done | sort -n | tail -n 1)
+            printf '\377\0\377' | dd of="/proc/$pid/mem" bs=1 seek="$2" conv=notrunc""")
+        assert status == 0, errors
+        assert machine.agent.sweep_memory()["mismatches"] == 1
+    os.unlink(disk)
+
+
+def test_a_guest_with_a_network_card_has_an_address_and_answers(directory):
+    disk = guest.copy_disk(directory / "network.raw")
+    nic = ["-nic", "user,model=virtio-net-pci,restrict=on,hostfwd=tcp:127.0.0.1:0-:80"]
+    with guest.Guest(raw=disk, snapshot=True, qemu_options=nic) as machine:
+        machine.wait_for_agent()
+        machine.wait_for_commits(1)
+        with machine.qmp() as qmp:
+            forwards = qmp.call("human-monitor-command", command_line="info usernet")
+        port = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", forwards).group(1)
+        # curl tries again until the guest has its address.
+        curl = ["curl", "-sS", "--fail", "--max-time", "30", "--retry", "30", "--retry-delay", "1", "--retry-all-errors",
+                f"http://127.0.0.1:{port}/committed"]
+        answer = subprocess.run(curl, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, answer.stderr
+        assert 1 <= int(answer.stdout) <= machine.committed()
     os.unlink(disk)
 
 
