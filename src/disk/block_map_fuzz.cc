@@ -18,6 +18,7 @@
 
 #include "disk/check.h"
 #include "disk/check_journal.h"
+#include "disk/closed_volume.h"
 #include "disk/fuzz_support.h"
 #include "disk/journal.h"
 #include "disk/layout.h"
@@ -25,6 +26,11 @@
 
 namespace berth::disk {
 namespace {
+
+class FixedRandom final : public Random {
+ public:
+  void fill(MutableBytes bytes) override { std::ranges::fill(bytes, std::byte{0x77}); }
+};
 
 constexpr std::uint32_t block_size = 64 * KiB;
 constexpr std::size_t records_max = 24;
@@ -154,6 +160,21 @@ void try_areas(FuzzInput in) {
   CHECK(encode_state(volume_id(), 8, std::get<VolumeState>(decoded->content)) == record);
 }
 
+/// What is said of a volume that came from elsewhere is done as a whole, or nothing is.
+void try_arrival(MemoryLoop& loop, MemoryDirectory& directory, std::uint8_t how) {
+  const auto opened = loop.run(ClosedVolume::open(loop, directory, false));
+  if (!opened) return;
+  ClosedVolume& volume = **opened;
+  FixedRandom random;
+  const Arrival arrival = how % 2 == 0 ? Arrival::moved : Arrival::copied;
+  const auto settled = loop.run(volume.settle(random, arrival));
+  if (!settled) return;
+  CHECK(settled->volume == volume.id());
+  CHECK(arrival == Arrival::moved || volume.id() == random.id());
+  const auto again = loop.run(ClosedVolume::open(loop, directory, true));
+  CHECK(again.has_value() && (*again)->id() == volume.id());
+}
+
 void try_file(FuzzInput in) {
   MemoryLoop loop;
   MemoryDirectory directory(loop, "volume");
@@ -187,6 +208,7 @@ void try_file(FuzzInput in) {
       CHECK(loop.run((*opened)->read_intents()).has_value());
     }
   }
+  if (!repair) try_arrival(loop, directory, in.number<std::uint8_t>());
   const auto report = loop.run(check_volume(loop, directory, {.repair = repair}));
   if (!report || !repair || !report->sound()) return;
   CHECK(loop.run(MapFile::open(loop, directory, false)).has_value());

@@ -298,6 +298,7 @@ Task<Result<bool>> VolumeCheck::check_journal() {
     state_changed_ = true;
   }
   newest_epoch_ = state().epoch;
+  report_.volume = state().volume;
   co_return true;
 }
 
@@ -399,7 +400,7 @@ Result<void> VolumeCheck::find_live_map() {
     add(Severity::note, "map", "the volume was not closed");
     return {};
   }
-  auto live = LiveMap::adopt(*options_.live_store, {.volume = superblock_.volume,
+  auto live = LiveMap::adopt(*options_.live_store, {.volume = state().volume,
                                                     .session = state().session,
                                                     .block_size = superblock_.block_size,
                                                     .page_count = page_count()});

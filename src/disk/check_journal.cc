@@ -122,7 +122,8 @@ namespace {
 /// (rule 7);
 /// - an opening that found another data file: then no reference point from before can (rule 9). An
 /// opening of that
-///   kind follows a close, so a single missing record of a volume that was open was none.
+///   kind follows a close, so a single missing record of a volume that was open was none;
+/// - a copy's first record, which an opening follows: then the same.
 /// What the later records say stands: points that they made came after whatever is missing.
 class Bridge {
  public:
@@ -130,7 +131,9 @@ class Bridge {
 
   void cross(std::span<const Stray> later, bool one_is_missing) {
     verdict_.incomplete = true;
-    give_up_points(one_is_missing && !state_.clean);
+    const bool before_an_open =
+        !later.empty() && std::holds_alternative<OpenEvent>(later.front().event);
+    give_up_points(one_is_missing && !state_.clean && !before_an_open);
     for (const Stray& stray : later) apply(stray.event);
   }
 
@@ -285,6 +288,9 @@ std::string words(const LostEvent& event) {
 std::string words(const LayerEvent& event) {
   return fmt::format("the {} of layer {}", event.present ? "announcement" : "withdrawal",
                      event.layer);
+}
+std::string words(const IdentityEvent& event) {
+  return fmt::format("the arrival in another place, as volume {}", event.volume.to_string());
 }
 
 }  // namespace

@@ -351,7 +351,7 @@ Task<Result<RefpointInfo>> Engine::convert_checkpoint(std::string name, std::str
 
 RefpointInfo Engine::describe(const Refpoint& refpoint) const {
   return {.name = refpoint.name,
-          .volume = map_->superblock().volume,
+          .volume = map_->volume(),
           .epoch = refpoint.epoch,
           .nonce = refpoint.nonce,
           .created_ms = refpoint.created_ms,

@@ -37,6 +37,15 @@ Result<void> check_geometry(const CreateOptions& options) {
   return {};
 }
 
+/// The same bytes in another file, as far as can be seen: the directory was copied or moved.
+bool looks_copied(const FileIdentity& was, const FileIdentity& now) {
+  return was.size == now.size && was.modified_ns == now.modified_ns &&
+         was.device_id == now.device_id && was.device_id.empty();
+}
+constexpr std::string_view copied_hint =
+    ". It looks like a copy of the one that it was: 'berth volume import --moved' or '--copied' "
+    "keeps the points of a volume that comes from elsewhere, before it is opened here";
+
 Task<Result<void>> write_description(Directory& directory, const Superblock& superblock,
                                      const CreateOptions& options) {
   const std::string text = fmt::format(
@@ -211,7 +220,7 @@ bool Engine::needs_backing() const {
 }
 
 LiveMap::Key Engine::live_key(const Id128& session) const {
-  return {.volume = map_->superblock().volume,
+  return {.volume = map_->volume(),
           .session = session,
           .block_size = block_size_,
           .page_count = page_count_for(block_count())};
@@ -230,7 +239,9 @@ Task<Result<void>> Engine::open_live_map() {
                   .session = environment_.random.id(),
                   .intents_before = ring.newest_sequence()};
   const bool died = !state.clean;
-  const bool foreign = state.clean && state.data != CO_TRY(data_->identity());
+  const FileIdentity was = state.data;
+  const FileIdentity now = CO_TRY(data_->identity());
+  const bool foreign = state.clean && was != now;
   const auto doubtful = CO_TRY(co_await load_map(state.epoch, event.session));
   Epoch newest_epoch = state.epoch;
   for (std::uint64_t page = 0; page < live_->page_count(); ++page) {
@@ -282,7 +293,8 @@ Task<Result<void>> Engine::open_live_map() {
   }
   if (event.void_reason != VoidReason::none) {
     report(VolumeEvent::Kind::refpoints_void,
-           fmt::format("{}: earlier reference points are void", to_string(event.void_reason)));
+           fmt::format("{}: earlier reference points are void{}", to_string(event.void_reason),
+                       foreign && looks_copied(was, now) ? copied_hint : ""));
   }
   // What was found out of the blocks' states must not depend on the damaged pages again.
   if (versions_missing != 0) CO_TRY(co_await flush_map(dirty_epochs | dirty_states));
@@ -454,12 +466,11 @@ Task<Result<void>> Engine::close() {
   CO_TRY(co_await map_->append(CloseEvent{
       .epoch = live_->epoch(), .data = identity, .page_versions = live_->page_versions()}));
   co_await tasks_.drained();
-  co_return LiveMap::remove(environment_.live_store, map_->superblock().volume,
-                            live_->page_count());
+  co_return LiveMap::remove(environment_.live_store, map_->volume(), live_->page_count());
 }
 
 VolumeInfo Engine::info() const {
-  VolumeInfo info{.id = map_->superblock().volume,
+  VolumeInfo info{.id = map_->volume(),
                   .size = size(),
                   .block_size = block_size_,
                   .backing = map_->state().backing,

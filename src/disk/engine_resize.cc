@@ -132,7 +132,7 @@ Result<void> Engine::remove_successor() {
 
 /// It is no error if there is none.
 Result<void> Engine::remove_live_map(std::uint64_t page_count) {
-  auto removed = LiveMap::remove(environment_.live_store, map_->superblock().volume, page_count);
+  auto removed = LiveMap::remove(environment_.live_store, map_->volume(), page_count);
   if (!removed && removed.error().kind() == ErrorKind::not_found) return {};
   return removed;
 }

@@ -24,6 +24,7 @@ const Id128 volume = id_of("00112233-4455-4677-8899-aabbccddeeff");
 const Id128 nonce = id_of("a0a1a2a3-a4a5-46a7-a8a9-aaabacadaeaf");
 const Id128 group = id_of("b0b1b2b3-b4b5-46b7-b8b9-babbbcbdbebf");
 const Id128 session = id_of("c0c1c2c3-c4c5-46c7-88c9-cacbcccdcecf");
+const Id128 copy = id_of("d0d1d2d3-d4d5-46d7-88d9-dadbdcdddedf");
 
 bool updates() {
   return std::getenv("BERTH_UPDATE_FORMATS") != nullptr;
@@ -135,6 +136,7 @@ Buffer record_of(const Buffer& sectors) {
 
 TEST(FormatsTest, JournalState) {
   VolumeState state;
+  state.volume = copy;
   state.size = 10 * GiB;
   state.backing = "volume:base@golden";
   state.backing_limit = 8 * GiB;
@@ -224,6 +226,15 @@ std::vector<NamedEvent> named_events() {
       {"journal-9-revert", RevertEvent{.checkpoint = "nightly", .finished = true}},
       {"journal-10-lost", LostEvent{.checkpoints = {"nightly", "hourly"}}},
       {"journal-11-layer", LayerEvent{.layer = 3, .epoch = 5, .present = true}},
+      {"journal-12-identity", IdentityEvent{.volume = copy,
+                                            .data = {.size = GiB,
+                                                     .inode = 1234,
+                                                     .device = 0x801,
+                                                     .modified_ns = 1'700'000'000'123'456'789,
+                                                     .device_id = ""},
+                                            .vouched_since = 8,
+                                            .void_reason = VoidReason::copied,
+                                            .lost = true}},
   };
 }
 
@@ -306,7 +317,7 @@ TEST(FormatsTest, SeedsOfTheFuzzTargets) {
   if (!updates()) return;
   std::vector<NamedEvent> life = named_events();
   life = {{"", life[5].event}, {"", life[10].event}, {"", life[0].event}, {"", life[8].event},
-          {"", life[2].event}, {"", life[7].event},  {"", life[6].event}};
+          {"", life[2].event}, {"", life[7].event},  {"", life[6].event}, {"", life[11].event}};
   for (const unsigned damaged : {255U, 0U, 2U, 4U}) {
     Buffer areas = area_of(life, damaged);
     add_number(areas, damaged == 0 ? 8 : 6, 1);  // the generation of the second
@@ -326,6 +337,17 @@ TEST(FormatsTest, SeedsOfTheFuzzTargets) {
     }
     add_number(areas, 1, 1);
     seed("block_map_fuzz", "file-" + std::to_string(damaged), {5}, areas);
+  }
+  for (const bool copied : {false, true}) {  // closed, then moved or copied
+    // What the target makes a data file of.
+    const CloseEvent closed{.epoch = 8, .data = {.size = GiB}, .page_versions = 0};
+    Buffer file = area_of({{"", life[0].event}, {"", closed}}, 255);
+    add_number(file, 0, 1);
+    add_number(file, 0x80, 1);
+    for (int i = 0; i < 3; ++i) add_number(file, 0, 7);
+    add_number(file, 0, 1);
+    add_number(file, copied ? 1 : 0, 1);
+    seed("block_map_fuzz", copied ? "file-copied" : "file-moved", {5}, file);
   }
   Buffer slots;
   add_number(slots, 0, 1);

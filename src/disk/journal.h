@@ -83,6 +83,7 @@ enum class VoidReason : std::uint8_t {
   pages_damaged,      // versions of map pages that were there at the close are not
   intents_missing,    // after a power loss, the newest records of the ring are not there
   records_missing,    // of the journal
+  copied,             // this volume is a copy: the points are the original's
 };
 /// "the data file was changed while the volume was closed"; for the end of a sentence.
 std::string_view to_string(VoidReason reason);
@@ -121,11 +122,22 @@ struct LayerEvent {
   Epoch epoch = 0;
   bool present = true;  // false: the cut was called off before its epoch ended
 };
+/// The volume was moved or copied to where it is, as whoever did it has said (closed_volume.h).
+struct IdentityEvent {
+  Id128 volume;             // its id from here on: of a copy a new one
+  FileIdentity data;        // of the data file, in its new place
+  Epoch vouched_since = 0;  // as in an open; of a copy the state's epoch: all older points are void
+  VoidReason void_reason = VoidReason::none;
+  bool lost = false;  // the data file is not what it was at the close: checkpoints cannot be read
+};
 using JournalEvent =
     std::variant<CutEvent, ReleaseEvent, ConvertEvent, DeleteRefpointEvent, SettleEvent, OpenEvent,
-                 CloseEvent, ResizeEvent, RevertEvent, LostEvent, LayerEvent>;
+                 CloseEvent, ResizeEvent, RevertEvent, LostEvent, LayerEvent, IdentityEvent>;
 
 struct VolumeState {
+  // Its own. The superblock's, which every structure of the files bears, until it becomes a copy:
+  // then that one is the original's, and only the mark by which its structures are known.
+  Id128 volume;
   std::uint64_t size = 0;           // bytes
   std::string backing;              // "" for none
   std::uint64_t backing_limit = 0;  // bytes of the backing that count; beyond it reads zero
@@ -172,6 +184,7 @@ struct VolumeState {
   Result<void> on(const RevertEvent& event);
   Result<void> on(const LostEvent& event);
   Result<void> on(const LayerEvent& event);
+  Result<void> on(const IdentityEvent& event);
 };
 
 /// A record of the journal: the whole state (the first of a generation), or an event upon it.

@@ -171,7 +171,7 @@ void get(Source& in, OpenEvent& event) {
   event.intents_before = in.le<std::uint64_t>();
   event.recovered = in.le<std::uint32_t>();
   event.vouched_since = in.le<std::uint32_t>();
-  event.void_reason = in.choice(VoidReason::records_missing);
+  event.void_reason = in.choice(VoidReason::copied);
 }
 
 void put(Sink& out, const CloseEvent& event) {
@@ -227,6 +227,21 @@ void get(Source& in, LayerEvent& event) {
   event.present = in.flag();
 }
 
+void put(Sink& out, const IdentityEvent& event) {
+  out.id(event.volume);
+  put(out, event.data);
+  out.le<std::uint32_t>(event.vouched_since);
+  out.le<std::uint8_t>(static_cast<std::uint8_t>(event.void_reason));
+  out.flag(event.lost);
+}
+void get(Source& in, IdentityEvent& event) {
+  event.volume = in.id();
+  event.data = get_identity(in);
+  event.vouched_since = in.le<std::uint32_t>();
+  event.void_reason = in.choice(VoidReason::copied);
+  event.lost = in.flag();
+}
+
 // --- The state.
 void put(Sink& out, const Checkpoint& checkpoint) {
   out.text(checkpoint.name);
@@ -275,6 +290,7 @@ Refpoint get_refpoint(Source& in) {
 }
 
 void put(Sink& out, const VolumeState& state) {
+  out.id(state.volume);
   out.le<std::uint64_t>(state.size);
   out.text(state.backing);
   out.le<std::uint64_t>(state.backing_limit);
@@ -305,6 +321,7 @@ void put(Sink& out, const VolumeState& state) {
 
 VolumeState get_state(Source& in) {
   VolumeState state;
+  state.volume = in.id();
   state.size = in.le<std::uint64_t>();
   state.backing = in.text();
   state.backing_limit = in.le<std::uint64_t>();
@@ -316,7 +333,7 @@ VolumeState get_state(Source& in) {
   state.page_versions = in.le<std::uint64_t>();
   state.recovered = in.le<std::uint32_t>();
   state.vouched_since = in.le<std::uint32_t>();
-  state.void_reason = in.choice(VoidReason::records_missing);
+  state.void_reason = in.choice(VoidReason::copied);
   state.next_layer = in.le<std::uint64_t>();
   const auto checkpoints = in.count(checkpoint_size_min);
   for (std::uint32_t i = 0; i < checkpoints && in.ok(); ++i)

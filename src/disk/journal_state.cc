@@ -29,6 +29,7 @@ std::string_view to_string(VoidReason reason) {
     case VoidReason::intents_missing:
       return "the block map's intents were damaged, and the machine had stopped";
     case VoidReason::records_missing: return "records of the block map's journal were missing";
+    case VoidReason::copied: return "the volume became a copy of the one that they are of";
   }
   return "the volume has lost track of what changed";
 }
@@ -243,6 +244,19 @@ Result<void> VolumeState::on(const LostEvent& event) {
     if (pending_revert && pending_revert->checkpoint == name) pending_revert.reset();
   }
   drop_needless_layers();
+  return {};
+}
+
+/// Nothing was written, so the epoch goes on: every point so far is of one before it.
+Result<void> VolumeState::on(const IdentityEvent& event) {
+  volume = event.volume;
+  data = event.data;
+  if (event.lost) {
+    LostEvent all;
+    for (const Checkpoint& checkpoint : checkpoints) all.checkpoints.push_back(checkpoint.name);
+    TRY(on(all));
+  }
+  stop_vouching(event.vouched_since, event.void_reason);
   return {};
 }
 

@@ -56,11 +56,18 @@ std::vector<JournalEvent> all_events() {
       RevertEvent{.checkpoint = "c", .finished = true},
       LostEvent{.checkpoints = {"x", "", "z"}},
       LayerEvent{.layer = 12, .epoch = 13, .present = true},
+      IdentityEvent{
+          .volume = id_of(6),
+          .data = {.size = 1, .inode = 2, .device = 3, .modified_ns = -4, .device_id = "dm:x"},
+          .vouched_since = 14,
+          .void_reason = VoidReason::copied,
+          .lost = true},
   };
 }
 
 VolumeState full_state() {
   VolumeState state;
+  state.volume = id_of(41);
   state.size = 5 * MiB;
   state.backing = "volume:base@c";
   state.backing_limit = 4 * MiB;
@@ -72,7 +79,7 @@ VolumeState full_state() {
   state.recovered = 7;
   state.vouched_since = 8;
   state.page_versions = 9;
-  state.void_reason = VoidReason::records_missing;
+  state.void_reason = VoidReason::copied;
   state.next_layer = 9;
   state.checkpoints = {{.name = "c1",
                         .epoch = 10,
@@ -289,7 +296,7 @@ std::vector<std::byte> with_byte(std::vector<std::byte> record, std::size_t offs
 
 TEST(JournalRecordTest, ARecordOfAnotherVersionIsNotSupported) {
   const auto record = encode_event(volume, 3, 4, ReleaseEvent{"a"});
-  for (const int version : {0, 1, 3, 255}) {
+  for (const int version : {0, 1, 2, 4, 255}) {
     const auto decoded =
         decode_record(volume, with_byte(record, 6, static_cast<std::uint8_t>(version)));
     ASSERT_FALSE(decoded.has_value());

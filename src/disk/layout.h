@@ -15,7 +15,7 @@
 
 namespace berth::disk {
 
-constexpr std::uint32_t map_format_version = 2;
+constexpr std::uint32_t map_format_version = 3;
 
 // Offsets in the map file, bytes. Everything is written in units of sector_size.
 constexpr std::uint64_t superblock_offset = 0;

@@ -1,7 +1,9 @@
 #include "disk/map_file.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -9,6 +11,12 @@
 
 namespace berth::disk {
 namespace {
+
+/// What is written in full when the map is made.
+constexpr std::array<std::pair<std::uint64_t, std::uint64_t>, 3> allocated_ranges{
+    {{intent_ring_offset, intent_slot_count* intent_slot_size},
+     {journal_offset_a, intent_slot_size},
+     {journal_offset_b, intent_slot_size}}};
 
 std::uint64_t area_offset(unsigned area) { return area == 0 ? journal_offset_a : journal_offset_b; }
 
@@ -25,19 +33,14 @@ Task<Result<void>> MapFile::create(Loop& loop, Directory& directory, Superblock 
   MapFile map(
       loop, CO_TRY(directory.open(file_name, {.create = true, .exclusive = true, .direct = true})));
   map.superblock_ = superblock;
+  state.volume = superblock.volume;
   AlignedBuffer sector(sector_size);
   encode_superblock(superblock, sector.bytes());
   CO_TRY(co_await map.file_->write(superblock_offset, sector.bytes()));
   CO_TRY(co_await map.file_->write(superblock_copy_offset, sector.bytes()));
   // The ring is written in full now, so that a commit never has to allocate: it must not meet a
   // full disk. The same for the journal's beginnings: a checkpoint can still be deleted then.
-  const AlignedBuffer zeros = AlignedBuffer::zeroed(intent_slot_size);
-  for (std::uint64_t slot = 0; slot < intent_slot_count; ++slot) {
-    CO_TRY(co_await map.file_->write(intent_ring_offset + slot * intent_slot_size, zeros.bytes()));
-  }
-  for (const std::uint64_t offset : {journal_offset_a, journal_offset_b}) {
-    CO_TRY(co_await map.file_->write(offset, zeros.bytes()));
-  }
+  CO_TRY(co_await map.fill_holes());
   // The ring is never without a record from now on: without one, it was damaged.
   encode_intents(superblock.volume, {.sequence = 1, .epoch = 0, .regions = {}}, sector.bytes());
   CO_TRY(co_await map.file_->write(intent_ring_offset + intent_slot_size, sector.bytes()));
@@ -286,6 +289,27 @@ Task<Result<void>> MapFile::truncate_pages(std::uint64_t page_count) {
   const std::uint64_t present = CO_TRY(file_->size());
   if (present > end) CO_TRY(file_->truncate(end));
   co_return co_await sync();
+}
+
+Task<Result<void>> MapFile::fill_holes() {
+  const AlignedBuffer zeros = AlignedBuffer::zeroed(intent_slot_size);
+  for (const auto& [begin, length] : allocated_ranges) {
+    const std::uint64_t end = begin + length;
+    for (std::uint64_t at = begin; at < end;) {
+      const std::uint64_t size = CO_TRY(file_->size());
+      const std::uint64_t hole = at < size ? CO_TRY(file_->next_hole(at)) : at;
+      const std::uint64_t data = hole < size ? CO_TRY(file_->next_data(hole)) : end;
+      // A file system may have holes that are smaller than what is written at once.
+      const std::uint64_t from = round_up(hole, sector_size);
+      const std::uint64_t to = data >= size ? end : round_down(std::min(data, end), sector_size);
+      for (std::uint64_t offset = from; offset < std::min(to, end); offset += zeros.size()) {
+        CO_TRY(co_await file_->write(offset, zeros.first(std::min<std::uint64_t>(
+                                                 zeros.size(), std::min(to, end) - offset))));
+      }
+      at = std::max(at + 1, data >= size ? end : data);
+    }
+  }
+  co_return Result<void>{};
 }
 
 Task<Result<void>> MapFile::sync() {

@@ -31,6 +31,8 @@ class MapFile {
 
   const Superblock& superblock() const { return superblock_; }
   const VolumeState& state() const { return state_; }
+  /// The volume's own id. The superblock's is the mark that its structures bear (journal.h).
+  const Id128& volume() const { return state_.volume; }
   bool failed() const { return failed_; }
 
   /// Makes the event durable, then applies it. Events of one volume are appended one after the
@@ -57,6 +59,9 @@ class MapFile {
   Task<Result<void>> write_page(std::uint64_t page, std::uint64_t sequence, Bytes encoded);
   /// Forgets, durably, every page from `page_count` on.
   Task<Result<void>> truncate_pages(std::uint64_t page_count);
+  /// Writes zeros where a copy has left holes in what is allocated from the beginning on: the ring,
+  /// and the beginnings of the areas. Durable after sync().
+  Task<Result<void>> fill_holes();
   Task<Result<void>> sync();
 
  private:

@@ -20,6 +20,9 @@ enum class Sabotage : std::uint8_t {
   ignore_nonce,             // rule 9: a reference point is known by its name alone
   zero_becomes_absent,      // rule 10: write-zeroes over a backing ends in `absent`
   forget_revert,            // rule 11: a revert cut short is not rolled forward
+  ignore_changed_data,      // rule 9: a moved data file is taken for the old one whatever its times
+  settle_before_sync,       // rule 9: the new place is recorded before what lies there is durable
+  vouch_for_copies,         // rule 9: a copy keeps the reference points of its original
 };
 
 #ifdef BERTH_SABOTAGE

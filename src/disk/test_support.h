@@ -63,6 +63,12 @@ class VolumeMachine {
     end_process();
     start_process();
   }
+  /// Goes on with another directory: a copy of the volume, or back with the volume.
+  void go_to(const std::string& directory_name) {
+    end_process();
+    path_ = directory_name;
+    start_process();
+  }
   void lose_power() {
     end_process();
     host.power_loss();
@@ -109,7 +115,7 @@ class VolumeMachine {
 
   /// Flips a bit in each of the bytes, on disk and in the cache.
   void damage(const std::string& file, std::uint64_t offset, std::size_t length = 1) {
-    MUST(host.corrupt("vol/" + file, offset, length));
+    MUST(host.corrupt(path_ + "/" + file, offset, length));
   }
   void damage_page(std::uint64_t page, unsigned slot) {
     write_file("map", page_slot_offset(page, slot) + 512, as_bytes("not what it should be"));
@@ -151,7 +157,7 @@ class VolumeMachine {
   }
   void start_process() {
     loop = std::make_unique<SimLoop>(host, mix64(++seed_));
-    directory = MUST(host.open_directory(*loop, "vol"));
+    directory = MUST(host.open_directory(*loop, path_));
     memory = host.shared_memory();
   }
   void end_process() {
@@ -164,6 +170,7 @@ class VolumeMachine {
   }
 
   std::uint64_t seed_;
+  std::string path_ = "vol";
 };
 
 /// The kind of the error, or nothing: for EXPECT_EQ.

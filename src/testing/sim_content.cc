@@ -222,6 +222,16 @@ void SimContent::clear(std::uint64_t offset, std::uint64_t length, std::uint64_t
       });
 }
 
+void SimContent::copy_from(const SimContent& other, std::uint64_t operation) {
+  for (const auto& [index, chunk] : other.chunks_) {
+    for (std::size_t i = 0; i < chunk_pages; ++i) {
+      if (!(*chunk)[i].current) continue;
+      write({.page = index * chunk_pages + i, .operation = operation}, (*chunk)[i].current);
+    }
+  }
+  truncate(other.size_, operation);
+}
+
 void SimContent::resize(std::uint64_t size, std::uint64_t operation) {
   size_ = size;
   resizes_.push_back({++disk_.sequence, operation, size});

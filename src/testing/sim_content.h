@@ -128,6 +128,8 @@ class SimContent {
   void clear(std::uint64_t offset, std::uint64_t length, std::uint64_t operation,
              SimRandom* chance_of = nullptr);
   void truncate(std::uint64_t size, std::uint64_t operation);
+  /// Into an empty file: what reads of the other one see.
+  void copy_from(const SimContent& other, std::uint64_t operation);
 
   /// Everything up to `sequence` becomes durable.
   void sync(std::uint64_t sequence);

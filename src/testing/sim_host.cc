@@ -72,6 +72,26 @@ std::unique_ptr<SharedMemoryStore> SimHost::shared_memory() {
   return std::make_unique<SimSharedMemoryStore>(*this);
 }
 
+Result<void> SimHost::copy_directory(const std::string& from, const std::string& to) {
+  const auto source = root_->entries.find(from);
+  if (source == root_->entries.end() || !source->second->is_directory())
+    return failure(ErrorKind::not_found, fmt::format("there is no directory '{}'", from));
+  const std::shared_ptr<SimNode> copy = copy_node(*source->second);
+  root_->entries[to] = root_->durable_entries[to] = copy;
+  return {};
+}
+
+std::shared_ptr<SimNode> SimHost::copy_node(const SimNode& node) {
+  auto made = make_node(node.is_directory());
+  for (const auto& [name, child] : node.entries) made->create_name(name, copy_node(*child));
+  if (!node.is_directory()) {
+    made->content->copy_from(*node.content, ++operation_count_);
+    made->modified_ns = node.modified_ns;
+    made->durable_modified_ns = file_time();
+  }
+  return made;
+}
+
 // --- Processes.
 
 Instant SimHost::now() const { return loops_.empty() ? last_now_ : loops_.back()->now(); }

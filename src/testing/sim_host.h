@@ -62,6 +62,9 @@ class SimHost {
 
   /// Kills every process that is left (their coroutines are gone by now), then the machine.
   void power_loss();
+  /// What `cp -a` does: the files of the directory "from" in a new one, with their times of
+  /// modification, and nothing of it durable but the name "to". For tests, past all processes.
+  Result<void> copy_directory(const std::string& from, const std::string& to);
   /// What dead processes left in flight lands now, or never.
   void settle();
   /// Another host, as this one would be after a death at this very moment. This one goes on.
@@ -140,6 +143,7 @@ class SimHost {
   Duration latency(FileRequest::Kind kind);
 
   std::shared_ptr<SimNode> find_path(const std::string& path) const;
+  std::shared_ptr<SimNode> copy_node(const SimNode& node);
   void power_loss_of_disk();
   void count_fates(const SimFates& fates);
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace as Struct
 import xxhash
 
 SECTOR, BLOCK, REGION, MIB, GIB = 4096, 64 << 10, 4 << 20, 1 << 20, 1 << 30
-VERSION = 2  # of the block map
+VERSION = 3  # of the block map
 ABSENT, PRESENT, ZERO = range(3)
 NIL = str(uuid.UUID(int=0))
 checksum = xxhash.xxh3_64_intdigest
 
 # --- Structures: `name:type`, where a number is so many bytes.
-KINDS = "state cut release convert delete-refpoint settle open close resize revert lost layer".split()
+KINDS = "state cut release convert delete-refpoint settle open close resize revert lost layer identity".split()
 NUMBERS = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "i64": 8}
 TYPES = {
     "superblock": "magic:8 checksum:u64 version:u32 block_size:u32 volume:id created_ms:i64 intent_ring:u64 "
@@ -23,7 +23,7 @@ TYPES = {
     "page": "magic:4 _:4 checksum:u64 volume:id page:u64 sequence:u64 _:16",
     "intents": "magic:4 regions:u32 checksum:u64 volume:id sequence:u64 epoch:u32 _:20",
     "record": "magic:4 kind:u16 version:u16 checksum:u64 volume:id generation:u64 sequence:u64 length:u32 _:12",
-    "state": "size:u64 backing:text backing_limit:u64 epoch:u32 session:id intents_before:u64 clean:flag data:identity "
+    "state": "volume:id size:u64 backing:text backing_limit:u64 epoch:u32 session:id intents_before:u64 clean:flag data:identity "
              "page_versions:u64 recovered:u32 vouched_since:u32 void_reason:u8 next_layer:u64 "
              "checkpoints:list-checkpoint refpoints:list-refpoint layers:list-recorded-layer "
              "pending_resize:optional-resize pending_revert:optional-revert",
@@ -38,6 +38,7 @@ TYPES = {
     "close": "epoch:u32 data:identity page_versions:u64",
     "resize": "size:u64 old_size:u64 epoch:u32 finished:flag",
     "revert": "checkpoint:text finished:flag", "lost": "checkpoints:list-text", "layer": "layer:u64 epoch:u32 present:flag",
+    "identity-event": "volume:id data:identity vouched_since:u32 void_reason:u8 lost:flag",
     "live": "magic:8 boot_id:48 volume:id session:id block_size:u32 epoch:u32 pages:u64 successor:u64",
     "live-page": "sequence:u64 epoch_max:u32 dirt:u8 _:3",
     "hold": "magic:8 checksum:u64 volume:id layer:u64 version:u32 block_size:u32 _:8",
@@ -97,7 +98,7 @@ def whole(kind, data, **expected):
     if kind == "record":
         assert head.version == VERSION
         head.kind = KINDS[head.kind]
-        head.content = body.read(head.kind)
+        head.content = body.read({"identity": "identity-event"}.get(head.kind, head.kind))
         assert body.at == length
     return head
 
@@ -136,8 +137,6 @@ def apply(state, kind, event):
     elif kind == "open":
         vars(state).update(clean=False, session=event.session, intents_before=event.intents_before,
                            recovered=max(state.recovered, event.recovered))
-        if event.vouched_since > state.vouched_since:
-            vars(state).update(vouched_since=event.vouched_since, void_reason=event.void_reason)
     elif kind == "close":
         vars(state).update(clean=True, data=event.data, page_versions=event.page_versions)
     elif kind in ("resize", "revert"):
@@ -146,13 +145,18 @@ def apply(state, kind, event):
             state.size, state.backing_limit = event.size, min(state.backing_limit, event.size)
         elif not event.finished:
             checkpoint.durability = 0
+    if kind == "identity":
+        vars(state).update(volume=event.volume, data=event.data)
+    if kind in ("open", "identity") and event.vouched_since > state.vouched_since:
+        vars(state).update(vouched_since=event.vouched_since, void_reason=event.void_reason)
     for point in state.checkpoints:
         if kind == "lost" and point.name in event.checkpoints or \
-                kind == "open" and (event.how == 2 or event.how == 1 and point.durability == 1):
+                kind == "open" and (event.how == 2 or event.how == 1 and point.durability == 1) or \
+                kind == "identity" and event.lost:
             point.lost = True
             if state.pending_revert and state.pending_revert.checkpoint == point.name:
                 state.pending_revert = None
-    if kind in ("release", "convert", "settle", "open", "lost", "layer"):
+    if kind in ("release", "convert", "settle", "open", "lost", "layer", "identity"):
         needed = min((point.epoch for point in state.checkpoints if not point.lost), default=1 << 30)
         state.layers = [layer for layer in state.layers if layer.epoch >= needed]
 
@@ -164,10 +168,11 @@ class Volume:
         self.directory = directory
         with open(directory / "map", "rb") as self.map:
             self.superblock = whole("superblock", self.at(0)) or whole("superblock", self.at(SECTOR))
-            self.id = self.superblock.volume
+            self.mark = self.superblock.volume
             assert (self.superblock.version, self.superblock.block_size) == (VERSION, BLOCK)
             areas = (self.read_area(offset) for offset in (self.superblock.journal_a, self.superblock.journal_b))
             _, self.events, self.state = max((area for area in areas if area), key=lambda area: area[0])
+            self.id = self.state.volume
             self.blocks = -(-self.state.size // BLOCK)
             self.pages = -(-self.blocks // 1008)
             self.map_pages = [self.read_page(page) for page in range(self.pages)]
@@ -188,7 +193,7 @@ class Volume:
     def read_area(self, at):
         def read_record():
             length = Fields(self.at(at)).read("record").length
-            return whole("record", self.at(at, length), volume=self.id) if at + length <= end else None
+            return whole("record", self.at(at, length), volume=self.mark) if at + length <= end else None
 
         end = at + self.superblock.journal_size
         first = following = read_record()
@@ -208,7 +213,7 @@ class Volume:
 
     def read_page(self, page):
         slots = [self.at(self.superblock.pages + (2 * page + slot) * SECTOR) for slot in (0, 1)]
-        found = [whole("page", slot, volume=self.id, page=page) for slot in slots]
+        found = [whole("page", slot, volume=self.mark, page=page) for slot in slots]
         found = [one if one and (one.sequence - 1) % 2 == slot else None for slot, one in enumerate(found)]
         assert any(found) or not all(any(slot) for slot in slots), f"page {page} is damaged"
         newest = max((one for one in found if one), key=lambda one: one.sequence, default=None)
@@ -217,7 +222,7 @@ class Volume:
     def recover(self):
         """From the intents, after a power loss."""
         ring, size = self.superblock.intent_ring, self.superblock.intent_slot_size
-        slots = [whole("intents", self.at(ring + slot * size, size), volume=self.id) for slot in range(8)]
+        slots = [whole("intents", self.at(ring + slot * size, size), volume=self.mark) for slot in range(8)]
         newest = max((record for slot, record in enumerate(slots) if record and record.sequence % 8 == slot),
                      key=lambda record: record.sequence)
         assert newest.sequence >= self.state.intents_before, "intents are missing"
@@ -249,12 +254,12 @@ class Volume:
     def read_hold(self, layer):
         """{block: (entry, content)}"""
         data, step = (self.directory / "holds" / f"{layer:016x}").read_bytes(), SECTOR + BLOCK
-        assert whole("hold", data, volume=self.id, layer=layer, version=1, block_size=BLOCK)
+        assert whole("hold", data, volume=self.mark, layer=layer, version=1, block_size=BLOCK)
         slots = -(-max(len(data) - SECTOR, 0) // step)
         found = {}
         for slot in range(slots):
             frame = data[SECTOR + slot * step:][:step]
-            entry = whole("entry", frame[:SECTOR], volume=self.id, layer=layer, slot=slot)
+            entry = whole("entry", frame[:SECTOR], volume=self.mark, layer=layer, slot=slot)
             if entry and (entry.kind != 1 or checksum(frame[SECTOR:]) == entry.data_checksum):
                 found.setdefault(entry.block, (entry, frame[SECTOR:] if entry.kind == 1 else bytes(BLOCK)))
             else:

@@ -20,17 +20,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GOLDEN = {path.name: path.read_bytes() for path in (ROOT / "tests" / "data" / "formats").iterdir()}
 
 # --- The golden files, and what src/disk/formats_test.cc has put into them: values in the order of the fields.
-VOLUME, NONCE, GROUP, SESSION = (str(uuid.UUID(digits)) for digits in (
+VOLUME, NONCE, GROUP, SESSION, COPY = (str(uuid.UUID(digits)) for digits in (
     "00112233445546778899aabbccddeeff", "a0a1a2a3a4a546a7a8a9aaabacadaeaf", "b0b1b2b3b4b546b7b8b9babbbcbdbebf",
-    "c0c1c2c3c4c546c788c9cacbcccdcecf"))
+    "c0c1c2c3c4c546c788c9cacbcccdcecf", "d0d1d2d3d4d546d788d9dadbdcdddedf"))
 MS, NS = 1_700_000_000_000, 1_700_000_000_123_456_789
 RECORDS = [
-    [10 * GIB, "volume:base@golden", 8 * GIB, 7, SESSION, 41, True, [10 * GIB, 1234, 0x801, NS, "wwn-0x5000c500a1b2c3d4"],
-     77, 4, 2, 3, 4, [["nightly", 5, NONCE, 1, 9 * GIB, MS + 1, GROUP, True, False]],
+    [COPY, 10 * GIB, "volume:base@golden", 8 * GIB, 7, SESSION, 41, True,
+     [10 * GIB, 1234, 0x801, NS, "wwn-0x5000c500a1b2c3d4"], 77, 4, 2, 3, 4, [["nightly", 5, NONCE, 1, 9 * GIB, MS + 1, GROUP, True, False]],
      [["monday", 3, NONCE, 9 * GIB, MS + 2, NIL, False]], [[3, 5]], [10 * GIB, 9 * GIB, 6, False], ["nightly", False]],
     [5, NONCE, "nightly", "monday", 1, 3, MS + 1, GROUP], ["nightly"], ["nightly", "monday"], ["monday"], [GROUP, True],
     [1, 8, SESSION, 41, 7, 8, 3], [8, [GIB, 1234, 0x801, NS, ""], 77], [2 * GIB, GIB, 8, True], ["nightly", True],
-    [["nightly", "hourly"]], [3, 5, True]]
+    [["nightly", "hourly"]], [3, 5, True], [COPY, [GIB, 1234, 0x801, NS, ""], 8, 5, True]]
 PAGE_WORDS = [(0, ABSENT), (1, PRESENT), (2, ZERO), (3, ABSENT), ((1 << 30) - 1, PRESENT)] + [(0, ABSENT)] * 1003
 HELD = [VOLUME, 5, 9, 1000, 4 << 2 | PRESENT]
 STRUCTURES = {  # file: structure, values behind the checksum

@@ -56,6 +56,9 @@ INSTANTIATE_TEST_SUITE_P(
                            "rule_7_drop_layer_with_its_own"},
                     Breach{disk::Sabotage::trust_first_look, "rule_8_trust_first_look"},
                     Breach{disk::Sabotage::ignore_nonce, "rule_9_ignore_nonce"},
+                    Breach{disk::Sabotage::ignore_changed_data, "rule_9_ignore_changed_data"},
+                    Breach{disk::Sabotage::settle_before_sync, "rule_9_settle_before_sync"},
+                    Breach{disk::Sabotage::vouch_for_copies, "rule_9_vouch_for_copies"},
                     Breach{disk::Sabotage::zero_becomes_absent, "rule_10_zero_becomes_absent"},
                     Breach{disk::Sabotage::forget_revert, "rule_11_forget_revert"}),
     [](const testing::TestParamInfo<Breach>& breach) { return breach.param.name; });

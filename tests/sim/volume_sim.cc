@@ -34,7 +34,8 @@ TEST(VolumeSimulation, keeps_every_promise_through_deaths_and_power_losses) {
         "dead_operation_landed", "lock_waited_for_dead_operations", "power_loss_tore_write",
         "power_loss_reordered_writes", "power_loss_lost_create", "failed_sync_stranded_page",
         "failed_sync_reverted_page", "disk_full", "inexact_answer", "revert_rolled_forward",
-        "volatile_checkpoint_lost", "resized"}) {
+        "volatile_checkpoint_lost", "resized", "moved", "copied", "arrival_cut_short",
+        "changed_data_refused", "point_of_original_refused"}) {
     EXPECT_GT(result.probes.count(rare), 0U) << rare;
   }
 }

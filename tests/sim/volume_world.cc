@@ -95,9 +95,7 @@ disk::VolumeEnvironment VolumeWorld::environment() {
 }
 
 std::optional<std::string> VolumeWorld::run() {
-  loop_ = std::make_unique<SimLoop>(host_, seed_);
-  directory_ = MUST(host_.open_directory(*loop_, "vol"));
-  memory_ = host_.shared_memory();
+  begin_process();
   disk::CreateOptions options{
       .size = size_, .block_size = block_size_, .backing = backed_ ? "pattern" : ""};
   const auto made = loop_->run_until_complete(disk::Volume::create(environment(), options));
@@ -110,6 +108,7 @@ std::optional<std::string> VolumeWorld::run() {
     if (violation_) break;
     if (ended && !volume_ && !io_has_failed()) {
       settle_after(Ending::clean_close);
+      if (random_.one_in(3)) travel();
       continue;
     }
     // After a failed sync the kernel may show what it will never write (pages that it counts as
@@ -118,11 +117,15 @@ std::optional<std::string> VolumeWorld::run() {
     die(power);
     host_.faults().clear();
     settle_after(power ? Ending::power_loss : Ending::process_death);
-    loop_ = std::make_unique<SimLoop>(host_, mix64(seed_ + life + 1));
-    directory_ = MUST(host_.open_directory(*loop_, "vol"));
-    memory_ = host_.shared_memory();
+    begin_process();
   }
   return violation_;
+}
+
+void VolumeWorld::begin_process() {
+  loop_ = std::make_unique<SimLoop>(host_, mix64(seed_ + processes_++));
+  directory_ = MUST(host_.open_directory(*loop_, place_));
+  memory_ = host_.shared_memory();
 }
 
 /// Runs a life to its end (true) or to the moment of its death: mostly in the middle of its work,
@@ -170,9 +173,9 @@ void VolumeWorld::make_faults() {
   faulty_ = random_.one_in(5);
   tight_ = !faulty_ && random_.one_in(6);
   if (faulty_) {
-    const std::string path = random_.one_in(2)   ? "vol/data"
-                             : random_.one_in(2) ? "vol/map"
-                                                 : "vol/holds/*";
+    const std::string path = place_ + (random_.one_in(2)   ? "/data"
+                                       : random_.one_in(2) ? "/map"
+                                                           : "/holds/*");
     const std::uint32_t on = random_.one_in(2) ? fault_on::sync : fault_on::write | fault_on::sync;
     host_.faults().add({.path = path,
                         .on = on,
@@ -198,6 +201,9 @@ Task<Result<void>> VolumeWorld::open_volume() {
   auto opened = co_await disk::Volume::open(environment(), options);
   if (!opened) co_return failure(std::move(opened).error());
   volume_ = std::move(*opened);
+  const Id128 id = volume_->info().id;
+  if (!id_.is_nil() && id != id_) violation("the volume has another id than before");
+  id_ = id;
   co_return Result<void>{};
 }
 
@@ -288,6 +294,103 @@ void VolumeWorld::settle_after(Ending ending) {
   }
   if (ending != Ending::clean_close && io_has_failed()) sync_had_failed_ = true;
   if (ending == Ending::power_loss) power_was_lost_ = true;  // until a life has seen the disk
+}
+
+// --- The volume, closed, goes to another place.
+
+/// Copied as `cp -a` would, unsynced, and then said what it is; with deaths in the middle, after
+/// which that is said again, of another copy where the power was lost. What was there before stays,
+/// and is not looked at any more.
+void VolumeWorld::travel() {
+  host_.faults().clear();
+  host_.set_space_max(UINT64_MAX);
+  const std::string original = place_;
+  const auto arrival = random_.one_in(3) ? disk::Arrival::copied : disk::Arrival::moved;
+  const bool changed = arrival == disk::Arrival::moved && random_.one_in(6);
+  for (bool copy = true; !violation_;) {
+    if (copy) {
+      die(false);
+      place_ = fmt::format("place{}", ++places_);
+      MUST(host_.copy_directory(original, place_));
+      begin_process();
+      if (changed) change_data_behind_its_back();
+    }
+    if (arrive_or_die(arrival)) break;
+    host_.probes().hit("arrival_cut_short");
+    copy = random_.one_in(2);
+    die(copy);  // with the power
+    begin_process();
+  }
+  if (violation_) return;
+  tell("{} to {}: {}", arrival == disk::Arrival::moved ? "moved" : "copied", place_,
+       *arrival_ ? "done" : arrival_->error().message());
+  if (changed) {
+    // The original is as it was.
+    if (*arrival_ || arrival_->error().kind() != ErrorKind::precondition)
+      return violation("a data file that was changed has been taken for the one of the close");
+    host_.probes().hit("changed_data_refused");
+    die(false);
+    place_ = original;
+    return begin_process();
+  }
+  if (!*arrival_) return violation("arrival: " + arrival_->error().message());
+  host_.probes().hit(arrival == disk::Arrival::moved ? "moved" : "copied");
+  if (arrival == disk::Arrival::moved && !id_.is_nil() && (*arrival_)->volume != id_)
+    return violation("a volume that was moved has another id");
+  if (arrival == disk::Arrival::copied && (*arrival_)->volume == id_)
+    return violation("a copy has the id of its original");
+  if (!(*arrival_)->lost_checkpoints.empty()) return violation("a copy has lost checkpoints");
+  id_ = (*arrival_)->volume;
+  for (auto* points : {&checkpoints_, &refpoints_}) {
+    for (auto& [name, point] : *points)
+      point.of_original = point.of_original || arrival == disk::Arrival::copied;
+  }
+  if (!random_.one_in(2)) return;
+  die(true);  // what has arrived is durable
+  begin_process();
+}
+
+/// False if the process was to die meanwhile, somewhere.
+bool VolumeWorld::arrive_or_die(disk::Arrival arrival) {
+  const std::uint64_t budget =
+      random_.one_in(2) ? steps_max : std::uint64_t{1} << random_.between(2, 9);
+  arrival_.reset();
+  life_ = std::make_unique<Gate>(*loop_);
+  life_->spawn(arrive(arrival));
+  const std::uint64_t born = loop_->steps();
+  (void)loop_->run_until([&] { return arrival_ || loop_->steps() - born >= budget; });
+  if (!arrival_ && budget == steps_max) violation("an arrival hangs: " + loop_->describe());
+  return arrival_.has_value();
+}
+
+Task<> VolumeWorld::arrive(disk::Arrival arrival) {
+  auto volume = co_await disk::ClosedVolume::open(*loop_, *directory_, false);
+  if (!volume) {
+    arrival_.emplace(std::unexpected(std::move(volume).error()));
+    co_return;
+  }
+  if (!id_.is_nil() && (*volume)->id() != id_ && arrival == disk::Arrival::moved)
+    violation("a volume that was closed has another id");
+  auto settled = co_await (*volume)->settle(random_, arrival);
+  volume->reset();
+  arrival_.emplace(std::move(settled));
+}
+
+void VolumeWorld::change_data_behind_its_back() {
+  const auto done = loop_->run_until_complete(write_behind_its_back());
+  if (!done) violation("somebody else's write: " + done.error().message());
+}
+
+Task<Result<void>> VolumeWorld::write_behind_its_back() {
+  const auto data = CO_TRY(directory_->open("data", {}));
+  const auto before = CO_TRY(data->identity());
+  const AlignedBuffer content = AlignedBuffer::zeroed(4096);
+  // The clock of a file system may be a coarse one.
+  while (CO_TRY(data->identity()) == before) {
+    co_await loop_->sleep(std::chrono::milliseconds(5));
+    CO_TRY(co_await data->write(0, content.bytes()));
+  }
+  co_return co_await data->sync_all();
 }
 
 // --- Live I/O.
@@ -611,8 +714,11 @@ Task<> VolumeWorld::do_changes() {
   disk::ChangesRequest request;
   request.since = since;
   request.extents_max = random_.between(1, 8);
+  const bool of_original = refpoints_[since].of_original;
   const auto page = co_await volume_->changes(request);
-  if (!page && !explained(page.error())) violation("changes: " + page.error().message());
+  if (of_original ? page.has_value() : !page && !explained(page.error())) {
+    violation("changes: " + (page ? "of a point of the original" : page.error().message()));
+  }
 }
 
 /// A reference point is its nonce: another of the same name is another one (rule 9).
@@ -818,8 +924,19 @@ Task<> VolumeWorld::verify_points(bool reopened) {
   }
 }
 
+/// A copy knows nothing of what has changed since its original's points.
+Task<> VolumeWorld::verify_void(std::string since) {
+  disk::ChangesRequest request;
+  request.since = since;
+  const auto page = co_await volume_->changes(request);
+  if (page || page.error().kind() != ErrorKind::full_backup_required)
+    violation(fmt::format("changes since {}, a point of the original, were answered", since));
+  host_.probes().hit("point_of_original_refused");
+}
+
 /// Invariant 1, both ways, between a reference point and a checkpoint or now.
 Task<> VolumeWorld::verify_changes(std::string since, std::string until) {
+  if (refpoints_[since].of_original) co_return co_await verify_void(since);
   std::set<std::uint64_t> reported;
   bool exact = true;
   disk::ChangesRequest request;

@@ -1,11 +1,12 @@
 // VolumeWorld: one seeded life story of a volume on a simulated machine. Workers read, write, zero,
 // discard, flush, cut, release, convert, revert, resize and query side by side; at random points
 // the process dies or the power fails, syncs fail, the disk fills up; after each the volume is
-// opened again and everything that DESIGN §5 promises is checked against DiskModel:
+// opened again and everything that DESIGN §5 promises is checked against DiskModel. Between two
+// lives the volume is moved or copied to another place, with deaths in the middle of that:
 //
 //   1  a block that differs from what it was at a reference point is in changes(since it); and
-//   where the
-//      answer says `exact`, a block that nothing touched is not
+//      where the answer says `exact`, a block that nothing touched is not; after a move as before,
+//      and never from a copy, of points that its original has made
 //   2  a checkpoint reads the same bytes for as long as it exists
 //   3  flushed data survives power loss, acknowledged data survives the process; the rest is old or
 //   new,
@@ -25,6 +26,7 @@
 #include <fmt/format.h>
 
 #include "async/gate.h"
+#include "disk/closed_volume.h"
 #include "disk/volume.h"
 #include "disk_model.h"
 #include "testing/sim_host.h"
@@ -59,6 +61,7 @@ class VolumeWorld {
     Existence existence = Existence::pending;
     bool may_be_lost = false;
     std::optional<Id128> nonce;
+    bool of_original = false;  // this volume is a copy of the one that made it
   };
   struct Touch {
     Tick submitted = 0;
@@ -76,7 +79,15 @@ class VolumeWorld {
   disk::VolumeEnvironment environment();
   bool live_until_death();
   void die(bool power);
+  void begin_process();
   void settle_after(Ending ending);
+
+  // --- The volume goes to another place, while nobody has it open.
+  void travel();
+  bool arrive_or_die(disk::Arrival arrival);
+  Task<> arrive(disk::Arrival arrival);
+  void change_data_behind_its_back();
+  Task<Result<void>> write_behind_its_back();
 
   // --- What workers do.
   Task<> act();
@@ -102,6 +113,7 @@ class VolumeWorld {
   Task<> verify_points(bool reopened);
   Task<> verify_checkpoint(std::string name);
   Task<> verify_changes(std::string since, std::string until);
+  Task<> verify_void(std::string since);
   void make_faults();
 
   // --- The model.
@@ -137,6 +149,11 @@ class VolumeWorld {
   std::optional<std::uint64_t> working_since_;  // step of the loop
   std::optional<std::uint64_t> dies_at_;        // likewise: in the middle of something rare
   bool ended_ = false;
+  std::string place_ = "vol";  // the directory
+  std::uint64_t places_ = 0;
+  std::uint64_t processes_ = 0;
+  std::optional<Result<disk::Settled>> arrival_;  // how the last one ended; nothing: it died
+  Id128 id_;                                      // of the volume; nil before it is known
 
   std::uint32_t block_size_ = 0;
   std::uint64_t size_ = 0;
