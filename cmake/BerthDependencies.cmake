@@ -17,4 +17,6 @@ pkg_check_modules(sqlite3 REQUIRED IMPORTED_TARGET sqlite3)  # PkgConfig::sqlite
 pkg_check_modules(zstd REQUIRED IMPORTED_TARGET libzstd)     # PkgConfig::zstd
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash) # PkgConfig::xxhash
 pkg_check_modules(cli11 REQUIRED IMPORTED_TARGET CLI11)      # PkgConfig::cli11
+pkg_check_modules(archive REQUIRED IMPORTED_TARGET libarchive) # PkgConfig::archive
+pkg_check_modules(tomlplusplus REQUIRED tomlplusplus)  # headers alone: what uses it sets its macros, and links nothing
 find_package(SQLiteCpp REQUIRED)               # SQLiteCpp

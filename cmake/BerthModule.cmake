@@ -29,20 +29,24 @@ function(_berth_add_gtest name target label timeout)
 endfunction()
 
 # berth_library(NAME disk DEPS async base LINK PkgConfig::uring [TEST_LINK lib] [TEST_TIMEOUT 60]
-#               [SABOTAGE])
+#               [SABOTAGE] [EXCLUDE regex])
 #
 # One module: every *.cc of this directory and below makes the static library berth_<name> (alias berth::<name>);
 # every *_test.cc goes into one GoogleTest program <name>_test, ctest entry unit.<name>;
 # every *_fuzz.cc is a libFuzzer target of its own, see _berth_fuzzer.
 # DEPS are modules, LINK are libraries from BerthDependencies; both are passed on to users of the module.
 # SABOTAGE compiles the module a second time, with BERTH_SABOTAGE=1, as berth_<name>_sabotage: for tests only.
+# EXCLUDE leaves out sources whose path matches: what is not linked into the product.
 # A module without sources yet is an empty interface library.
 function(berth_library)
-  cmake_parse_arguments(PARSE_ARGV 0 ARG "SABOTAGE" "NAME;TEST_TIMEOUT" "DEPS;LINK;TEST_LINK")
+  cmake_parse_arguments(PARSE_ARGV 0 ARG "SABOTAGE" "NAME;TEST_TIMEOUT;EXCLUDE" "DEPS;LINK;TEST_LINK")
   if(ARG_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "berth_library(${ARG_NAME}): unknown arguments: ${ARG_UNPARSED_ARGUMENTS}")
   endif()
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "*.cc")
+  if(ARG_EXCLUDE)
+    list(FILTER sources EXCLUDE REGEX "${ARG_EXCLUDE}")
+  endif()
   set(tests ${sources})
   set(fuzzers ${sources})
   list(FILTER sources EXCLUDE REGEX "_(test|fuzz)\\.cc$")
@@ -129,6 +133,14 @@ function(berth_program)
   add_executable(${ARG_NAME} ${ARG_SOURCES})
   _berth_target(${ARG_NAME} PRIVATE)
   set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}")
+endfunction()
+
+# berth_bare_target(target): what runs apart from the rest, a program that tests look at from outside or a library in
+# somebody else's process: the include root and the warnings, but no sanitizer and nothing of ours linked in.
+function(berth_bare_target target)
+  _berth_target(${target} PRIVATE)
+  target_compile_options(${target} PRIVATE -fno-sanitize=all)
+  target_link_options(${target} PRIVATE -fno-sanitize=all)
 endfunction()
 
 # berth_simulation(NAME volume_sim SOURCES volume_sim.cc DEPS disk [TIMEOUT 600] [NO_MAIN] [SABOTAGE])

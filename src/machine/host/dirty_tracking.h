@@ -1,6 +1,6 @@
 // What the kernel can do to find written pages: userfaultfd with asynchronous write protection,
-// and PAGEMAP_SCAN (Linux 6.7; userfaultfd(2), ioctl_pagemap_scan(2)). The constants are here
-// because the headers of older kernels have none of them.
+// and PAGEMAP_SCAN (Linux 6.7; userfaultfd(2), ioctl_pagemap_scan(2)). The constants are of
+// memory/write_protection.h.
 //
 // Blocking; any thread.
 #pragma once

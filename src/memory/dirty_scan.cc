@@ -1,0 +1,305 @@
+#include "memory/dirty_scan.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <utility>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "base/fd.h"
+#include "memory/write_protection.h"
+
+namespace berth::memory {
+namespace {
+
+constexpr std::size_t maps_length_max = std::size_t{64} << 20;  // bytes; a QEMU has some 50 KB
+constexpr std::size_t regions_at_once = 4096;
+
+/// A mapping of the file, or a part of it.
+struct Piece {
+  std::uint64_t address = 0;
+  std::uint64_t offset = 0;
+  std::uint64_t length = 0;
+};
+
+struct FileName {
+  dev_t device = 0;
+  ino_t inode = 0;
+};
+
+/// Text between blanks, one after the other, of one line of /proc/PID/maps.
+class Fields {
+ public:
+  explicit Fields(std::string_view line) : rest_(line) {}
+
+  std::string_view text(char end = ' ') {
+    const auto length = std::min(rest_.find(end), rest_.size());
+    const auto field = rest_.substr(0, length);
+    rest_.remove_prefix(std::min(length + 1, rest_.size()));
+    return field;
+  }
+  std::uint64_t number(char end, int base = 16) {
+    const auto field = text(end);
+    std::uint64_t value = 0;
+    const auto [last, error] = std::from_chars(field.begin(), field.end(), value, base);
+    good_ = good_ && error == std::errc() && last == field.end();
+    return value;
+  }
+  bool good() const { return good_; }
+
+ private:
+  std::string_view rest_;
+  bool good_ = true;
+};
+
+/// Linux, Documentation/filesystems/proc.rst, "/proc/PID/maps". Shared mappings of the file alone.
+std::optional<Piece> parse_mapping(std::string_view line, FileName file) {
+  Fields fields(line);
+  const std::uint64_t start = fields.number('-');
+  const std::uint64_t end = fields.number(' ');
+  const std::string_view permissions = fields.text();
+  const std::uint64_t offset = fields.number(' ');
+  const std::uint64_t device_major = fields.number(':');
+  const std::uint64_t device_minor = fields.number(' ');
+  const std::uint64_t inode = fields.number(' ', 10);
+  if (!fields.good() || end <= start || !permissions.ends_with('s')) return std::nullopt;
+  if (device_major != major(file.device) || device_minor != minor(file.device) ||
+      inode != file.inode)
+    return std::nullopt;
+  return Piece{.address = start, .offset = offset, .length = end - start};
+}
+
+std::vector<Piece> parse_mappings(std::string_view text, FileName file) {
+  std::vector<Piece> pieces;
+  while (!text.empty()) {
+    const auto line = text.substr(0, text.find('\n'));
+    if (const auto piece = parse_mapping(line, file)) pieces.push_back(*piece);
+    text.remove_prefix(std::min(line.size() + 1, text.size()));
+  }
+  std::ranges::sort(pieces, {}, &Piece::offset);
+  return pieces;
+}
+
+bool covers_once(const std::vector<Piece>& pieces, std::uint64_t size) {
+  std::uint64_t covered = 0;
+  for (const Piece& piece : pieces) {
+    if (piece.offset != covered) return false;
+    covered += piece.length;
+  }
+  return covered >= size;
+}
+
+/// In order, no two that touch.
+std::vector<PageRange> merged(std::vector<PageRange> ranges) {
+  std::ranges::sort(ranges, {}, &PageRange::offset);
+  std::vector<PageRange> result;
+  for (const PageRange& range : ranges) {
+    if (result.empty() || result.back().offset + result.back().length < range.offset) {
+      result.push_back(range);
+      continue;
+    }
+    const std::uint64_t end =
+        std::max(result.back().offset + result.back().length, range.offset + range.length);
+    result.back().length = end - result.back().offset;
+  }
+  return result;
+}
+
+/// What a scan asks for.
+struct Categories {
+  std::uint64_t wanted = 0;
+  std::uint64_t inverted = 0;
+};
+// The kernel has a quick way for exactly this question.
+constexpr Categories written{.wanted = page_is_written};
+// Neither a page nor a mark of protection in the page table, or no page table.
+constexpr Categories empty{.wanted = page_is_present | page_is_swapped,
+                           .inverted = page_is_present | page_is_swapped};
+
+}  // namespace
+
+std::uint64_t total_length(const std::vector<PageRange>& ranges) {
+  std::uint64_t total = 0;
+  for (const PageRange& range : ranges) total += range.length;
+  return total;
+}
+
+struct DirtyScan::State {
+  std::string name;  // for messages
+  Fd pagemap;
+  Fd maps;
+  FileName file;
+  std::uint64_t size = 0;
+  bool armed = false;
+  std::string maps_text = std::string(std::size_t{256} << 10, '\0');
+  std::vector<PageRegion> regions = std::vector<PageRegion>(regions_at_once);
+
+  Result<void> open(pid_t pid, const std::string& memory_file);
+  /// Good until the next call.
+  Result<std::string_view> read_maps();
+  Result<std::vector<Piece>> find_pieces();
+  Result<void> arm(const Piece& piece);
+  Result<void> scan(const Piece& piece, Categories categories, std::vector<PageRange>& found);
+  std::unexpected<Error> scan_failure(int errno_value) const;
+};
+
+Result<void> DirtyScan::State::open(pid_t pid, const std::string& memory_file) {
+  name = fmt::format("memory '{}' of process {}", memory_file, pid);
+  struct stat status{};
+  if (::stat(memory_file.c_str(), &status) != 0)
+    return errno_failure(errno, fmt::format("no memory object '{}'", memory_file));
+  file = {.device = status.st_dev, .inode = status.st_ino};
+  size = static_cast<std::uint64_t>(status.st_size);
+  pagemap = Fd(::open(fmt::format("/proc/{}/pagemap", pid).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!pagemap) return errno_failure(errno, fmt::format("cannot look at the {}", name));
+  maps = Fd(::open(fmt::format("/proc/{}/maps", pid).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!maps) return errno_failure(errno, fmt::format("cannot look at the {}", name));
+  return {};
+}
+
+Result<std::string_view> DirtyScan::State::read_maps() {
+  std::size_t length = 0;
+  if (::lseek(maps.get(), 0, SEEK_SET) != 0)
+    return errno_failure(errno, fmt::format("cannot look at the {}", name));
+  for (;;) {
+    if (length == maps_text.size()) {
+      if (length >= maps_length_max) {
+        return failure(ErrorKind::limit,
+                       fmt::format("cannot look at the {}: too many mappings", name));
+      }
+      maps_text.resize(2 * length);
+    }
+    const ssize_t got = ::read(maps.get(), maps_text.data() + length, maps_text.size() - length);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && errno != ESRCH)
+      return errno_failure(errno, fmt::format("cannot look at the {}", name));
+    if (got <= 0) break;
+    length += static_cast<std::size_t>(got);
+  }
+  if (length == 0) {
+    return failure(ErrorKind::disconnected,
+                   fmt::format("cannot look at the {}: it has ended", name));
+  }
+  return std::string_view(maps_text).substr(0, length);
+}
+
+Result<std::vector<Piece>> DirtyScan::State::find_pieces() {
+  auto pieces = parse_mappings(TRY(read_maps()), file);
+  if (!pieces.empty() && covers_once(pieces, size)) return pieces;
+  if (armed) {
+    return failure(ErrorKind::precondition,
+                   fmt::format("the {} is not mapped any more as it was: what has been written "
+                               "is not known",
+                               name));
+  }
+  if (pieces.empty()) {
+    return failure(ErrorKind::not_found, fmt::format("the {} is not mapped there, shared", name));
+  }
+  return failure(ErrorKind::precondition, fmt::format("the {} is not mapped once and whole", name));
+}
+
+std::unexpected<Error> DirtyScan::State::scan_failure(int errno_value) const {
+  // Documented for a mapping without asynchronous write protection. Whoever may not look at the
+  // process at all could not open its pagemap.
+  if (errno_value == EPERM) {
+    if (armed) {
+      return failure(ErrorKind::precondition,
+                     fmt::format("the {} is not tracked any more: it was mapped anew", name));
+    }
+    return failure(ErrorKind::unsupported,
+                   fmt::format("the {} is not tracked: the process was started without Berth's "
+                               "preload, or tracking was switched off",
+                               name));
+  }
+  if (errno_value == ENOTTY) {
+    return failure(ErrorKind::unsupported,
+                   "this kernel cannot find written memory: PAGEMAP_SCAN takes Linux 6.7");
+  }
+  return errno_failure(errno_value, fmt::format("cannot scan the {}", name));
+}
+
+/// Also what is not there yet: every page table of the piece is made, and every page marked.
+Result<void> DirtyScan::State::arm(const Piece& piece) {
+  PagemapScanArgument argument{.size = sizeof argument,
+                               .flags = scan_protect_matching | scan_check_async,
+                               .start = piece.address,
+                               .end = piece.address + piece.length};
+  if (::ioctl(pagemap.get(), pagemap_scan, &argument) < 0) return scan_failure(errno);
+  return {};
+}
+
+Result<void> DirtyScan::State::scan(const Piece& piece, Categories categories,
+                                    std::vector<PageRange>& found) {
+  const std::uint64_t end = piece.address + piece.length;
+  for (std::uint64_t at = piece.address; at < end;) {
+    PagemapScanArgument argument{.size = sizeof argument,
+                                 .flags = scan_protect_matching | scan_check_async,
+                                 .start = at,
+                                 .end = end,
+                                 .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
+                                 .vec_len = regions.size(),
+                                 .category_inverted = categories.inverted,
+                                 .category_mask = categories.wanted,
+                                 .return_mask = categories.wanted};
+    const int count = ::ioctl(pagemap.get(), pagemap_scan, &argument);
+    if (count < 0) return scan_failure(errno);
+    for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(count))) {
+      found.push_back({.offset = region.start - piece.address + piece.offset,
+                       .length = region.end - region.start});
+    }
+    if (argument.walk_end <= at) {
+      return failure(ErrorKind::io_error, fmt::format("cannot scan the {}: no progress", name));
+    }
+    at = argument.walk_end;
+  }
+  return {};
+}
+
+DirtyScan::DirtyScan(std::unique_ptr<State> state) : state_(std::move(state)) {}
+DirtyScan::~DirtyScan() = default;
+
+Result<std::unique_ptr<DirtyScan>> DirtyScan::attach(pid_t pid, const std::string& memory_file) {
+  auto state = std::make_unique<State>();
+  TRY(state->open(pid, memory_file));
+  // Only a look: it protects nothing.
+  for (const Piece& piece : TRY(state->find_pieces())) {
+    PagemapScanArgument argument{.size = sizeof argument,
+                                 .flags = scan_check_async,
+                                 .start = piece.address,
+                                 .end = piece.address + piece.length,
+                                 .vec = reinterpret_cast<std::uintptr_t>(state->regions.data()),
+                                 .vec_len = state->regions.size(),
+                                 .max_pages = 1,
+                                 .return_mask = page_is_written};
+    if (::ioctl(state->pagemap.get(), pagemap_scan, &argument) < 0)
+      return state->scan_failure(errno);
+  }
+  return std::unique_ptr<DirtyScan>(new DirtyScan(std::move(state)));
+}
+
+Result<std::vector<PageRange>> DirtyScan::take() {
+  State& state = *state_;
+  const auto pieces = TRY(state.find_pieces());
+  if (!state.armed) {
+    for (const Piece& piece : pieces) TRY(state.arm(piece));
+    state.armed = true;
+    return std::vector<PageRange>();
+  }
+  std::vector<PageRange> found;
+  for (const Piece& piece : pieces) {
+    TRY(state.scan(piece, written, found));
+    TRY(state.scan(piece, empty, found));
+  }
+  return merged(std::move(found));
+}
+
+}  // namespace berth::memory

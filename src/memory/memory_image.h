@@ -1,0 +1,62 @@
+// A saved memory: one layer of an image (DESIGN §6). A sparse file; offset in it = guest offset;
+// holes are zero. Written in rounds while the machine runs, read back into a memory object.
+//
+// Blocking: call it on the pool, one call at a time. `corrupt` if a file turns out shorter than it
+// was.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "memory/dirty_scan.h"
+
+namespace berth::memory {
+
+class MemoryImageWriter {
+ public:
+  /// Makes `path` (already_exists), a sparse file of the memory's size, mode 0600.
+  static Result<std::unique_ptr<MemoryImageWriter>> create(const std::string& memory_file,
+                                                           const std::string& path);
+  /// An image that was not finished is removed.
+  ~MemoryImageWriter();
+
+  /// Copies everything that is not zero (holes of the memory object are skipped without reading).
+  /// What is written in the meantime is copied or not: arm a DirtyScan before. `cancelled` soon
+  /// after `stop` becomes true. `report` may be empty: bytes looked at so far.
+  Result<void> copy_all(const std::atomic<bool>& stop,
+                        const std::function<void(std::uint64_t)>& report);
+  /// Copies these ranges as they are now: of the memory's pages, `invalid_argument` otherwise.
+  /// Writes first what was staged, which leaves room to stage again.
+  Result<void> copy(const std::vector<PageRange>& ranges);
+  /// Copies these ranges into memory of our own, as fast as it goes, since no disk is waited for:
+  /// for the last round, while the machine stands still, and for small ones before it. Later calls
+  /// count over earlier ones. At most `staging_max` bytes at a time (`limit`, with nothing staged
+  /// by that call): prepared, touched, before. `precondition` without.
+  Result<void> prepare_staging(std::uint64_t staging_max);
+  Result<void> stage(const std::vector<PageRange>& ranges);
+  /// Bytes that can be staged now.
+  std::uint64_t staging_left() const;
+  /// Writes what was staged, and makes the image durable, its name too. The last call.
+  Result<void> finish();
+  std::uint64_t bytes_written() const;
+
+ private:
+  struct State;
+  explicit MemoryImageWriter(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+/// Fills a memory object that is all zero with the image. `invalid_argument` if the sizes differ,
+/// `precondition` if something is in it already, `no_space` if the memory directory is full.
+Result<void> load_memory_image(const std::string& path, const std::string& memory_file);
+
+/// First offset where the two differ, their size if they are alike: for tests and checks.
+/// `invalid_argument` if the sizes differ.
+Result<std::uint64_t> first_difference(const std::string& path, const std::string& memory_file);
+
+}  // namespace berth::memory

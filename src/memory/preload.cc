@@ -1,0 +1,41 @@
+#include "memory/preload.h"
+
+#include <filesystem>
+#include <string_view>
+#include <system_error>
+
+#include <fmt/format.h>
+
+#include "memory/preload/names.h"
+
+namespace berth::memory {
+
+namespace fs = std::filesystem;
+
+Result<std::string> find_preload() {
+  std::error_code error;
+  const fs::path directory = fs::read_symlink("/proc/self/exe", error).parent_path();
+  if (error) return errno_failure(error.value(), "cannot read /proc/self/exe");
+  for (const fs::path& place : {directory, directory.parent_path() / "lib/berth"}) {
+    fs::path library = place / preload_library_name;
+    if (fs::is_regular_file(library, error)) return library.string();
+  }
+  return failure(ErrorKind::not_found,
+                 fmt::format("{} is neither in '{}' nor in '{}/../lib/berth': Berth is not "
+                             "installed whole",
+                             preload_library_name, directory.string(), directory.string()));
+}
+
+Result<std::vector<std::string>> preload_environment(const std::string& library,
+                                                     const std::string& memory_file) {
+  if (!library.starts_with('/') || library.find_first_of(" :") != std::string::npos) {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' cannot be preloaded: install Berth under an absolute path "
+                               "without blanks and colons",
+                               library));
+  }
+  return std::vector{fmt::format("LD_PRELOAD={}", library),
+                     fmt::format("{}={}", memory_object_variable, memory_file)};
+}
+
+}  // namespace berth::memory

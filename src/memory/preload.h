@@ -1,0 +1,24 @@
+// Starting a program, QEMU, with our small library inside (memory/preload/libberth_preload.cc),
+// which makes its memory object one that DirtyScan can look at.
+//
+// Any thread.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace berth::memory {
+
+/// Path of libberth-preload.so: beside this program, or in ../lib/berth from there. not_found.
+Result<std::string> find_preload();
+
+/// NAME=VALUE to be put into the environment of the program. Privileges are dropped before the exec
+/// that it is for: the dynamic loader ignores it where privileges are gained. The user that QEMU
+/// runs as has to be able to read the library. invalid_argument if the library's path has a blank
+/// or a colon in it, which LD_PRELOAD cannot hold.
+Result<std::vector<std::string>> preload_environment(const std::string& library,
+                                                     const std::string& memory_file);
+
+}  // namespace berth::memory

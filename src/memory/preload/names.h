@@ -1,0 +1,10 @@
+// What the preload and whoever starts QEMU with it have to agree about. Only constants.
+#pragma once
+
+namespace berth::memory {
+
+/// Path of the memory object whose mapping is to be tracked.
+constexpr const char* memory_object_variable = "BERTH_MEMORY_OBJECT";
+constexpr const char* preload_library_name = "libberth-preload.so";
+
+}  // namespace berth::memory
