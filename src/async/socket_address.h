@@ -1,4 +1,4 @@
-// Addresses of sockets, in the kernel's form. Used by socket.cc alone.
+// Addresses of sockets, in the kernel's form. Used by socket.cc, and by what has no loop.
 #pragma once
 
 #include <cstdint>

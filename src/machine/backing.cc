@@ -102,7 +102,8 @@ Task<Result<std::unique_ptr<File>>> open_backing(UringLoop& loop, BackingPlaces 
     case Kind::image:
       co_return co_await open_image(loop, new_image_socket(places.socket_directory), backing);
     case Kind::volume_checkpoint:
-      co_return co_await open_checkpoint(loop, places.volume_socket(backing.volume), backing);
+      co_return co_await open_checkpoint(
+          loop, CO_TRY(places.volume_socket(backing.volume, backing.checkpoint)), backing);
     case Kind::nbd: co_return co_await open_nbd(loop, backing.uri, {});
   }
   co_return failure(ErrorKind::internal, "a backing of no kind");

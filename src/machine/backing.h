@@ -14,8 +14,10 @@
 namespace berth::machine {
 
 struct BackingPlaces {
-  /// Path of the NBD socket on which a volume's keeper serves its checkpoints.
-  std::function<std::string(const std::string& volume)> volume_socket;
+  /// Path of the NBD socket on which a volume's keeper serves its checkpoints; an error if whoever
+  /// asks does not stand on that one.
+  std::function<Result<std::string>(const std::string& volume, const std::string& checkpoint)>
+      volume_socket;
   std::string socket_directory;  // where sockets to qemu-nbd may be made; it is there
 };
 

@@ -159,8 +159,14 @@ class Keeper {
   }
 
   disk::VolumeEnvironment environment() {
-    const auto resolve = [run = run_](const std::string& volume) {
-      return run.volume_socket(volume);
+    // A volume that comes from another host may name one of that host's: whatever is called so here
+    // is not what it stands on.
+    const auto resolve = [this](const std::string& volume,
+                                const std::string& checkpoint) -> Result<std::string> {
+      if (is_pinned(state_, volume, checkpoint, options_.volume)) return run_.volume_socket(volume);
+      return failure(ErrorKind::not_found,
+                     fmt::format("the volume '{}' does not stand on '{}@{}' on this host",
+                                 options_.volume, volume, checkpoint));
     };
     return {.loop = loop_,
             .directory = *directory_,

@@ -6,19 +6,18 @@
 #include <utility>
 
 #include <fcntl.h>
-#include <linux/fs.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
 #include "async/uring_file.h"
+#include "base/fd.h"
 #include "base/units.h"
 #include "disk/map_file.h"
 #include "machine/backing.h"
 #include "machine/backing_specification.h"
-#include "machine/extent_copy.h"
+#include "machine/file_copy.h"
 #include "machine/live_store.h"
 #include "machine/volume_directory.h"
 
@@ -27,41 +26,19 @@ namespace {
 
 constexpr const char* data_name = "data";
 
-class FileBytes final : public ByteSource {
- public:
-  explicit FileBytes(File& file) : file_(file) {}
-  Task<Result<void>> read(std::uint64_t offset, MutableBytes into) override {
-    const std::size_t got = CO_TRY(co_await file_.read(offset, into));
-    // A file that has shrunk meanwhile reads as zeros.
-    std::ranges::fill(into.subspan(got), std::byte{0});
-    co_return Result<void>{};
-  }
-
- private:
-  File& file_;
-};
-
 }  // namespace
 
 VolumeCreation::VolumeCreation(UringLoop& loop, const StateLayout& state, const RunLayout& run,
                                const VolumeCreateRequest& request, JobObserver& observer)
-    : loop_(loop),
-      state_(state),
-      run_(run),
-      request_(request),
-      observer_(observer),
-      path_(creating_path(state, request.name)) {}
+    : loop_(loop), state_(state), run_(run), request_(request), observer_(observer) {}
 
 VolumeCreation::~VolumeCreation() {
-  if (!claimed_) return;
-  directory_.reset();
-  (void)remove_tree(path_);
-  if (pinned_) remove_pins_of(state_, request_.name);
+  if (pinned_ && !claim_->is_published()) remove_pins_of(state_, request_.name);
 }
 
 Task<Result<VolumeSummary>> VolumeCreation::run() {
-  CO_TRY(claim());
-  directory_ = CO_TRY(open_directory(loop_, path_, false));
+  claim_.emplace(CO_TRY(VolumeClaim::take(state_, request_.name)));
+  directory_ = CO_TRY(open_directory(loop_, claim_->path(), false));
   disk::CreateOptions options{.size = request_.size, .block_size = request_.block_size};
   if (!request_.backing.empty()) CO_TRY(co_await prepare_backing(options));
   if (!request_.import.empty()) CO_TRY(co_await import_data(options));
@@ -84,24 +61,18 @@ Task<Result<VolumeSummary>> VolumeCreation::run() {
   }
   if (!made) co_return failure(std::move(made).error());
   const VolumeSummary summary = CO_TRY(co_await summarise());
-  CO_TRY(write_summary(path_, summary));
-  CO_TRY(publish());
+  CO_TRY(write_summary(claim_->path(), summary));
+  CO_TRY(claim_->publish());
   co_return summary;
 }
 
 disk::BackingOpener VolumeCreation::opener() {
   return make_backing_opener(
       loop_, {.volume_socket =
-                  [run = run_](const std::string& volume) { return run.volume_socket(volume); },
+                  [run = run_](const std::string& volume, const std::string& /*checkpoint*/) {
+                    return run.volume_socket(volume);
+                  },
               .socket_directory = run_.run_dir});
-}
-
-Result<void> VolumeCreation::claim() {
-  lock_ = TRY(claim_creation(state_, request_.name));
-  claimed_ = true;
-  if (!path_exists(state_.volume(request_.name))) return {};
-  return failure(ErrorKind::already_exists,
-                 fmt::format("there is a volume '{}' already", request_.name));
 }
 
 Task<Result<void>> VolumeCreation::prepare_backing(disk::CreateOptions& options) {
@@ -130,29 +101,15 @@ Task<Result<void>> VolumeCreation::import_data(disk::CreateOptions& options) {
                                   size, options.size));
   }
   const auto data = CO_TRY(directory_->open(data_name, {.create = true, .exclusive = true}));
-  const bool cloned =
-      source.kind == BackingSpecification::Kind::raw_file && clone_file(source.path);
-  if (!cloned) CO_TRY(co_await copy_data(*file, size, *data));
+  const Fd from(source.kind == BackingSpecification::Kind::raw_file
+                    ? ::open(source.path.c_str(), O_RDONLY | O_CLOEXEC)
+                    : -1);
+  const Fd to(::open((claim_->path() + '/' + data_name).c_str(), O_WRONLY | O_CLOEXEC));
+  if (!share_blocks(from, to)) CO_TRY(co_await copy_data(loop_, *file, size, *data, observer_));
   CO_TRY(data->truncate(options.size));
   observer_.report({.phase = "sync", .done = size, .total = size});
   CO_TRY(co_await data->sync());
   options.adopt = true;
-  co_return Result<void>{};
-}
-
-/// Shares the blocks of the file, where the file system can.
-bool VolumeCreation::clone_file(const std::string& from) {
-  const Fd source(::open(from.c_str(), O_RDONLY | O_CLOEXEC));
-  const Fd target(::open((path_ + '/' + data_name).c_str(), O_WRONLY | O_CLOEXEC));
-  return source && target && ::ioctl(target.get(), FICLONE, source.get()) == 0;
-}
-
-Task<Result<void>> VolumeCreation::copy_data(File& from, std::uint64_t size, File& to) {
-  CO_TRY(to.truncate(size));
-  FileBytes bytes(from);
-  const auto extents = data_of(from, size);
-  CO_TRY(co_await copy_extents(loop_, bytes, *extents, to, observer_,
-                               {.total = size, .count_gaps = true}));
   co_return Result<void>{};
 }
 
@@ -180,7 +137,7 @@ Result<void> VolumeCreation::adopt_data(disk::CreateOptions& options) {
         ErrorKind::in_use,
         fmt::format("'{}' cannot be adopted: it is the volume '{}' already", path, other));
   }
-  if (::symlink(path.c_str(), (path_ + '/' + data_name).c_str()) != 0) {
+  if (::symlink(path.c_str(), (claim_->path() + '/' + data_name).c_str()) != 0) {
     return errno_failure(errno, fmt::format("cannot link to '{}'", path));
   }
   options.adopt = true;
@@ -190,23 +147,14 @@ Result<void> VolumeCreation::adopt_data(disk::CreateOptions& options) {
 Task<Result<VolumeSummary>> VolumeCreation::summarise() {
   const auto map = CO_TRY(co_await disk::MapFile::open(loop_, *directory_, true));
   VolumeSummary summary{.name = request_.name};
-  summary.id = map->superblock().volume.to_string();
+  summary.id = map->volume().to_string();
   summary.block_size = map->superblock().block_size;
   summary.size = map->state().size;
   summary.backing = map->state().backing;
   summary.adopted = request_.adopt;
-  summary.created_at = format_time(std::chrono::system_clock::now());
+  summary.created_at = format_time(std::chrono::system_clock::time_point(
+      std::chrono::milliseconds(map->superblock().created_ms)));
   co_return summary;
-}
-
-Result<void> VolumeCreation::publish() {
-  TRY(sync_directory(path_));
-  const std::string final_path = state_.volume(request_.name);
-  if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_path.c_str(), RENAME_NOREPLACE) != 0) {
-    return errno_failure(errno, fmt::format("cannot give the volume '{}' its name", request_.name));
-  }
-  claimed_ = false;
-  return sync_directory(state_.volumes());
 }
 
 }  // namespace berth::machine

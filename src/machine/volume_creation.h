@@ -4,13 +4,13 @@
 #pragma once
 
 #include <memory>
-#include <string>
+#include <optional>
 
 #include "async/file.h"
 #include "async/uring_loop.h"
-#include "base/fd.h"
 #include "disk/volume.h"
 #include "machine/job_observer.h"
+#include "machine/volume_claim.h"
 #include "machine/volume_store.h"
 
 namespace berth::machine {
@@ -29,24 +29,18 @@ class VolumeCreation {
 
  private:
   disk::BackingOpener opener();
-  Result<void> claim();
   Task<Result<void>> prepare_backing(disk::CreateOptions& options);
   Task<Result<void>> import_data(disk::CreateOptions& options);
-  bool clone_file(const std::string& from);
-  Task<Result<void>> copy_data(File& from, std::uint64_t size, File& to);
   Result<void> adopt_data(disk::CreateOptions& options);
   Task<Result<VolumeSummary>> summarise();
-  Result<void> publish();
 
   UringLoop& loop_;
   const StateLayout& state_;
   const RunLayout& run_;
   const VolumeCreateRequest& request_;
   JobObserver& observer_;
-  const std::string path_;
-  Fd lock_;
+  std::optional<VolumeClaim> claim_;
   std::unique_ptr<Directory> directory_;
-  bool claimed_ = false;  // the directory is ours, and goes with us
   bool pinned_ = false;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <filesystem>
 
 #include <fcntl.h>
@@ -21,6 +22,7 @@ namespace fs = std::filesystem;
 // No name of a volume begins with a dot.
 constexpr std::string_view creating_prefix = ".creating-";
 constexpr std::string_view removing_prefix = ".removing-";
+constexpr std::string_view clearing_prefix = ".clearing-";  // a link to a directory elsewhere
 constexpr int claim_attempts_max = 100;
 
 bool is_same_file(const Fd& fd, const std::string& path) {
@@ -66,6 +68,16 @@ Result<void> remove_tree(const std::string& path) {
   return {};
 }
 
+Result<void> rename_directory(const std::string& from, const std::string& to) {
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return {};
+  int error = errno;
+  if (error == EINVAL && !path_exists(to)) {  // not every file system knows the flag
+    if (::rename(from.c_str(), to.c_str()) == 0) return {};
+    error = errno;
+  }
+  return errno_failure(error, fmt::format("cannot give '{}' the name '{}'", from, to));
+}
+
 Result<std::optional<Fd>> try_lock(const std::string& path) {
   Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd) return errno_failure(errno, fmt::format("cannot open '{}'", path));
@@ -82,30 +94,46 @@ std::string removing_path(const StateLayout& state, const std::string& volume) {
   return fmt::format("{}/{}{}-{}", state.volumes(), removing_prefix, volume, ::getpid());
 }
 
-Result<Fd> claim_creation(const StateLayout& state, const std::string& volume) {
-  const std::string path = creating_path(state, volume);
+Result<Fd> claim_directory(const std::string& path, const std::string& what) {
   for (int attempt = 0; attempt < claim_attempts_max; ++attempt) {
     if (::mkdir(path.c_str(), 0700) != 0) {
       if (errno != EEXIST) return errno_failure(errno, fmt::format("cannot make '{}'", path));
       const auto lock = try_lock(path);
       if (lock && !*lock) break;
-      clear_leftovers(state);
+      if (lock) TRY(remove_tree(path));
       continue;
     }
     // Between the two calls somebody may have taken it for a leftover: then once more.
     Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (fd && ::flock(fd.get(), LOCK_EX) == 0 && is_same_file(fd, path)) return fd;
   }
-  return failure(ErrorKind::in_use,
-                 fmt::format("somebody is making the volume '{}' already", volume));
+  return failure(ErrorKind::in_use, what);
+}
+
+Result<std::string> mark_for_clearing(const StateLayout& state, const std::string& path) {
+  struct stat status{};
+  if (::stat(path.c_str(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot look at '{}'", path));
+  std::string mark =
+      fmt::format("{}/{}{}-{}", state.volumes(), clearing_prefix, status.st_dev, status.st_ino);
+  // The number may be that of a directory that has gone, with a process that did not clear up.
+  (void)::unlink(mark.c_str());
+  if (::symlink(path.c_str(), mark.c_str()) != 0)
+    return errno_failure(errno, fmt::format("cannot make '{}'", mark));
+  return mark;
 }
 
 void clear_leftovers(const StateLayout& state) {
   for (const std::string& name : names_in(state.volumes())) {
-    if (!name.starts_with(creating_prefix) && !name.starts_with(removing_prefix)) continue;
+    const bool marked = name.starts_with(clearing_prefix);
+    if (!marked && !name.starts_with(creating_prefix) && !name.starts_with(removing_prefix))
+      continue;
     const std::string path = state.volumes() + '/' + name;
-    const auto lock = try_lock(path);
-    if (lock && *lock) (void)remove_tree(path);
+    std::error_code error;
+    const std::string directory = marked ? fs::read_symlink(path, error).string() : path;
+    const auto lock = try_lock(directory);
+    if (lock && *lock) (void)remove_tree(directory);
+    if (marked && !path_exists(directory)) ::unlink(path.c_str());
   }
 }
 
@@ -121,6 +149,11 @@ Result<void> pin(const StateLayout& state, const std::string& volume, const std:
   const Fd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
   if (!fd) return errno_failure(errno, fmt::format("cannot make '{}'", path));
   return sync_directory(parent);
+}
+
+bool is_pinned(const StateLayout& state, const std::string& volume, const std::string& checkpoint,
+               const std::string& clone) {
+  return path_exists(fmt::format("{}/{}/{}", pins_path(state, volume), checkpoint, clone));
 }
 
 void remove_pins_of(const StateLayout& state, const std::string& clone) {
@@ -161,6 +194,16 @@ std::vector<std::string> dependents_of(const StateLayout& state, const std::stri
     }
   }
   return dependents;
+}
+
+Result<void> check_no_dependents(const StateLayout& state, const std::string& volume) {
+  const auto dependents = dependents_of(state, volume, "");
+  if (dependents.empty()) return {};
+  return failure(
+      ErrorKind::in_use,
+      fmt::format("the volume '{}' cannot be removed: the volume '{}' stands on one of its "
+                  "checkpoints",
+                  volume, dependents.front()));
 }
 
 }  // namespace berth::machine

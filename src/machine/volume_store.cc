@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "async/directories.h"
+#include "async/uring_file.h"
 #include "async/uring_loop.h"
 #include "base/log.h"
 #include "disk/map_file.h"
@@ -17,7 +18,9 @@
 #include "machine/live_store.h"
 #include "machine/small_file.h"
 #include "machine/volume_creation.h"
+#include "machine/volume_departure.h"
 #include "machine/volume_directory.h"
+#include "machine/volume_import.h"
 
 namespace berth::machine {
 namespace {
@@ -44,26 +47,20 @@ VolumeSummary parse_summary(std::string name, const Json& json) {
   return summary;
 }
 
-/// Somebody may have edited or removed the file: then less is known, and nothing else happens.
-VolumeSummary read_summary(const std::string& volume_path, const std::string& name) {
-  const auto text = read_small_file(volume_path + '/' + summary_name);
-  const auto json = text ? parse_json(*text) : Result<Json>(Json::object());
-  return parse_summary(name, json && json->is_object() ? *json : Json::object());
-}
-
-class CreationObserver final : public JobObserver {
+class VolumeJobObserver final : public JobObserver {
  public:
-  explicit CreationObserver(const VolumeCreateJob& job) : job_(job) {}
+  VolumeJobObserver(const VolumeJob& job, std::string_view what) : job_(job), what_(what) {}
   Result<void> check() const override {
     if (!job_.stop.stop_requested()) return {};
-    return failure(ErrorKind::cancelled, "making the volume was cancelled");
+    return failure(ErrorKind::cancelled, fmt::format("{} was cancelled", what_));
   }
   void report(const ControlProgress& progress) override {
     if (job_.report) job_.report(progress);
   }
 
  private:
-  const VolumeCreateJob& job_;
+  const VolumeJob& job_;
+  std::string_view what_;
 };
 
 Result<void> check_request(const VolumeCreateRequest& request) {
@@ -86,13 +83,13 @@ VolumeStore::VolumeStore(std::string state_dir, std::string run_dir)
     : state_{std::move(state_dir)}, run_{std::move(run_dir)} {}
 
 Result<VolumeSummary> VolumeStore::create(const VolumeCreateRequest& request,
-                                          const VolumeCreateJob& job) {
+                                          const VolumeJob& job) {
   TRY(check_request(request));
   TRY(make_directories(state_.volumes()));
   TRY(make_directories(run_.run_dir));
   clear_leftovers(state_);
   const auto loop = TRY(UringLoop::create());
-  CreationObserver observer(job);
+  VolumeJobObserver observer(job, "making the volume");
   VolumeCreation creation(*loop, state_, run_, request, observer);
   auto created = loop->run_until_complete(creation.run());
   if (created) return created;
@@ -120,18 +117,54 @@ Result<VolumeSummary> VolumeStore::summary(const std::string& name) const {
   return read_summary(path, name);
 }
 
+Result<ExportedVolume> VolumeStore::export_directory(const std::string& name, const std::string& to,
+                                                     const VolumeJob& job) {
+  TRY(summary(name));
+  clear_leftovers(state_);
+  const auto loop = TRY(UringLoop::create());
+  VolumeJobObserver observer(job, "the export");
+  auto exported =
+      loop->run_until_complete(export_volume_directory(*loop, state_, name, to, observer));
+  if (exported) return exported;
+  return failure(
+      std::move(exported).error().with_context(fmt::format("cannot export the volume '{}'", name)));
+}
+
+Result<ImportedVolume> VolumeStore::import_directory(const VolumeImportRequest& request,
+                                                     const VolumeJob& job) {
+  TRY(check_name("volume", request.name));
+  TRY(make_directories(state_.volumes()));
+  clear_leftovers(state_);
+  const auto loop = TRY(UringLoop::create());
+  VolumeJobObserver observer(job, "the import");
+  VolumeImport import(*loop, state_, request, observer);
+  auto imported = loop->run_until_complete(import.run());
+  if (imported) return imported;
+  return failure(std::move(imported).error().with_context(
+      fmt::format("cannot import the volume '{}'", request.name)));
+}
+
+namespace {
+
+Task<Result<bool>> was_closed(UringLoop* loop, std::string path) {
+  const auto directory = CO_TRY(open_directory(*loop, path, false));
+  const auto volume = CO_TRY(co_await disk::ClosedVolume::open(*loop, *directory, true));
+  co_return volume->state().clean;
+}
+
+}  // namespace
+
+Result<bool> VolumeStore::is_closed(const std::string& name) const {
+  TRY(summary(name));
+  const auto loop = TRY(UringLoop::create());
+  return loop->run_until_complete(was_closed(loop.get(), state_.volume(name)));
+}
+
 Result<void> VolumeStore::remove(const std::string& name) {
   TRY(summary(name));
   clear_leftovers(state_);
   const std::string path = state_.volume(name);
-  const auto dependents = dependents_of(state_, name, "");
-  if (!dependents.empty()) {
-    return failure(
-        ErrorKind::in_use,
-        fmt::format("the volume '{}' cannot be removed: the volume '{}' stands on one of "
-                    "its checkpoints",
-                    name, dependents.front()));
-  }
+  TRY(check_no_dependents(state_, name));
   std::vector<Fd> locks;
   for (const char* file :
        {"", disk::MapFile::file_name, "data"}) {  // the directory for clear_leftovers()
@@ -152,6 +185,12 @@ Result<void> VolumeStore::remove(const std::string& name) {
   TRY(remove_tree(removed));
   remove_pins_of(state_, name);
   return remove_live_store(run_, name);
+}
+
+VolumeSummary read_summary(const std::string& volume_path, const std::string& name) {
+  const auto text = read_small_file(volume_path + '/' + summary_name);
+  const auto json = text ? parse_json(*text) : Result<Json>(Json::object());
+  return parse_summary(name, json && json->is_object() ? *json : Json::object());
 }
 
 Result<void> write_summary(const std::string& volume_path, const VolumeSummary& summary) {

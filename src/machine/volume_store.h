@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "disk/closed_volume.h"
 #include "disk/volume.h"
 #include "machine/control_protocol.h"
 #include "machine/layout.h"
@@ -47,9 +48,29 @@ struct VolumeCreateRequest {
   std::string adopt;    // absolute path of a raw file or block device, used in place
 };
 
-struct VolumeCreateJob {
+struct VolumeJob {
   std::function<void(const ControlProgress&)> report;  // may be empty; on the calling thread
   std::stop_token stop;                                // ends it with `cancelled`
+};
+
+struct VolumeImportRequest {
+  std::string name;       // that it gets
+  std::string directory;  // absolute
+  disk::Arrival arrival = disk::Arrival::moved;
+  // The directory itself becomes the volume's, by a rename on one file system; else it is copied,
+  // and stays. One that is STATE_DIR/volumes/NAME already stays where it is either way.
+  bool move_files = false;
+};
+struct ExportedVolume {
+  std::string path;
+  std::string id;
+  std::uint64_t bytes = 0;  // in its files, without their holes
+};
+struct ImportedVolume {
+  VolumeSummary summary;
+  // What a copy has had to give up.
+  std::vector<std::string> void_refpoints;
+  std::vector<std::string> lost_checkpoints;
 };
 
 class VolumeStore {
@@ -59,12 +80,25 @@ class VolumeStore {
   /// Durable when it returns; after an error nothing is left. already_exists, or why the size, the
   /// backing or the data do not do. A backing volume:NAME@CHECKPOINT needs NAME's keeper running,
   /// and pins the checkpoint.
-  Result<VolumeSummary> create(const VolumeCreateRequest& request, const VolumeCreateJob& job = {});
+  Result<VolumeSummary> create(const VolumeCreateRequest& request, const VolumeJob& job = {});
 
   /// By name. Directories that are no volume are left out.
   Result<std::vector<VolumeSummary>> list() const;
   /// not_found.
   Result<VolumeSummary> summary(const std::string& name) const;
+
+  /// Copies a closed volume's directory to the absolute path `to`, which must not be there
+  /// (volume_travel.h). Durable when it returns; after an error nothing is left, and what a dead
+  /// process left goes with the next call of create, remove, export or import.
+  Result<ExportedVolume> export_directory(const std::string& name, const std::string& to,
+                                          const VolumeJob& job = {});
+  /// Takes in such a directory, from this host or another, under a name that is free: as a whole,
+  /// or nothing is left. `precondition` with what is missing or not as it should be. Of a directory
+  /// that is not copied, all that may be different after an error is that it is durable.
+  Result<ImportedVolume> import_directory(const VolumeImportRequest& request,
+                                          const VolumeJob& job = {});
+  /// Whether the last to have it open has closed it: else its keeper died, or the machine did.
+  Result<bool> is_closed(const std::string& name) const;
 
   /// With all its checkpoints. in_use while it is open somewhere, or while a volume has a
   /// checkpoint of it as backing. What was adopted keeps its bytes.
@@ -75,6 +109,8 @@ class VolumeStore {
   RunLayout run_;
 };
 
+/// What volume.json says; blocking. Somebody may have edited or removed it: then less is known.
+VolumeSummary read_summary(const std::string& volume_path, const std::string& name);
 /// Writes volume.json anew; blocking.
 Result<void> write_summary(const std::string& volume_path, const VolumeSummary& summary);
 

@@ -16,6 +16,7 @@
 #include "base/units.h"
 #include "machine/live_store.h"
 #include "machine/temporary_directory.h"
+#include "machine/volume_claim.h"
 #include "machine/volume_directory.h"
 
 namespace berth::machine {
@@ -211,7 +212,7 @@ TEST_F(VolumeStoreTest, WhatDeadProcessesLeftIsClearedAway) {
 
 TEST_F(VolumeStoreTest, AVolumeInTheMakingIsLeftAlone) {
   fs::create_directories(state_.volumes());
-  const auto claim = claim_creation(state_, "b");
+  const auto claim = VolumeClaim::take(state_, "b");
   ASSERT_TRUE(claim);
   EXPECT_EQ(kind_of({.name = "b", .size = 1 * MiB}), ErrorKind::in_use);
   ASSERT_TRUE(store_.create({.name = "a", .size = 1 * MiB}));
