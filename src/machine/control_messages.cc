@@ -175,6 +175,10 @@ Result<ServeRequest> decode_serve(const Json& params) {
   request.tls_dir = TRY(text_param(params, "tls_dir"));
   request.insecure = TRY(flag_param(params, "insecure"));
   request.read_only = TRY(flag_param(params, "read_only"));
+  if (const auto owner = TRY(number_param(params, "owner"))) {
+    if (*owner >= UINT32_MAX) return failure(ErrorKind::invalid_argument, "owner: expected a uid");
+    request.owner = static_cast<std::uint32_t>(*owner);
+  }
   if (request.unix_path.empty() == request.tcp.empty()) {
     return failure(ErrorKind::invalid_argument,
                    "give one of 'unix' (a path) and 'tcp' (host:port)");
@@ -190,6 +194,7 @@ Json encode(const ServeRequest& request) {
   if (!request.unix_path.empty()) json["unix"] = request.unix_path;
   if (!request.tcp.empty()) json["tcp"] = request.tcp;
   if (!request.tls_dir.empty()) json["tls_dir"] = request.tls_dir;
+  if (request.owner) json["owner"] = *request.owner;
   return json;
 }
 

@@ -42,6 +42,7 @@ struct ServeRequest {
   std::string tls_dir;      // "" for no TLS
   bool insecure = false;
   bool read_only = false;
+  std::optional<std::uint32_t> owner;  // uid that the UNIX socket's file is given to
   friend bool operator==(const ServeRequest&, const ServeRequest&) = default;
 };
 

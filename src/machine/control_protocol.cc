@@ -53,17 +53,18 @@ Result<Json> parse_object(std::string_view line) {
 
 }  // namespace
 
-Result<Json> parse_json(std::string_view text) {
+Result<Json> parse_json(std::string_view text, std::size_t depth_max) {
   bool too_deep = false;
-  const auto bound_depth = [&too_deep](int depth, Json::parse_event_t event, Json& /*parsed*/) {
+  const auto bound_depth = [&too_deep, depth_max](int depth, Json::parse_event_t event,
+                                                  Json& /*parsed*/) {
     const bool opens =
         event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start;
-    if (opens && depth >= static_cast<int>(control_depth_max)) too_deep = true;
+    if (opens && depth >= static_cast<int>(depth_max)) too_deep = true;
     return !too_deep;
   };
   try {
     Json value = Json::parse(text, bound_depth);
-    if (too_deep) return refuse(fmt::format("JSON is nested deeper than {}", control_depth_max));
+    if (too_deep) return refuse(fmt::format("JSON is nested deeper than {}", depth_max));
     return value;
   } catch (const Json::exception& error) {
     return refuse(fmt::format("not JSON: {}", error.what()));

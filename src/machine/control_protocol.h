@@ -50,7 +50,7 @@ struct ControlReply {
 
 /// A JSON text of bounded depth, as in a line or in one of the keeper's files: `protocol` if it is
 /// none.
-Result<Json> parse_json(std::string_view text);
+Result<Json> parse_json(std::string_view text, std::size_t depth_max = control_depth_max);
 /// On one line. Bytes that are not UTF-8 are replaced.
 std::string format_json(const Json& value);
 

@@ -60,6 +60,13 @@ std::string StateLayout::volume(std::string_view name) const {
   return fmt::format("{}/volumes/{}", state_dir, name);
 }
 
+std::string StateLayout::machine(std::string_view name) const {
+  return fmt::format("{}/machines/{}", state_dir, name);
+}
+std::string StateLayout::machine_disk(std::string_view name, std::string_view disk) const {
+  return fmt::format("{}/disks/{}", machine(name), disk);
+}
+
 std::string RunLayout::keeper(std::string_view id) const {
   return fmt::format("{}/keepers/{}", run_dir, id);
 }
@@ -68,6 +75,19 @@ std::string RunLayout::serve_file(std::string_view id) const { return keeper(id)
 std::string RunLayout::lock_file(std::string_view id) const { return keeper(id) + "/lock"; }
 std::string RunLayout::volume_socket(std::string_view volume) const {
   return fmt::format("{}/volumes/{}.nbd", run_dir, volume);
+}
+
+std::string RunLayout::machine(std::string_view name) const {
+  return fmt::format("{}/machines/{}", run_dir, name);
+}
+std::string RunLayout::machine_control_socket(std::string_view name) const {
+  return machine(name) + "/control";
+}
+std::string RunLayout::machine_lock_file(std::string_view name) const {
+  return machine(name) + "/lock";
+}
+std::string RunLayout::machine_qemu_directory(std::string_view name) const {
+  return machine(name) + "/q";
 }
 
 }  // namespace berth::machine

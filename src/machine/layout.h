@@ -30,6 +30,10 @@ struct StateLayout {
 
   std::string volumes() const { return state_dir + "/volumes"; }
   std::string volume(std::string_view name) const;
+
+  std::string machines() const { return state_dir + "/machines"; }
+  std::string machine(std::string_view name) const;  // a directory; machine_store.h
+  std::string machine_disk(std::string_view name, std::string_view disk) const;
 };
 
 struct RunLayout {
@@ -44,6 +48,13 @@ struct RunLayout {
   std::string volumes() const { return run_dir + "/volumes"; }
   /// Where the keeper of an open volume serves its checkpoints to other keepers.
   std::string volume_socket(std::string_view volume) const;
+
+  std::string machines() const { return run_dir + "/machines"; }
+  std::string machine(std::string_view name) const;  // a directory; the machine's keeper's
+  std::string machine_control_socket(std::string_view name) const;
+  std::string machine_lock_file(std::string_view name) const;
+  /// A directory of the user that the machine's QEMU runs as: what QEMU serves and what it reads.
+  std::string machine_qemu_directory(std::string_view name) const;
 };
 
 }  // namespace berth::machine

@@ -241,7 +241,15 @@ Task<Result<std::unique_ptr<SocketListener>>> NbdListeners::take_listener(
     inherited_.erase(fd);
     co_return SocketListener::adopt(loop_, std::move(taken));
   }
-  if (request.tcp.empty()) co_return SocketListener::listen_unix(loop_, request.unix_path);
+  if (request.tcp.empty()) {
+    auto listener = CO_TRY(SocketListener::listen_unix(loop_, request.unix_path));
+    if (request.owner &&
+        ::chown(request.unix_path.c_str(), *request.owner, static_cast<gid_t>(-1)) != 0) {
+      co_return errno_failure(
+          errno, fmt::format("cannot give '{}' to user {}", request.unix_path, *request.owner));
+    }
+    co_return std::move(listener);
+  }
   co_return SocketListener::listen_tcp(loop_, wanted);
 }
 

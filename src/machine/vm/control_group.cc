@@ -1,0 +1,135 @@
+#include "machine/vm/control_group.h"
+
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "base/fd.h"
+#include "machine/host/cgroup_layout.h"
+
+namespace berth::machine {
+namespace {
+
+constexpr std::uint64_t period_us = 100'000;  // the kernel's own default
+
+std::string read_all(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+Result<void> write_value(const std::string& path, const std::string& value) {
+  const Fd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!file || ::write(file.get(), value.data(), value.size()) < 0)
+    return errno_failure(errno, fmt::format("cannot write '{}' to '{}'", value, path));
+  return {};
+}
+
+std::optional<std::uint64_t> number_in(const std::string& text) {
+  std::uint64_t number = 0;
+  const auto [stop, code] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (code != std::errc{}) return std::nullopt;
+  return number;
+}
+
+/// PARENT/berth/MACHINE, made; "" where that may not be.
+std::string make_group(const std::string& parent, const std::string& machine) {
+  if (parent.empty()) return {};
+  const std::string berth = parent + "/berth";
+  const std::string group = fmt::format("{}/{}", berth, machine);
+  for (const std::string& path : {berth, group}) {
+    if (::mkdir(path.c_str(), 0755) != 0 && errno != EEXIST) return {};
+  }
+  return group;
+}
+
+std::string v1_directory(const CgroupLayout& layout, const char* controller) {
+  const auto found = layout.v1_directories.find(controller);
+  return found == layout.v1_directories.end() ? std::string() : found->second;
+}
+
+}  // namespace
+
+ControlGroup ControlGroup::open(const std::string& machine) {
+  const CgroupLayout layout = cgroup_layout(parse_mountinfo(read_all("/proc/self/mountinfo")),
+                                            read_all("/proc/self/cgroup"));
+  ControlGroup group;
+  group.v2_ = make_group(layout.v2_directory, machine);
+  group.cpu_ = make_group(v1_directory(layout, "cpu"), machine);
+  group.memory_ = make_group(v1_directory(layout, "memory"), machine);
+  group.freezer_ = make_group(v1_directory(layout, "freezer"), machine);
+  if (!group.v2_.empty() && layout.version == CgroupLayout::Version::v2) {
+    // A parent that has processes of its own cannot pass controllers on: then there are no limits.
+    for (const std::string& above : {layout.v2_directory, layout.v2_directory + "/berth"})
+      (void)write_value(above + "/cgroup.subtree_control", "+cpu +memory");
+  }
+  return group;
+}
+
+std::vector<std::string> ControlGroup::process_files() const {
+  std::vector<std::string> files;
+  for (const std::string* directory : {&v2_, &cpu_, &memory_, &freezer_})
+    if (!directory->empty()) files.push_back(*directory + "/cgroup.procs");
+  return files;
+}
+
+Result<void> ControlGroup::limit_cpus(double cpus) {
+  const auto quota = static_cast<std::uint64_t>(std::llround(cpus * double{period_us}));
+  if (!cpu_.empty()) {
+    TRY(write_value(cpu_ + "/cpu.cfs_period_us", fmt::format("{}", period_us)));
+    return write_value(cpu_ + "/cpu.cfs_quota_us", cpus > 0 ? fmt::format("{}", quota) : "-1");
+  }
+  if (!v2_.empty() && ::access((v2_ + "/cpu.max").c_str(), W_OK) == 0) {
+    return write_value(v2_ + "/cpu.max", cpus > 0 ? fmt::format("{} {}", quota, period_us) : "max");
+  }
+  if (cpus <= 0) return {};
+  return failure(ErrorKind::unsupported,
+                 "this host has no cpu control group that Berth may use: see `berth host doctor`");
+}
+
+Result<void> ControlGroup::limit_memory(std::uint64_t bytes) {
+  if (!memory_.empty()) {
+    return write_value(memory_ + "/memory.limit_in_bytes",
+                       bytes > 0 ? fmt::format("{}", bytes) : "-1");
+  }
+  if (!v2_.empty() && ::access((v2_ + "/memory.max").c_str(), W_OK) == 0)
+    return write_value(v2_ + "/memory.max", bytes > 0 ? fmt::format("{}", bytes) : "max");
+  if (bytes == 0) return {};
+  return failure(
+      ErrorKind::unsupported,
+      "this host has no memory control group that Berth may use: see `berth host doctor`");
+}
+
+ControlGroupUsage ControlGroup::usage() const {
+  ControlGroupUsage usage;
+  if (!memory_.empty()) {
+    usage.memory_bytes = number_in(read_all(memory_ + "/memory.usage_in_bytes"));
+  } else if (!v2_.empty()) {
+    usage.memory_bytes = number_in(read_all(v2_ + "/memory.current"));
+  }
+  if (!v2_.empty()) {
+    const std::string text = read_all(v2_ + "/cpu.stat");
+    constexpr std::string_view key = "usage_usec ";
+    const std::size_t at = text.find(key);
+    if (at != std::string::npos) usage.cpu_us = number_in(text.substr(at + key.size()));
+  }
+  return usage;
+}
+
+void ControlGroup::remove() {
+  for (std::string* directory : {&v2_, &cpu_, &memory_, &freezer_}) {
+    if (directory->empty()) continue;
+    ::rmdir(directory->c_str());
+    ::rmdir(directory->substr(0, directory->rfind('/')).c_str());  // where it was the last one
+    directory->clear();
+  }
+}
+
+}  // namespace berth::machine

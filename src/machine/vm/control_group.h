@@ -1,0 +1,44 @@
+// The control group of one machine: where its QEMU runs, its limits, what it uses. In v1, v2 and
+// hybrid layouts (cgroup_layout.h), below the group that the keeper itself is in.
+//
+// Blocking; each call is short. A controller that the host does not have is left out, and what
+// needs it answers `unsupported`.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace berth::machine {
+
+struct ControlGroupUsage {
+  std::optional<std::uint64_t> memory_bytes;
+  std::optional<std::uint64_t> cpu_us;
+};
+
+class ControlGroup {
+ public:
+  /// Makes it, or finds it. Where this process may make no groups, an empty one: no limits, no
+  /// usage.
+  static ControlGroup open(const std::string& machine);
+
+  /// A process that writes "0" into each of them is in the group. Empty where there is none.
+  std::vector<std::string> process_files() const;
+  /// 0 takes the limit away.
+  Result<void> limit_cpus(double cpus);
+  Result<void> limit_memory(std::uint64_t bytes);
+  ControlGroupUsage usage() const;
+  /// Once nothing runs in it.
+  void remove();
+
+ private:
+  std::string v2_;  // its directories; "" where there is none
+  std::string cpu_;
+  std::string memory_;
+  std::string freezer_;
+};
+
+}  // namespace berth::machine

@@ -1,0 +1,43 @@
+// The state of a machine's devices, out of QEMU and into it: QEMU's migration stream without the
+// memory (capability x-ignore-shared), over a socket in the machine's own directory.
+//
+// On the machine's loop. The machine stands still meanwhile.
+// Source: QEMU, qapi/migration.json; DESIGN §6, rule 1.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "async/socket.h"
+#include "machine/vm/machine.h"
+
+namespace berth::machine {
+
+constexpr std::size_t device_state_max = std::size_t{64} << 20;  // bytes
+
+class DeviceStateReceiver {
+ public:
+  /// Makes everything ready while the machine still runs.
+  static Task<Result<std::unique_ptr<DeviceStateReceiver>>> prepare(UringLoop& loop,
+                                                                    Machine& machine);
+  ~DeviceStateReceiver();
+
+  /// The state of a machine that is stopped; it stays so.
+  Task<Result<std::string>> receive();
+
+ private:
+  DeviceStateReceiver(UringLoop& loop, Machine& machine, std::string path,
+                      std::unique_ptr<SocketListener> listener);
+  Task<Result<void>> await_completion();
+
+  UringLoop& loop_;
+  Machine& machine_;
+  const std::string path_;
+  std::unique_ptr<SocketListener> listener_;
+};
+
+/// Gives it to a QEMU that was started with `-incoming defer`; the machine stands still afterwards.
+/// A state that does not fit is `precondition`, with QEMU's words.
+Task<Result<void>> load_device_state(UringLoop& loop, Machine& machine, std::string state);
+
+}  // namespace berth::machine

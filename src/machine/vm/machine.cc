@@ -1,0 +1,574 @@
+#include "machine/vm/machine.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <utility>
+
+#include <fcntl.h>
+#include <liburing.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "async/directories.h"
+#include "async/uring_call.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "machine/control_messages.h"
+#include "machine/host/accelerator.h"
+#include "machine/small_file.h"
+#include "machine/vm/device_state.h"
+#include "machine/volume_directory.h"
+#include "memory/memory_image.h"
+#include "memory/memory_object.h"
+#include "memory/preload.h"
+
+namespace berth::machine {
+namespace {
+
+constexpr Duration monitor_patience =
+    std::chrono::seconds(30);  // QEMU starts; emulated, on a busy host
+constexpr Duration reconnect_patience = std::chrono::seconds(10);
+constexpr Duration connect_timeout = std::chrono::seconds(2);
+constexpr Duration connect_retry = std::chrono::milliseconds(10);
+constexpr Duration command_timeout = std::chrono::seconds(10);
+constexpr Duration quit_patience = std::chrono::seconds(10);
+constexpr Duration agent_patience = std::chrono::seconds(2);
+constexpr Duration io_retry_first = std::chrono::milliseconds(200);
+constexpr Duration io_retry_max = std::chrono::seconds(5);
+constexpr Duration restart_window = std::chrono::minutes(1);
+constexpr std::size_t restarts_in_window_max = 3;
+constexpr Duration restart_pause = std::chrono::milliseconds(500);
+
+/// A copy that QEMU's user may read.
+Result<void> copy_for(const std::string& from, const std::string& to, uid_t uid, gid_t gid) {
+  std::error_code error;
+  std::filesystem::copy_file(from, to, std::filesystem::copy_options::overwrite_existing, error);
+  if (error) return errno_failure(error.value(), fmt::format("cannot copy '{}' to '{}'", from, to));
+  if (::chmod(to.c_str(), 0400) != 0 || (::geteuid() == 0 && ::chown(to.c_str(), uid, gid) != 0))
+    return errno_failure(errno, fmt::format("cannot give '{}' to QEMU's user", to));
+  return {};
+}
+
+/// "7.2.22", of QMP's VersionInfo.
+std::string version_text(const Json& info) {
+  const Json version = info.is_object() ? info.value("qemu", Json::object()) : Json::object();
+  if (!version.is_object()) return {};
+  return fmt::format("{}.{}.{}", version.value("major", 0), version.value("minor", 0),
+                     version.value("micro", 0));
+}
+
+Result<std::string> read_device_state(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string state{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (!file.is_open() || file.bad() || state.empty() || state.size() > device_state_max)
+    return failure(ErrorKind::corrupt, fmt::format("there is no device state in '{}'", path));
+  return state;
+}
+
+bool is_root() { return ::geteuid() == 0; }
+
+}  // namespace
+
+Machine::Machine(UringLoop& loop, Options options, Report report)
+    : loop_(loop),
+      options_(std::move(options)),
+      report_(std::move(report)),
+      store_(options_.state.state_dir),
+      tasks_(loop),
+      changed_(loop),
+      changing_(loop),
+      agent_(std::make_unique<GuestAgent>(loop, agent_socket())),
+      kvm_(has_kvm()) {}
+
+Machine::~Machine() = default;
+
+std::string Machine::qemu_directory() const {
+  return options_.run.machine_qemu_directory(options_.name);
+}
+std::string Machine::agent_socket() const { return qemu_directory() + "/agent.sock"; }
+std::string Machine::log_path() const { return options_.run.machine(options_.name) + "/qemu.log"; }
+
+// --- Starting.
+
+Task<Result<void>> Machine::start(MachineStart start) {
+  const auto guard = co_await changing_.lock();
+  if (phase_ != Phase::off) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the machine '{}' is running already", options_.name));
+  }
+  record_ = CO_TRY(store_.record(options_.name));
+  wish_ = CO_TRY(store_.state(options_.name));
+  start_ = std::move(start);
+  wish_.running = true;
+  wish_.suspended = start_.suspended;
+  wish_.crashed = false;
+  restarts_.clear();
+  CO_TRY(co_await launch());
+  remember();
+  co_return Result<void>{};
+}
+
+/// All or nothing.
+Task<Result<void>> Machine::launch() {
+  phase_ = Phase::starting;
+  expected_end_.clear();
+  guest_shut_down_ = false;
+  auto launched = co_await try_launch();
+  if (!launched) {
+    if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
+    if (process_) {
+      ++generation_;  // whoever waits for its end is not to take it for a crash
+      kill_qemu(process_->pidfd);
+      while (reap_qemu(process_->pidfd).empty() && pid_is_alive(process_->pidfd))
+        co_await loop_.sleep(connect_retry);
+    }
+    clean_up();
+    phase_ = Phase::off;
+    changed_.notify_all();
+    co_return failure(std::move(launched).error().with_context(
+        fmt::format("cannot start the machine '{}'", options_.name)));
+  }
+  phase_ = Phase::on;
+  started_at_ = format_time(loop_.wall_time());
+  changed_.notify_all();
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Machine::try_launch() {
+  CO_TRY(prepare_directory());
+  const MachineSpecification& specification = record_.specification;
+  const gid_t gid = kvm_ ? kvm_group() : record_.uid;
+  memory_id_ = SystemRandom().id();
+  CO_TRY(save_launch());  // so that whoever comes after us finds the memory object
+  const memory::MemoryOwner owner =
+      is_root() ? memory::MemoryOwner{.uid = record_.uid, .gid = gid}
+                : memory::MemoryOwner{.uid = ::geteuid(), .gid = ::getegid()};
+  memory_file_ = CO_TRY(
+      memory::create_memory_object(options_.memory_dir, memory_id_, specification.memory, owner));
+  if (start_.restore) {
+    const auto load = [image = start_.restore->memory, file = memory_file_] {
+      return memory::load_memory_image(image, file);
+    };
+    CO_TRY(co_await offload(loop_, load));
+  }
+  QemuPlaces places{.directory = qemu_directory(),
+                    .memory_file = memory_file_,
+                    .kvm = kvm_,
+                    .incoming = start_.restore.has_value(),
+                    .machine_id = record_.id};
+  CO_TRY(prepare_boot_files(places));
+
+  group_ = ControlGroup::open(options_.name);
+  CO_TRY(limit(specification.limits));
+  std::vector<Fd> taps;
+  QemuLaunch how{.arguments = {},
+                 .environment = {"PATH=/usr/bin:/bin", "LC_ALL=C"},
+                 .log_path = log_path(),
+                 .process_files = group_.process_files(),
+                 .gid = gid};
+  if (is_root()) how.uid = record_.uid;
+  const std::string library = memory_file_.substr(0, memory_file_.rfind('/')) + "/preload.so";
+  if (tracks_memory()) {
+    CO_TRY(copy_for(options_.preload, library, record_.uid, gid));
+    for (std::string& variable : CO_TRY(memory::preload_environment(library, memory_file_)))
+      how.environment.push_back(std::move(variable));
+  }
+  CO_TRY(check_command(specification, start_.disks, places));
+  how.arguments = qemu_command(specification, start_.disks, places);
+  process_ = CO_TRY(launch_qemu(how));
+  tasks_.spawn(watch_process(++generation_));
+  CO_TRY(co_await connect_monitor(monitor_patience));
+  ::unlink(library.c_str());  // it has been loaded
+  if (start_.restore) {
+    const std::string accelerator = kvm_ ? "kvm" : "tcg";
+    if (start_.restore->qemu != qemu_version_ || start_.restore->accelerator != accelerator) {
+      co_return failure(
+          ErrorKind::precondition,
+          fmt::format("the saved memory is of QEMU {} ({}), and this is QEMU {} ({}): revert "
+                      "with --disks-only, or use that QEMU",
+                      start_.restore->qemu, start_.restore->accelerator, qemu_version_,
+                      accelerator));
+    }
+    std::string devices = CO_TRY(read_device_state(start_.restore->devices));
+    CO_TRY(co_await load_device_state(loop_, *this, std::move(devices)));
+  }
+  for (const std::string* copy : {&places.kernel, &places.initrd})
+    if (!copy->empty()) ::unlink(copy->c_str());  // QEMU has read them
+  if (wish_.suspended) {
+    CO_TRY(co_await command("stop", Json::object()));
+  } else if (start_.restore) {
+    CO_TRY(co_await command("cont", Json::object()));
+  }
+  co_return Result<void>{};
+}
+
+Result<void> Machine::prepare_directory() {
+  const std::string directory = qemu_directory();
+  TRY(check_socket_path(directory + "/console.sock"));
+  TRY(make_directories(options_.run.machine(options_.name)));
+  // Its user has to get through to its own directory; what else is here is not for its eyes.
+  ::chmod(options_.run.machines().c_str(), 0711);
+  ::chmod(options_.run.machine(options_.name).c_str(), 0711);
+  TRY(remove_tree(directory));
+  if (::mkdir(directory.c_str(), 0700) != 0)
+    return errno_failure(errno, fmt::format("cannot make '{}'", directory));
+  if (is_root() && ::chown(directory.c_str(), record_.uid, static_cast<gid_t>(-1)) != 0)
+    return errno_failure(errno, fmt::format("cannot give '{}' to QEMU's user", directory));
+  return {};
+}
+
+Result<void> Machine::prepare_boot_files(QemuPlaces& places) {
+  if (record_.specification.kernel.image.empty()) return {};
+  const std::string boot = options_.state.machine(options_.name) + "/boot";
+  places.kernel = qemu_directory() + "/kernel";
+  TRY(copy_for(boot + "/kernel", places.kernel, record_.uid, static_cast<gid_t>(-1)));
+  if (record_.specification.kernel.initrd.empty()) return {};
+  places.initrd = qemu_directory() + "/initrd";
+  return copy_for(boot + "/initrd", places.initrd, record_.uid, static_cast<gid_t>(-1));
+}
+
+Task<Result<void>> Machine::connect_monitor(Duration patience) {
+  const Instant deadline = loop_.now() + patience;
+  const std::string path = qemu_directory() + "/qmp.sock";
+  while (true) {
+    if (!process_ || !pid_is_alive(process_->pidfd)) {
+      const std::string words = last_words(log_path());
+      co_return failure(ErrorKind::internal,
+                        fmt::format("QEMU ended at once{}{}", words.empty() ? "" : ": ", words));
+    }
+    auto client = co_await QmpClient::connect(loop_, path, connect_timeout);
+    if (client) {
+      monitor_ = std::move(*client);
+      monitor_->set_handlers(
+          [this](const std::string& event, const Json& data) { on_event(event, data); },
+          [this] {
+            if (!closing_ && phase_ == Phase::on) tasks_.spawn(reconnect_monitor());
+          });
+      const auto version =
+          co_await monitor_->execute("query-version", Json::object(), command_timeout);
+      if (version) qemu_version_ = version_text(*version);
+      co_return Result<void>{};
+    }
+    if (loop_.now() > deadline) {
+      co_return failure(ErrorKind::timed_out, fmt::format("QEMU's monitor does not answer: {}",
+                                                          client.error().message()));
+    }
+    co_await loop_.sleep(connect_retry);
+  }
+}
+
+// --- Ending.
+
+Task<> Machine::watch_process(std::uint64_t generation) {
+  const Fd watched(::fcntl(process_->pidfd.get(), F_DUPFD_CLOEXEC, 0));
+  while (!closing_ && pid_is_alive(watched)) {
+    UringCall ended(loop_, [&](io_uring_sqe& entry) {
+      ::io_uring_prep_poll_add(&entry, watched.get(), POLLIN);
+    });
+    waiting_for_end_ = &ended;
+    (void)co_await ended;
+    if (waiting_for_end_ == &ended) waiting_for_end_ = nullptr;
+  }
+  if (closing_ || generation != generation_) co_return;
+  if (phase_ == Phase::on) co_await after_end();  // while it starts, whoever starts it sees to it
+}
+
+/// QEMU has ended: as somebody wanted, or not.
+Task<> Machine::after_end() {
+  std::string how = reap_qemu(process_->pidfd);
+  const std::string words = last_words(log_path());
+  if (!words.empty()) how += fmt::format("{}{}", how.empty() ? "" : ": ", words);
+  if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
+  clean_up();
+  const bool wanted = !expected_end_.empty();
+  if (!wanted) {
+    report_("machine_crashed",
+            fmt::format("QEMU ended by itself{}{}", how.empty() ? "" : ": ", how));
+    if (may_restart()) {
+      phase_ = Phase::starting;
+      co_await loop_.sleep(restart_pause);
+      start_.restore.reset();
+      const auto guard = co_await changing_.lock();
+      if (!closing_ && wish_.running) {
+        const auto launched = co_await launch();
+        if (launched) {
+          report_("machine_restarted", "after a crash");
+          co_return;
+        }
+        how = launched.error().message();
+      }
+    }
+  }
+  phase_ = Phase::off;
+  wish_.running = false;
+  wish_.suspended = false;
+  wish_.crashed = !wanted;
+  wish_.clean = std::exchange(guest_shut_down_, false);
+  wish_.last_end = wanted ? expected_end_ : fmt::format("QEMU ended by itself: {}", how);
+  wish_.last_end_at = format_time(loop_.wall_time());
+  remember();
+  report_("machine_stopped", wish_.last_end);
+  changed_.notify_all();
+}
+
+bool Machine::may_restart() {
+  if (record_.specification.on_crash != MachineSpecification::OnCrash::restart || !wish_.running)
+    return false;
+  const Instant now = loop_.now();
+  while (!restarts_.empty() && now - restarts_.front() > restart_window) restarts_.pop_front();
+  if (restarts_.size() >= restarts_in_window_max) return false;
+  restarts_.push_back(now);
+  return true;
+}
+
+/// What a QEMU that is gone has left.
+void Machine::clean_up() {
+  process_.reset();
+  if (const auto removed = memory::remove_memory_object(options_.memory_dir, memory_id_); !removed)
+    log_warning("{}", removed.error().message());
+  memory_file_.clear();
+  group_.remove();
+  (void)remove_tree(qemu_directory());
+  ::unlink((options_.run.machine(options_.name) + "/launch.json").c_str());
+}
+
+void Machine::expect_end(std::string reason) {
+  if (expected_end_.empty()) expected_end_ = std::move(reason);
+  wish_.running = false;
+  remember();
+}
+
+Task<Result<void>> Machine::stop(Duration timeout) {
+  {
+    const auto guard = co_await changing_.lock();
+    if (phase_ == Phase::off) {
+      co_return failure(ErrorKind::precondition,
+                        fmt::format("the machine '{}' is not running", options_.name));
+    }
+  }
+  const Instant deadline = loop_.now() + timeout;
+  if (timeout > Duration::zero() && phase_ == Phase::on) {
+    expect_end("stopped, as asked");
+    (void)co_await go_on();  // a guest that stands still does not shut down
+    // Both ways: a guest without an agent has ACPI, and one without ACPI may have an agent.
+    (void)co_await command("system_powerdown", Json::object());
+    if (record_.specification.agent) (void)co_await agent_->shutdown("powerdown", agent_patience);
+    while (phase_ != Phase::off && loop_.now() < deadline)
+      co_await loop_.sleep(
+          std::min<Duration>(std::chrono::milliseconds(20), deadline - loop_.now()));
+  }
+  if (phase_ == Phase::off) co_return Result<void>{};
+  expect_end("ended by force");
+  expected_end_ = timeout > Duration::zero() ? "ended by force: the guest did not shut down in time"
+                                             : "ended by force, as asked";
+  co_return co_await end_now();
+}
+
+Task<Result<void>> Machine::end_now() {
+  if (monitor_) (void)co_await monitor_->execute("quit", Json::object(), quit_patience);
+  for (const bool kill : {false, true}) {
+    const Instant deadline = loop_.now() + quit_patience;
+    if (kill && process_) kill_qemu(process_->pidfd);
+    while (phase_ != Phase::off && loop_.now() < deadline)
+      co_await loop_.sleep(std::chrono::milliseconds(5));
+    if (phase_ == Phase::off) co_return Result<void>{};
+  }
+  co_return failure(ErrorKind::timed_out,
+                    fmt::format("QEMU (process {}) does not end", process_ ? process_->pid : 0));
+}
+
+// --- Going on and standing still.
+
+Task<Result<Json>> Machine::command(std::string name, Json arguments) {
+  QmpClient* client = CO_TRY(monitor());
+  co_return co_await client->execute(std::move(name), std::move(arguments), command_timeout);
+}
+
+Result<QmpClient*> Machine::monitor() {
+  if (phase_ == Phase::off) {
+    return failure(ErrorKind::precondition,
+                   fmt::format("the machine '{}' is not running", options_.name));
+  }
+  if (!monitor_ || !monitor_->is_open())
+    return failure(ErrorKind::disconnected, "QEMU's monitor is not connected");
+  return monitor_.get();
+}
+
+Task<Result<std::string>> Machine::guest_status() {
+  const Json answer = CO_TRY(co_await command("query-status", Json::object()));
+  co_return text_param(answer, "status");
+}
+
+/// Has it run unless it is meant to stand still.
+Task<Result<void>> Machine::go_on() {
+  const std::string status = CO_TRY(co_await guest_status());
+  if (status == "running") co_return Result<void>{};
+  CO_TRY(co_await command("cont", Json::object()));
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Machine::suspend() {
+  const auto guard = co_await changing_.lock();
+  CO_TRY(co_await command("stop", Json::object()));
+  wish_.suspended = true;
+  remember();
+  report_("machine_suspended", "");
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Machine::resume() {
+  const auto guard = co_await changing_.lock();
+  CO_TRY(co_await command("cont", Json::object()));
+  wish_.suspended = false;
+  remember();
+  report_("machine_resumed", "");
+  co_return Result<void>{};
+}
+
+void Machine::on_event(const std::string& event, const Json& data) {
+  log_debug("QEMU: {}", event);
+  if (event == "SHUTDOWN" && data.is_object() && data.value("guest", false)) {
+    tasks_.spawn(guest_went_off(data.value("reason", std::string())));
+  } else if (event == "GUEST_PANICKED") {
+    tasks_.spawn(guest_panicked());
+  } else if (event == "BLOCK_IO_ERROR" && data.is_object()) {
+    if (data.value("action", std::string()) != "stop" || std::exchange(retrying_io_, true)) return;
+    report_("machine_io_error",
+            fmt::format("{}: {}{}", data.value("node-name", std::string()),
+                        data.value("reason", std::string()),
+                        data.value("nospace", false) ? ": no space is left" : ""));
+    tasks_.spawn(retry_io());
+  } else if (event == "DEVICE_DELETED" && data.is_object() && data.contains("device")) {
+    unplugged_.push_back(data.value("device", std::string()));
+  }
+}
+
+Task<> Machine::guest_went_off(std::string reason) {
+  guest_shut_down_ = reason.empty() || reason == "guest-shutdown";
+  expect_end(reason == "guest-shutdown" || reason.empty()
+                 ? "the guest shut down"
+                 : fmt::format("the guest ended: {}", reason));
+  const auto ended = co_await end_now();
+  if (!ended) log_warning("{}", ended.error().message());
+}
+
+Task<> Machine::guest_panicked() {
+  report_("machine_panicked", "the guest's kernel has panicked");
+  if (!may_restart()) co_return;  // it stands still, to be looked at
+  const auto guard = co_await changing_.lock();
+  if (!co_await command("system_reset", Json::object())) co_return;
+  if (co_await command("cont", Json::object())) report_("machine_restarted", "after a panic");
+}
+
+/// A disk has failed and the machine stands still: it goes on when the disk does.
+Task<> Machine::retry_io() {
+  for (Duration pause = io_retry_first; !closing_ && phase_ == Phase::on;
+       pause = std::min<Duration>(pause * 2, io_retry_max)) {
+    co_await loop_.sleep(pause);
+    if (wish_.suspended) break;
+    const auto guard = co_await changing_.lock();
+    const auto status = co_await guest_status();
+    if (!status) continue;
+    if (*status != "io-error") break;
+    retrying_io_ = false;  // a request that fails again is another event
+    (void)co_await command("cont", Json::object());
+    if (retrying_io_) co_return;
+    retrying_io_ = true;
+  }
+  retrying_io_ = false;
+}
+
+Task<> Machine::reconnect_monitor() {
+  while (!closing_ && phase_ == Phase::on && process_ && pid_is_alive(process_->pidfd)) {
+    if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
+    if (co_await connect_monitor(reconnect_patience)) co_return;
+  }
+}
+
+// --- Another keeper's machine.
+
+Task<Result<void>> Machine::adopt() {
+  record_ = CO_TRY(store_.record(options_.name));
+  wish_ = CO_TRY(store_.state(options_.name));
+  const bool was_launched = CO_TRY(load_launch());
+  process_ = find_qemu(qemu_directory() + '/');
+  group_ = ControlGroup::open(options_.name);
+  if (!process_) {
+    if (was_launched) {
+      // It ended while nobody looked.
+      phase_ = Phase::on;
+      process_ = QemuProcess{};
+      if (!wish_.running) expected_end_ = "stopped, as asked";
+      co_await after_end();
+    } else {
+      group_.remove();
+    }
+    co_return Result<void>{};
+  }
+  phase_ = Phase::on;
+  tasks_.spawn(watch_process(++generation_));
+  CO_TRY(co_await connect_monitor(reconnect_patience));
+  const std::string status = CO_TRY(co_await guest_status());
+  log_info("found QEMU, process {}: {}", process_->pid, status);
+  if (status == "shutdown") {
+    tasks_.spawn(guest_went_off(""));
+  } else if (status == "guest-panicked") {
+    tasks_.spawn(guest_panicked());
+  } else if (status == "inmigrate") {
+    // Its memory was being filled by somebody who is gone.
+    expect_end("ended: what it was to go on from was not complete");
+    CO_TRY(co_await end_now());
+  } else if (!wish_.running) {
+    // Somebody had asked for its end, and went before it came.
+    tasks_.spawn(guest_went_off(""));
+  } else if (status == "io-error") {
+    retrying_io_ = true;
+    tasks_.spawn(retry_io());
+  } else if (status != "running" && !wish_.suspended) {
+    CO_TRY(co_await command("cont", Json::object()));
+    report_("machine_resumed", "it had been stopped by a keeper that is gone");
+  }
+  changed_.notify_all();
+  co_return Result<void>{};
+}
+
+Task<> Machine::close() {
+  closing_ = true;
+  if (waiting_for_end_ != nullptr) loop_.cancel(*waiting_for_end_);
+  if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
+  co_await tasks_.drained();
+}
+
+Result<void> Machine::save_launch() const {
+  Json disks = Json::array();
+  for (const AttachedDisk& disk : start_.disks) disks.push_back(encode(disk));
+  const Json json = {{"memory", memory_id_.to_string()}, {"disks", std::move(disks)}};
+  return write_small_file(options_.run.machine(options_.name) + "/launch.json", format_json(json));
+}
+
+Result<bool> Machine::load_launch() {
+  auto text = read_small_file(options_.run.machine(options_.name) + "/launch.json");
+  if (!text && text.error().kind() == ErrorKind::not_found) return false;
+  if (!text) return failure(std::move(text).error());
+  const Json json = TRY(parse_json(*text));
+  const std::string memory_id = TRY(required_text_param(json, "memory"));
+  memory_id_ = TRY(Id128::parse(memory_id));
+  memory_file_ = memory::memory_object_path(options_.memory_dir, memory_id_);
+  start_.disks.clear();
+  for (const Json& disk : json.value("disks", Json::array()))
+    start_.disks.push_back(TRY(decode_attached_disk(disk)));
+  return true;
+}
+
+void Machine::remember() {
+  if (const auto saved = store_.save_state(options_.name, wish_); !saved)
+    log_warning("{}", saved.error().message());
+}
+
+}  // namespace berth::machine

@@ -1,0 +1,173 @@
+// One machine while it runs: QEMU started, watched, commanded, started again, ended. The heart of a
+// machine's keeper.
+//
+//        start            guest powers off, stop, crash for good
+//   off ───────► on ─────────────────────────────────────────────► off
+//                │ ▲
+//                └─┘  crash with on_crash = "restart"; a keeper's death does not count
+//
+// On one loop. QEMU outlives this object: close() lets go of it, and adopt() finds it again, in
+// another process. What it was started with is in RUN_DIR/machines/NAME/launch.json, what it is
+// meant to be doing in its state.json. Requests that contradict its state are `precondition`.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "async/event.h"
+#include "async/gate.h"
+#include "async/uring_loop.h"
+#include "machine/layout.h"
+#include "machine/vm/control_group.h"
+#include "machine/vm/guest_agent.h"
+#include "machine/vm/machine_store.h"
+#include "machine/vm/qemu_process.h"
+#include "machine/vm/qmp_client.h"
+
+namespace berth::machine {
+
+/// A machine that does not start, but goes on from where it was saved.
+struct MachineRestore {
+  std::string memory;       // a memory image
+  std::string devices;      // the device state that belongs to it
+  std::string qemu;         // the QEMU that it is of
+  std::string accelerator;  // likewise
+};
+
+struct MachineStart {
+  std::vector<AttachedDisk> disks;
+  std::optional<MachineRestore> restore;
+  bool suspended = false;  // does not run until resume()
+};
+
+class Machine {
+ public:
+  struct Options {
+    std::string name;
+    StateLayout state;
+    RunLayout run;
+    std::string memory_dir;  // where memory objects are
+    std::string preload;     // of the memory tracking library; "" for none
+  };
+  /// A thing that happened, for the daemon and for people. See docs/formats/keeper-control.md.
+  using Report = std::function<void(const char* event, std::string message)>;
+
+  Machine(UringLoop& loop, Options options, Report report);
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
+  ~Machine();
+
+  /// Finds the machine's QEMU if it runs, and has it do what it is meant to do. Before anything
+  /// else.
+  Task<Result<void>> adopt();
+
+  /// Returns when QEMU runs and answers. Nothing is left behind if it does not.
+  Task<Result<void>> start(MachineStart start);
+  /// Asks the guest to shut down, and ends QEMU when that takes longer; at once with a time-out of
+  /// 0. Returns when it has ended.
+  Task<Result<void>> stop(Duration timeout);
+  Task<Result<void>> suspend();
+  Task<Result<void>> resume();
+  /// A disk comes or goes while the machine runs. Detaching asks the guest, which may refuse or
+  /// take its time (timed_out).
+  Task<Result<void>> attach(AttachedDisk disk);
+  Task<Result<void>> detach(std::string node);
+  /// 0 for no limit.
+  Result<void> limit(const LimitSpecification& limits);
+  /// What to do when QEMU or the guest's kernel dies, from now on.
+  void set_on_crash(MachineSpecification::OnCrash on_crash) {
+    record_.specification.on_crash = on_crash;
+  }
+  /// Addresses come from the guest, which may take its time.
+  Task<Json> info(bool with_addresses);
+
+  /// Lets go of QEMU, which runs on.
+  Task<> close();
+
+  bool is_on() const { return phase_ != Phase::off; }
+  /// Waits for the next change of state.
+  auto changed() { return changed_.wait(); }
+
+  // --- For what works on the running machine: freezing, saving.
+
+  /// `precondition` unless QEMU runs and answers.
+  Result<QmpClient*> monitor();
+  GuestAgent& agent() { return *agent_; }
+  /// What is left to the guest of its CPU time, of a hundred; 100 gives it back what it may have.
+  Result<void> slow(unsigned percent);
+  /// Runs a command of QMP.
+  Task<Result<Json>> command(std::string name, Json arguments);
+  pid_t pid() const { return process_ ? process_->pid : 0; }
+  std::string memory_file() const { return memory_file_; }
+  std::uint64_t memory_size() const { return record_.specification.memory; }
+  const MachineRecord& record() const { return record_; }
+  bool tracks_memory() const { return !options_.preload.empty(); }
+  std::string agent_socket() const;
+  std::string qemu_directory() const;
+  std::string run_directory() const { return options_.run.machine(options_.name); }
+  /// While it lives, nothing but its owner stops or continues the machine.
+  auto hold() { return changing_.lock(); }
+  bool is_suspended() const { return wish_.suspended; }
+
+ private:
+  enum class Phase : std::uint8_t { off, starting, on };
+
+  Task<Result<void>> launch();
+  Task<Result<void>> try_launch();
+  Result<void> prepare_directory();
+  Result<void> prepare_boot_files(QemuPlaces& places);
+  Task<Result<void>> connect_monitor(Duration patience);
+  Task<> watch_process(std::uint64_t generation);
+  Task<> after_end();
+  Task<> reconnect_monitor();
+  Task<> retry_io();
+  Task<> guest_went_off(std::string reason);
+  Task<> guest_panicked();
+  Task<Result<void>> go_on();
+  Task<Result<void>> end_now();
+  Task<Result<std::string>> guest_status();
+  Task<std::string> shown_status();
+  void on_event(const std::string& event, const Json& data);
+  void expect_end(std::string reason);
+  void clean_up();
+  bool may_restart();
+  Result<void> save_launch() const;
+  Result<bool> load_launch();
+  void remember();
+  std::string log_path() const;
+
+  UringLoop& loop_;
+  const Options options_;
+  const Report report_;
+  const MachineStore store_;
+  Gate tasks_;
+  Event changed_;
+  AsyncMutex changing_;
+  Phase phase_ = Phase::off;
+  MachineRecord record_;
+  MachineState wish_;
+  MachineStart start_;
+  Id128 memory_id_;
+  std::string memory_file_;
+  std::optional<QemuProcess> process_;
+  std::uint64_t generation_ = 0;
+  UringOperation* waiting_for_end_ = nullptr;
+  std::unique_ptr<QmpClient> monitor_;
+  std::unique_ptr<GuestAgent> agent_;
+  ControlGroup group_;
+  bool kvm_ = false;
+  std::string started_at_;
+  std::string expected_end_;            // why QEMU's end will be no crash; "" while it would be one
+  std::vector<std::string> unplugged_;  // devices that the guest has given back
+  std::deque<Instant> restarts_;
+  bool guest_shut_down_ = false;
+  std::string qemu_version_;
+  bool retrying_io_ = false;
+  bool closing_ = false;
+};
+
+}  // namespace berth::machine

@@ -1,0 +1,209 @@
+#include "machine/vm/machine_keeper.h"
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <deque>
+#include <memory>
+#include <utility>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "async/directories.h"
+#include "async/event.h"
+#include "async/gate.h"
+#include "async/signals.h"
+#include "async/socket.h"
+#include "async/uring_loop.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "machine/control_server.h"
+#include "machine/vm/machine.h"
+#include "machine/vm/machine_methods.h"
+#include "machine/volume_directory.h"
+
+namespace berth::machine {
+namespace {
+
+constexpr Duration last_answers_timeout = std::chrono::seconds(2);
+constexpr Duration first_start_patience =
+    std::chrono::seconds(60);  // of a keeper nobody asks for anything
+constexpr std::size_t remembered_events_max = 32;
+
+class MachineKeeper {
+ public:
+  MachineKeeper(UringLoop& loop, Signals& signals, const MachineKeeperOptions& options)
+      : loop_(loop),
+        signals_(signals),
+        options_(options),
+        run_{options.run_dir},
+        started_at_(loop.wall_time()),
+        tasks_(loop),
+        moved_(loop),
+        server_(loop),
+        machine_(
+            loop,
+            {.name = options.machine,
+             .state = {options.state_dir},
+             .run = run_,
+             .memory_dir = options.memory_dir,
+             .preload = options.preload},
+            [this](const char* event, std::string message) { report(event, std::move(message)); }),
+        quiescence_(loop, machine_, options.program),
+        save_(loop, machine_),
+        methods_(loop, server_, machine_, quiescence_, save_) {
+    server_.add("hello", [this](ControlCall& /*call*/) { return hello(); });
+    server_.add("shutdown", [this](ControlCall& /*call*/) { return shutdown(); });
+  }
+
+  Task<Result<void>> run() {
+    CO_TRY(take_name());
+    CO_TRY(serve_control());
+    tasks_.spawn(watch_signals());
+    tasks_.spawn(watch_patience());
+    outcome_ = co_await machine_.adopt();
+    if (outcome_) {
+      methods_.open();
+      is_open_ = true;
+      tasks_.spawn(quiescence_.recover());
+      tasks_.spawn(watch_machine());
+      while (!stopping_) co_await moved_.wait();
+    }
+    co_await say_goodbye();
+    co_return outcome_;
+  }
+
+ private:
+  Result<void> take_name() {
+    TRY(make_directories(run_.machine(options_.machine)));
+    const std::string path = run_.machine_lock_file(options_.machine);
+    const Fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    if (!made) return errno_failure(errno, fmt::format("cannot make '{}'", path));
+    auto lock = TRY(try_lock(path));
+    if (!lock) {
+      return failure(ErrorKind::in_use,
+                     fmt::format("another keeper has the machine '{}'", options_.machine));
+    }
+    lock_ = std::move(*lock);
+    return {};
+  }
+
+  Result<void> serve_control() {
+    const std::string path = run_.machine_control_socket(options_.machine);
+    ::unlink(path.c_str());  // the name is ours: a socket that is there is a dead keeper's
+    server_.serve(TRY(SocketListener::listen_unix(loop_, path)));
+    return {};
+  }
+
+  Task<> watch_signals() {
+    while (true) {
+      const auto number = co_await signals_.next();
+      if (!number) co_return;
+      request_stop(*number == SIGTERM ? "SIGTERM" : "SIGINT");
+    }
+  }
+
+  /// A machine that has ended needs no keeper.
+  Task<> watch_machine() {
+    while (!stopping_ && !machine_.is_on()) co_await machine_.changed();
+    while (!stopping_ && machine_.is_on()) co_await machine_.changed();
+    request_stop("the machine's end");
+  }
+
+  Task<> watch_patience() {
+    const Instant deadline = loop_.now() + first_start_patience;
+    while (!stopping_ && !machine_.is_on() && loop_.now() < deadline)
+      co_await loop_.sleep(std::chrono::milliseconds(200));
+    if (!machine_.is_on()) request_stop("nobody: no machine was started");
+  }
+
+  void request_stop(const char* by) {
+    if (std::exchange(stopping_, true)) return;
+    log_info("asked to end by {}", by);
+    moved_.notify_all();
+  }
+
+  void report(const char* event, std::string message) {
+    log_info("{}{}{}", event, message.empty() ? "" : ": ", message);
+    server_.send_event(event, message);
+    if (events_.size() == remembered_events_max) events_.pop_front();
+    events_.push_back({{"event", event},
+                       {"message", std::move(message)},
+                       {"at", format_time(loop_.wall_time())}});
+  }
+
+  Task<> say_goodbye() {
+    stopping_ = true;
+    is_open_ = false;
+    server_.cancel_calls();
+    co_await methods_.close();
+    co_await machine_.close();
+    signals_.close();
+    co_await server_.close(last_answers_timeout);
+    co_await tasks_.drained();
+    ::unlink(run_.machine_control_socket(options_.machine).c_str());
+  }
+
+  Task<Result<Json>> hello() {
+    co_return Json{{"version", BERTH_VERSION},
+                   {"pid", ::getpid()},
+                   {"machine", options_.machine},
+                   {"protocol", control_protocol_version},
+                   {"open", is_open_ && !stopping_},
+                   {"on", machine_.is_on()},
+                   {"started_at", format_time(started_at_)},
+                   {"events", Json(std::vector<Json>(events_.begin(), events_.end()))}};
+  }
+
+  /// QEMU runs on.
+  Task<Result<Json>> shutdown() {
+    request_stop("a client");
+    co_return Json::object();
+  }
+
+  UringLoop& loop_;
+  Signals& signals_;
+  const MachineKeeperOptions& options_;
+  const RunLayout run_;
+  const std::chrono::system_clock::time_point started_at_;
+  Fd lock_;
+  Gate tasks_;
+  Event moved_;
+  bool stopping_ = false;
+  bool is_open_ = false;
+  Result<void> outcome_;
+  std::deque<Json> events_;
+  ControlServer server_;
+  Machine machine_;
+  Quiescence quiescence_;
+  MemorySave save_;
+  MachineMethods methods_;
+};
+
+Result<void> run(const MachineKeeperOptions& options) {
+  TRY(check_name("machine", options.machine));
+  const auto loop = TRY(UringLoop::create());
+  const std::array<int, 2> numbers = {SIGTERM, SIGINT};
+  const auto signals = TRY(Signals::create(*loop, numbers));
+  MachineKeeper keeper(*loop, *signals, options);
+  return loop->run_until_complete(keeper.run());
+}
+
+}  // namespace
+
+int run_machine_keeper(const MachineKeeperOptions& options) {
+  std::signal(SIGPIPE, SIG_IGN);
+  const auto outcome = run(options);
+  if (!outcome) {
+    log_error("keeper {}: {}: cannot keep the machine '{}': {}", options.machine,
+              to_string(outcome.error().kind()), options.machine, outcome.error().message());
+    return 1;
+  }
+  log_info("ended");
+  return 0;
+}
+
+}  // namespace berth::machine

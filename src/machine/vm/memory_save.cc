@@ -1,0 +1,209 @@
+#include "machine/vm/memory_save.h"
+
+#include <cstdio>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "machine/small_file.h"
+#include "machine/volume_directory.h"
+#include "memory/round_policy.h"
+
+namespace berth::machine {
+namespace {
+
+constexpr Duration report_interval = std::chrono::milliseconds(50);
+
+/// A new file, durable.
+Result<void> write_file(const std::string& path, const std::string& bytes) {
+  const Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  if (!file) return errno_failure(errno, fmt::format("cannot make '{}'", path));
+  std::size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t count = ::write(file.get(), bytes.data() + done, bytes.size() - done);
+    if (count < 0) return errno_failure(errno, fmt::format("cannot write '{}'", path));
+    done += static_cast<std::size_t>(count);
+  }
+  if (::fsync(file.get()) != 0) return errno_failure(errno, fmt::format("cannot sync '{}'", path));
+  return {};
+}
+
+}  // namespace
+
+MemorySave::MemorySave(UringLoop& loop, Machine& machine)
+    : loop_(loop), machine_(machine), begun_(loop) {}
+
+MemorySave::~MemorySave() = default;
+
+Task<Result<void>> MemorySave::begin(std::string directory, Report report, Check check) {
+  if (beginning_ || is_active())
+    co_return failure(ErrorKind::precondition, "the machine's memory is being saved already");
+  CO_TRY(machine_.monitor());
+  if (!machine_.tracks_memory()) {
+    co_return failure(ErrorKind::unsupported,
+                      "this host cannot track what a guest writes: see `berth host doctor`");
+  }
+  beginning_ = true;
+  directory_ = std::move(directory);
+  hold_.emplace(co_await machine_.hold());
+  auto taken = co_await take(report, check);
+  beginning_ = false;
+  if (!taken) {
+    const auto going_on = co_await go_on();
+    if (!going_on) log_warning("{}", going_on.error().message());
+    forget();
+  }
+  begun_.notify_all();
+  co_return taken;
+}
+
+Task<Result<void>> MemorySave::take(const Report& report, const Check& check) {
+  figures_ = {};
+  stop_copying_ = false;
+  copied_ = 0;
+  CO_TRY(machine_.monitor());
+  scan_ = CO_TRY(co_await offload(loop_, [pid = machine_.pid(), file = machine_.memory_file()] {
+    return memory::DirtyScan::attach(pid, file);
+  }));
+  writer_ =
+      CO_TRY(memory::MemoryImageWriter::create(machine_.memory_file(), directory_ + "/memory"));
+  devices_ = CO_TRY(co_await DeviceStateReceiver::prepare(loop_, machine_));
+  CO_TRY(co_await copy_everything(report, check));
+  if (!machine_.is_suspended()) CO_TRY(co_await copy_rounds(report, check));
+  co_return co_await stop_and_take();
+}
+
+Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check& check) {
+  CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
+  CO_TRY(co_await offload(
+      loop_, [this] { return writer_->prepare_staging(memory::RoundLimits{}.staging_max); }));
+  Gate telling(loop_);
+  bool copying = true;
+  const auto tell = [](MemorySave& self, const Report& to, const Check& wanted,
+                       bool& busy) -> Task<> {
+    while (busy) {
+      to(self.copied_, self.machine_.memory_size());
+      if (!wanted()) self.stop_copying_ = true;
+      co_await self.loop_.sleep(report_interval);
+    }
+  };
+  telling.spawn(tell(*this, report, check, copying));
+  auto copied = co_await offload(loop_, [this] {
+    return writer_->copy_all(stop_copying_, [this](std::uint64_t done) { copied_ = done; });
+  });
+  copying = false;
+  co_await telling.drained();
+  ++figures_.rounds;
+  co_return copied;
+}
+
+Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& check) {
+  memory::RoundPolicy policy({});
+  Instant last_take = loop_.now();
+  while (true) {
+    CO_TRY(check());
+    const Instant now = loop_.now();
+    const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
+    CO_TRY(co_await offload(loop_, [this, &dirty] { return writer_->copy(dirty); }));
+    ++figures_.rounds;
+    report(machine_.memory_size(), machine_.memory_size());
+    const auto decision = policy.next({.bytes_dirty = memory::total_length(dirty),
+                                       .since_last_take = now - last_take,
+                                       .copying = loop_.now() - now});
+    last_take = now;
+    log_debug("round {}: {} bytes; the next would be {} bytes", figures_.rounds,
+              memory::total_length(dirty), decision.last_round_bytes);
+    if (decision.step == memory::RoundDecision::Step::stop_now) break;
+    if (decision.step == memory::RoundDecision::Step::slow_down) {
+      slowed_ = true;
+      if (const auto slowed = machine_.slow(decision.percent); !slowed)
+        log_warning("the machine cannot be slowed: {}", slowed.error().message());
+    }
+  }
+  co_return Result<void>{};
+}
+
+Task<Result<void>> MemorySave::stop_and_take() {
+  // QEMU's own threads are slowed too: not while everybody waits for them.
+  if (std::exchange(slowed_, false)) (void)machine_.slow(100);
+  stopped_at_ = loop_.now();
+  stopped_ = true;
+  CO_TRY(co_await machine_.command("stop", Json::object()));
+  const Instant saving = loop_.now();
+  device_state_ = CO_TRY(co_await devices_->receive());
+  const Instant scanning = loop_.now();
+  const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
+  const Instant copying = loop_.now();
+  CO_TRY(co_await offload(loop_, [this, &dirty] { return writer_->stage(dirty); }));
+  figures_.stopping = saving - stopped_at_;
+  figures_.saving_devices = scanning - saving;
+  figures_.scanning = copying - scanning;
+  figures_.copying = loop_.now() - copying;
+  figures_.last_round_bytes = memory::total_length(dirty);
+  figures_.device_bytes = device_state_.size();
+  ++figures_.rounds;
+  co_return Result<void>{};
+}
+
+Task<Result<void>> MemorySave::go_on() {
+  if (std::exchange(slowed_, false)) (void)machine_.slow(100);
+  if (!std::exchange(stopped_, false)) co_return Result<void>{};
+  Result<void> outcome;
+  if (!machine_.is_suspended()) {
+    const auto continued = co_await machine_.command("cont", Json::object());
+    if (!continued) outcome = failure(continued.error());
+  }
+  figures_.stopped = loop_.now() - stopped_at_;
+  co_return outcome;
+}
+
+Task<Result<MemorySaveFigures>> MemorySave::finish() {
+  if (beginning_ || !is_active())
+    co_return failure(ErrorKind::precondition, "the machine's memory is not being saved");
+  auto outcome = co_await go_on();
+  if (outcome) outcome = co_await offload(loop_, [this] { return writer_->finish(); });
+  if (outcome) {
+    outcome = co_await offload(loop_, [this]() -> Result<void> {
+      TRY(write_file(directory_ + "/devices", device_state_));
+      return sync_directory(directory_);
+    });
+  }
+  figures_.bytes = writer_->bytes_written();
+  const auto us = [](Duration duration) {
+    return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
+  };
+  log_info(
+      "memory saved in {} rounds, {} bytes; stopped for {} us: {} to stop, {} for the devices, {} "
+      "to scan, "
+      "{} to copy {} bytes, the rest to cut the disks and go on",
+      figures_.rounds, figures_.bytes, us(figures_.stopped), us(figures_.stopping),
+      us(figures_.saving_devices), us(figures_.scanning), us(figures_.copying),
+      figures_.last_round_bytes);
+  const MemorySaveFigures figures = figures_;
+  if (!outcome) ::unlink((directory_ + "/memory").c_str());
+  forget();
+  if (!outcome) co_return failure(std::move(outcome).error());
+  co_return figures;
+}
+
+Task<> MemorySave::abandon() {
+  stop_copying_ = true;
+  while (beginning_) co_await begun_.wait();
+  if (!is_active()) co_return;
+  const auto going_on = co_await go_on();
+  if (!going_on) log_warning("{}", going_on.error().message());
+  forget();
+}
+
+void MemorySave::forget() {
+  scan_.reset();
+  writer_.reset();  // takes an image away that is not finished
+  devices_.reset();
+  device_state_.clear();
+  hold_.reset();
+}
+
+}  // namespace berth::machine

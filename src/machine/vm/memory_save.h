@@ -1,0 +1,82 @@
+// A running machine's memory and device state, saved to files (DESIGN §6, rule 1): rounds while it
+// runs, then a short stop for the last of them and for the devices.
+//
+//   begin()   copies rounds, stops the virtual CPUs, takes the last round and the device state
+//   …         whoever asked cuts the disks: this is the instant that everything is of
+//   finish()  the machine runs on; what was taken is written out and made durable
+//
+// The machine runs on whatever goes wrong, and then nothing of the save is left. One at a time. On
+// the machine's loop.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "async/event.h"
+#include "machine/vm/device_state.h"
+#include "machine/vm/machine.h"
+#include "memory/dirty_scan.h"
+#include "memory/memory_image.h"
+
+namespace berth::machine {
+
+struct MemorySaveFigures {
+  unsigned rounds = 0;
+  std::uint64_t bytes = 0;             // copied in all rounds
+  std::uint64_t last_round_bytes = 0;  // while the machine stood still
+  std::uint64_t device_bytes = 0;
+  Duration stopped{};   // from before `stop` to after `cont`
+  Duration stopping{};  // parts of that
+  Duration scanning{};
+  Duration copying{};
+  Duration saving_devices{};
+};
+
+class MemorySave {
+ public:
+  MemorySave(UringLoop& loop, Machine& machine);
+  ~MemorySave();
+
+  /// Into `directory`/memory and `directory`/devices, which must not exist. `report`: bytes done,
+  /// in all.
+  Task<Result<void>> begin(std::string directory,
+                           std::function<void(std::uint64_t done, std::uint64_t total)> report,
+                           std::function<Result<void>()> check);
+  Task<Result<MemorySaveFigures>> finish();
+  /// The machine runs on, the files go.
+  Task<> abandon();
+  bool is_active() const { return hold_.has_value(); }
+
+ private:
+  using Report = std::function<void(std::uint64_t done, std::uint64_t total)>;
+  using Check = std::function<Result<void>()>;
+  Task<Result<void>> take(const Report& report, const Check& check);
+  Task<Result<void>> copy_everything(const Report& report, const Check& check);
+  Task<Result<void>> copy_rounds(const Report& report, const Check& check);
+  Task<Result<void>> stop_and_take();
+  Task<Result<void>> go_on();
+  void forget();
+
+  UringLoop& loop_;
+  Machine& machine_;
+  std::string directory_;
+  std::optional<AsyncMutex::Guard> hold_;
+  std::unique_ptr<DeviceStateReceiver> devices_;
+  std::string device_state_;
+  std::unique_ptr<memory::MemoryImageWriter> writer_;
+  std::unique_ptr<memory::DirtyScan> scan_;
+  std::atomic<bool> stop_copying_{false};
+  std::atomic<std::uint64_t> copied_{0};
+  bool beginning_ = false;
+  Event begun_;
+  bool slowed_ = false;
+  bool stopped_ = false;
+  Instant stopped_at_{};
+  MemorySaveFigures figures_;
+};
+
+}  // namespace berth::machine
