@@ -10,7 +10,7 @@ CMAKE_OPTIONS := -DBERTH_WERROR=$(if $(CI),ON,OFF)
 export BERTH_JOBS := $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test check bench bench-disk fuzz soak asan tsan format clean
+.PHONY: help setup build deb demo test check bench bench-disk fuzz soak asan tsan format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -33,6 +33,10 @@ endef
 
 build: ready | build/ ## build/dev/berth (PRESET=release: build/release/berth)
 	$(call build,$(PRESET),berth)
+
+deb: ready | build/ ## the Debian package, release build: build/deb/berth_VERSION_amd64.deb
+	$(call build,release,installed)
+	@packaging/build-deb build/release build/deb
 
 demo: ready | build/ ## a real guest on a Berth disk: checkpoint, reference point, incremental export, restore
 	$(call build,$(PRESET),berth)
@@ -76,7 +80,7 @@ format: ready ## clang-format over all sources
 	@scripts/sources | xargs clang-format-19 -i
 
 clean: ## remove what was built with the presets
-	rm -rf build/dev build/release build/asan build/tsan build/fuzz build/check build/*.configure.log
+	rm -rf build/dev build/release build/asan build/tsan build/fuzz build/check build/deb build/*.configure.log
 
 build/:
 	@mkdir -p $@
