@@ -4,6 +4,8 @@
 #include "control/command_line.h"
 #include "control/daemon.h"
 #include "machine/keeper.h"
+#include "machine/vm/freeze_watchdog.h"
+#include "machine/vm/machine_keeper.h"
 
 namespace {
 
@@ -15,6 +17,19 @@ int run_keeper(const berth::control::KeeperArguments& arguments) {
                                      .listen_fds = arguments.listen_fds});
 }
 
+int run_machine_keeper(const berth::control::KeeperArguments& arguments) {
+  return berth::machine::run_machine_keeper({.state_dir = arguments.state_dir,
+                                             .run_dir = arguments.run_dir,
+                                             .memory_dir = arguments.memory_dir,
+                                             .machine = arguments.machine,
+                                             .program = "/proc/self/exe",
+                                             .preload = arguments.preload});
+}
+
+int run_watchdog(const berth::control::WatchdogArguments& arguments) {
+  return berth::machine::run_freeze_watchdog(arguments.agent_socket, arguments.fd, arguments.limit);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -24,5 +39,7 @@ int main(int argc, char** argv) {
       {
           .daemon = berth::control::run_daemon,  // the catalogue and the API
           .keeper = run_keeper,                  // one volume, open and served
+          .machine_keeper = run_machine_keeper,  // one machine that runs
+          .watchdog = run_watchdog,              // thaws a guest if its keeper does not
       });
 }

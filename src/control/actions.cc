@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "control/action_list.h"
+
 namespace berth::control {
 namespace {
 
@@ -43,15 +45,21 @@ std::vector<Action> host_actions() {
       {.name = "host.shutdown",
        .method = Method::post,
        .path = "/v1/host/shutdown",
-       .summary = "End the daemon; keepers go on serving unless they are asked to end too",
-       .precondition = "With `keepers`, jobs that are running are cancelled and clients of the "
-                       "volumes lose them",
+       .summary = "End the daemon; machines and keepers go on unless they are asked to end too",
+       .precondition = "With `keepers`, jobs that are running are cancelled, machines are ended by "
+                       "force unless `machines` is given too, and clients of the volumes lose them",
        .result = "Shutdown",
        .parameters = {{"keepers",
                        Place::body,
                        Type::flag,
                        false,
                        "Close every volume and end its keeper",
+                       {}},
+                      {"machines",
+                       Place::body,
+                       Type::flag,
+                       false,
+                       "Have every machine shut down first, the last one that was started first",
                        {}}},
        .errors = {ErrorKind::timed_out}},
       {.name = "events.watch",
@@ -201,6 +209,58 @@ std::vector<Action> volume_actions() {
                        "At most so many bytes a second; 0: no limit",
                        {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::limit}},
+      {.name = "volume.export",
+       .method = Method::post,
+       .path = "/v1/volumes/{volume}/export",
+       .summary = "Copy a volume's whole directory, with its checkpoints and reference points, so "
+                  "that it can be moved to another host",
+       .precondition = "It is not served, nothing works on it (in_use), and its data is its own, "
+                       "not adopted; there is nothing at the new place (already_exists)",
+       .answer = Answer::job,
+       .result = "ExportedVolume",
+       .parameters = {volume_in_path(),
+                      {"to",
+                       Place::body,
+                       Type::path,
+                       true,
+                       "The directory that is made, and becomes the volume's",
+                       {}}},
+       .errors = {KEEPER_ERRORS, ErrorKind::already_exists, ErrorKind::limit}},
+      {.name = "volume.import",
+       .method = Method::post,
+       .path = "/v1/volumes/{volume}/import",
+       .summary = "Take in the directory of a volume that comes from elsewhere",
+       .precondition =
+           "The name is free (already_exists), or the directory is this volume's already; exactly "
+           "one of moved and copied is given. Moved: the volume was closed, and its data file has "
+           "kept its size and its time of modification; what it stands on is here. The directory "
+           "has not been opened as a volume before (precondition)",
+       .answer = Answer::job,
+       .result = "ImportedVolume",
+       .parameters =
+           {volume_in_path(),
+            {"directory", Place::body, Type::path, true, "The directory of the volume", {}},
+            {"moved",
+             Place::body,
+             Type::flag,
+             false,
+             "The original is gone: this is the same volume, and its reference points stay good",
+             {}},
+            {"copied",
+             Place::body,
+             Type::flag,
+             false,
+             "The original goes on: this becomes another volume with the same checkpoints, and its "
+             "reference points begin anew",
+             {}},
+            {"move_files",
+             Place::body,
+             Type::flag,
+             false,
+             "Do not copy the directory: rename it, on the same file system",
+             {}}},
+       .errors = {KEEPER_ERRORS, ErrorKind::already_exists, ErrorKind::limit, ErrorKind::corrupt,
+                  ErrorKind::unsupported}},
       {.name = "volume.check",
        .method = Method::post,
        .path = "/v1/volumes/{volume}/check",
@@ -463,7 +523,7 @@ std::vector<Action> job_actions() {
 std::vector<Action> make_actions() {
   std::vector<Action> all;
   for (auto part : {host_actions(), volume_actions(), checkpoint_actions(), refpoint_actions(),
-                    job_actions()}) {
+                    machine_actions(), machine_point_actions(), job_actions()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;

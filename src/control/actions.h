@@ -21,6 +21,7 @@ struct Parameter {
   enum class Place : std::uint8_t { path, query, body };
   enum class Type : std::uint8_t {
     volume_name,   // as machine::check_name
+    machine_name,  // as machine::check_name
     point_name,    // of a checkpoint or a reference point, as machine::check_point_name
     volume_names,  // a list, at least one, none twice
     text,

@@ -1,6 +1,7 @@
 // The whole of `berth`'s command line, up to the point where a process is one thing or another.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <string>
 #include <vector>
@@ -16,12 +17,24 @@ struct KeeperArguments {
   std::string id;
   std::string volume;
   std::vector<int> listen_fds;
+  std::string machine;  // in place of a volume
+  std::string memory_dir;
+  std::string preload;
+};
+
+/// What `berth watchdog` was told.
+struct WatchdogArguments {
+  std::string agent_socket;
+  int fd = -1;
+  std::chrono::milliseconds limit{};
 };
 
 /// The processes that the program can become; whoever wires the program says how.
 struct Programs {
   std::function<int(const DaemonOptions&)> daemon;
   std::function<int(const KeeperArguments&)> keeper;
+  std::function<int(const KeeperArguments&)> machine_keeper;
+  std::function<int(const WatchdogArguments&)> watchdog;
 };
 
 /// Parses, and carries out or starts what was asked for; the process's exit code.

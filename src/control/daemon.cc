@@ -25,6 +25,7 @@
 #include "control/operations.h"
 #include "control/spawn.h"
 #include "control/version.h"
+#include "memory/preload.h"
 
 namespace berth::control {
 namespace {
@@ -89,6 +90,13 @@ class Daemon {
                   .run_dir = options.run_dir,
                   .idle = options.keeper_idle},
                  volumes_, events_),
+        machines_(io.get_executor(), workers_,
+                  {.program = options.keeper_program,
+                   .state_dir = options.state_dir,
+                   .run_dir = options.run_dir,
+                   .memory_dir = options.memory_dir,
+                   .preload = memory::find_preload().value_or(std::string())},
+                  keepers_, events_),
         cuts_(io.get_executor(), workers_, *catalogue_, events_),
         jobs_(io.get_executor(), workers_, *catalogue_, events_),
         services_{.executor = io.get_executor(),
@@ -98,6 +106,7 @@ class Daemon {
                   .started_at = format_time(std::chrono::system_clock::now()),
                   .volumes = volumes_,
                   .keepers = keepers_,
+                  .machines = machines_,
                   .cuts = cuts_,
                   .jobs = jobs_,
                   .events = events_,
@@ -159,6 +168,7 @@ class Daemon {
       if (const auto marked = co_await cuts_.mark_resolved(volume); !marked)
         log_warning("{}", marked.error().message());
     }
+    co_await machines_.take_over();
     is_taken_over_ = true;
     taken_over_.notify();
   }
@@ -168,6 +178,7 @@ class Daemon {
     co_await jobs_.end_all(jobs_patience);
     events_.close();
     co_await server_.finish(requests_patience);
+    machines_.quit();
     keepers_.quit();
     boost::system::error_code ignored;
     signals_.cancel(ignored);
@@ -179,6 +190,7 @@ class Daemon {
   EventLog events_;
   Volumes volumes_;
   Keepers keepers_;
+  Machines machines_;
   GroupCuts cuts_;
   Jobs jobs_;
   Services services_;
@@ -197,8 +209,10 @@ Result<void> run(const DaemonOptions& options) {
   }
   TRY(make_private_directory(options.state_dir, 0750));
   TRY(make_private_directory(options.state_dir + "/volumes", 0750));
+  TRY(make_private_directory(options.state_dir + "/machines", 0750));
   TRY(make_private_directory(options.run_dir, 0755));
   TRY(make_private_directory(options.run_dir + "/keepers", 0700));
+  TRY(make_private_directory(options.memory_dir, 0711));
   const Fd lock = TRY(lock_state(options.state_dir));
   auto catalogue = TRY(Catalogue::open(options.state_dir + "/catalogue.sqlite"));
 

@@ -61,13 +61,15 @@ EventLog::EventLog(Executor executor) : state_(std::make_shared<State>(std::move
 EventLog::~EventLog() { close(); }
 
 void EventLog::publish(std::string_view kind, EventSubject subject, std::string message) {
-  log_info("{}{}{}: {}", kind, subject.volume.empty() ? "" : " ", subject.volume, message);
+  const std::string& whose = subject.machine.empty() ? subject.volume : subject.machine;
+  log_info("{}{}{}: {}", kind, whose.empty() ? "" : " ", whose, message);
   state_->lines.push_back(
       machine::format_json({{"sequence", ++state_->last},
                             {"at", format_time(std::chrono::system_clock::now())},
                             {"kind", kind},
                             {"volume", text_or_null(subject.volume)},
                             {"job", text_or_null(subject.job)},
+                            {"machine", text_or_null(subject.machine)},
                             {"message", std::move(message)}}));
   if (state_->lines.size() > events_remembered_max) state_->lines.pop_front();
   state_->changed.notify();

@@ -31,6 +31,7 @@ class LineSource {
 struct EventSubject {
   std::string volume;  // "" for none
   std::string job;     // "" for none
+  std::string machine = {};
 };
 
 class EventLog {

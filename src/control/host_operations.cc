@@ -61,8 +61,11 @@ Async<Result<Json>> host_doctor(Services& services, Json /*params*/) {
 
 Async<Result<Json>> host_shutdown(Services& services, Json params) {
   Keepers::Stopped stopped;
+  std::size_t ended = 0;
+  if (params.value("machines", false)) ended = co_await services.machines.stop_all(false);
   if (params.value("keepers", false)) {
     co_await services.jobs.end_all(jobs_end_patience);
+    ended += co_await services.machines.stop_all(true);
     stopped = co_await services.keepers.stop_all();
   }
   services.request_end();
@@ -71,7 +74,7 @@ Async<Result<Json>> host_shutdown(Services& services, Json params) {
                       fmt::format("the daemon ends, but {} of its keepers did not in time: {}",
                                   stopped.failed.size(), fmt::join(stopped.failed, ", ")));
   }
-  co_return Json{{"keepers_stopped", stopped.ended}};
+  co_return Json{{"keepers_stopped", stopped.ended}, {"machines_stopped", ended}};
 }
 
 }  // namespace

@@ -38,8 +38,9 @@ Result<std::unique_ptr<LineSource>> events_watch(Services& services, const Json&
 
 HandlerTable all_handlers() {
   HandlerTable all;
-  for (const auto& part : {host_handlers(), volume_handlers(), checkpoint_handlers(),
-                           refpoint_handlers(), job_handlers()}) {
+  for (const auto& part :
+       {host_handlers(), volume_handlers(), checkpoint_handlers(), refpoint_handlers(),
+        machine_handlers(), machine_point_handlers(), job_handlers()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;

@@ -86,9 +86,9 @@ Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch) {
   const Fd log = TRY(open_log(launch.log_path));
   // Its own name, not the program's path, which is often /proc/self/exe: people look for it in
   // lists of processes.
-  std::vector<std::string> arguments = {
-      "berth",        "keeper", "--state-dir", launch.state_dir, "--run-dir",
-      launch.run_dir, "--id",   launch.volume, "--volume",       launch.volume};
+  std::vector<std::string> arguments = {"berth",          "keeper",    "--state-dir",
+                                        launch.state_dir, "--run-dir", launch.run_dir};
+  arguments.insert(arguments.end(), launch.arguments.begin(), launch.arguments.end());
   SpawnActions actions;
   actions.open_null(STDIN_FILENO);
   actions.duplicate(log.get(), STDOUT_FILENO);

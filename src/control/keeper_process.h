@@ -17,10 +17,10 @@
 namespace berth::control {
 
 struct KeeperLaunch {
-  std::string program;  // what to execute: this very program
+  std::string program;                 // what to execute: this very program
+  std::vector<std::string> arguments;  // beside the directories
   std::string state_dir;
   std::string run_dir;
-  std::string volume;           // also the keeper's id
   std::vector<int> listen_fds;  // listening sockets that it goes on with; they stay the caller's
   std::string log_path;         // its standard error is appended there
 };

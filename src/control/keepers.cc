@@ -129,9 +129,9 @@ Async<Result<void>> Keepers::launch(std::shared_ptr<Keeper> keeper) {
   const machine::RunLayout layout{policy_.run_dir};
   CO_TRY(make_directory(layout.keeper(keeper->volume)));
   KeeperLaunch how{.program = policy_.program,
+                   .arguments = {"--id", keeper->volume, "--volume", keeper->volume},
                    .state_dir = policy_.state_dir,
                    .run_dir = policy_.run_dir,
-                   .volume = keeper->volume,
                    .listen_fds = {},
                    .log_path = log_path(layout, keeper->volume)};
   for (const auto& [uri, listener] : keeper->listeners) {

@@ -37,7 +37,7 @@ class VolumeFacts {
   virtual ~VolumeFacts() = default;
   /// `not_found` if there is no such volume.
   virtual Result<void> check_exists(const std::string& volume) const = 0;
-  /// The volume whose checkpoint this one is backed by, "" for none.
+  /// The volume of this host on whose checkpoint this one stands, "" for none.
   virtual Result<std::string> backing_volume(const std::string& volume) const = 0;
 };
 

@@ -67,7 +67,8 @@ Json schema_of_parameter(const Parameter& parameter) {
                 {"pattern", fmt::format("^[A-Za-z0-9][A-Za-z0-9._-]{{0,{}}}$", length_max - 1)}};
   };
   switch (parameter.type) {
-    case Type::volume_name: return name(machine::volume_name_length_max);
+    case Type::volume_name:
+    case Type::machine_name: return name(machine::volume_name_length_max);
     case Type::point_name: return name(disk::name_length_max);
     case Type::volume_names:
       return {{"type", "array"},

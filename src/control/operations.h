@@ -19,6 +19,7 @@
 #include "control/group_cut.h"
 #include "control/jobs.h"
 #include "control/keepers.h"
+#include "control/machines.h"
 #include "control/volumes.h"
 
 namespace berth::control {
@@ -32,6 +33,7 @@ struct Services {
   std::string started_at;
   Volumes& volumes;
   Keepers& keepers;
+  Machines& machines;
   GroupCuts& cuts;
   Jobs& jobs;
   EventLog& events;
@@ -44,10 +46,15 @@ using StreamHandler = Result<std::unique_ptr<LineSource>> (*)(Services& services
 
 using HandlerTable = std::vector<std::pair<std::string_view, Handler>>;
 
+/// A Machine of the API.
+Async<Result<nlohmann::json>> shown_machine(Services& services, std::string name);
+
 HandlerTable host_handlers();
 HandlerTable volume_handlers();
 HandlerTable checkpoint_handlers();
 HandlerTable refpoint_handlers();
+HandlerTable machine_handlers();
+HandlerTable machine_point_handlers();
 HandlerTable job_handlers();
 
 /// Null if no action of that name answers at once, or with a job.

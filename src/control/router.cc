@@ -90,6 +90,7 @@ Result<Json> check_text(const Parameter& parameter, const Json& value) {
   }
   switch (parameter.type) {
     case Type::volume_name: TRY(machine::check_name("volume", text)); break;
+    case Type::machine_name: TRY(machine::check_name("machine", text)); break;
     case Type::point_name:
       TRY(machine::check_point_name("checkpoint or reference point", text));
       break;

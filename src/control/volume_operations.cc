@@ -125,6 +125,10 @@ Async<Result<Json>> volume_resize(Services& services, Json params) {
 Async<Result<Json>> volume_delete(Services& services, Json params) {
   const std::string volume = text(params, "volume");
   CO_TRY(services.volumes.check_exists(volume));
+  if (const std::string user = CO_TRY(co_await services.machines.user_of(volume)); !user.empty()) {
+    co_return failure(ErrorKind::in_use,
+                      fmt::format("the volume '{}' is a disk of the machine '{}'", volume, user));
+  }
   const auto closed = CO_TRY(co_await services.keepers.close(volume));
   CO_TRY(co_await services.volumes.remove(volume));
   std::error_code ignored;
@@ -140,6 +144,105 @@ Async<Result<Json>> volume_populate(Services& services, Json params) {
       services, {.kind = "volume.populate", .target = volume, .volume = volume}, "volume.populate",
       {{"rate", params.value("rate", std::uint64_t{0})}},
       [](const Json& answer) { return pick("Populated", answer); });
+}
+
+// --- Coming and going.
+
+/// Its files, with nobody at them: until the lock goes, no keeper is started.
+Async<Result<AsyncMutex::Lock>> close_to_copy(Services& services, std::string volume) {
+  auto closed = co_await services.keepers.close(volume);
+  if (closed || closed.error().kind() != ErrorKind::in_use) co_return closed;
+  co_return failure(ErrorKind::in_use,
+                    fmt::format("{}. While it runs, a checkpoint of it can be exported: `berth "
+                                "checkpoint create`, then `berth checkpoint export`",
+                                closed.error().message()));
+}
+
+Async<Result<Json>> run_export(Services& services, std::string volume, std::string to,
+                               std::shared_ptr<JobProgress> job) {
+  auto closed = CO_TRY(co_await close_to_copy(services, volume));
+  const bool is_closed = CO_TRY(co_await services.volumes.is_closed(volume));
+  if (!is_closed) {
+    // Its keeper died. Another one goes on from there, and closes it as it should be.
+    closed = {};
+    {
+      const auto keeper = CO_TRY(co_await services.keepers.use(volume));
+    }
+    closed = CO_TRY(co_await close_to_copy(services, volume));
+  }
+  const auto exported = CO_TRY(co_await services.volumes.export_directory(
+      volume, to, {.report = reporter_for(services.executor, job), .stop = job->stop()}));
+  services.events.publish("volume_exported", {.volume = volume, .job = {}},
+                          fmt::format("to {}", exported.path));
+  co_return Json{
+      {"name", volume}, {"id", exported.id}, {"path", exported.path}, {"bytes", exported.bytes}};
+}
+
+Async<Result<Json>> volume_export(Services& services, Json params) {
+  const std::string volume = text(params, "volume");
+  const std::string to = text(params, "to");
+  CO_TRY(services.volumes.check_exists(volume));
+  // So that a volume that is in use is refused at once.
+  {
+    const auto closed = CO_TRY(co_await close_to_copy(services, volume));
+  }
+  co_return co_await services.jobs.start(
+      {.kind = "volume.export", .target = volume, .volume = volume},
+      [&services, volume, to](std::shared_ptr<JobProgress> job) {
+        return run_export(services, volume, to, std::move(job));
+      });
+}
+
+Async<Result<Json>> run_import(Services& services, machine::VolumeImportRequest request,
+                               std::shared_ptr<JobProgress> job) {
+  const std::string name = request.name;
+  const bool is_copy = request.arrival == disk::Arrival::copied;
+  // A directory that is a volume of this host has a keeper, maybe.
+  AsyncMutex::Lock closed;
+  if (const std::string source = services.volumes.volume_at(request.directory); !source.empty())
+    closed = CO_TRY(co_await close_to_copy(services, source));
+  const auto imported = CO_TRY(co_await services.volumes.import_directory(
+      std::move(request), {.report = reporter_for(services.executor, job), .stop = job->stop()}));
+  services.events.publish(
+      "volume_imported", {.volume = name, .job = {}},
+      fmt::format("{}, as {}", is_copy ? "a copy" : "moved here", imported.summary.id));
+  co_return Json{{"name", name},
+                 {"id", imported.summary.id},
+                 {"size", imported.summary.size},
+                 {"block_size", imported.summary.block_size},
+                 {"backing", imported.summary.backing},
+                 {"arrival", is_copy ? "copied" : "moved"},
+                 {"void_refpoints", imported.void_refpoints},
+                 {"lost_checkpoints", imported.lost_checkpoints}};
+}
+
+Async<Result<Json>> volume_import(Services& services, Json params) {
+  const std::string volume = text(params, "volume");
+  const bool moved = params.value("moved", false);
+  const bool copied = params.value("copied", false);
+  if (moved == copied) {
+    co_return failure(
+        ErrorKind::invalid_argument,
+        fmt::format("say {} of the two this directory is. --moved: the original is gone, this is "
+                    "the same volume, and its reference points stay good. --copied: the original "
+                    "goes on, this becomes another volume, and its next backup is a full one",
+                    moved ? "only one" : "which"));
+  }
+  const machine::VolumeImportRequest request{
+      .name = volume,
+      .directory = text(params, "directory"),
+      .arrival = moved ? disk::Arrival::moved : disk::Arrival::copied,
+      .move_files = params.value("move_files", false)};
+  if (services.volumes.check_exists(volume) &&
+      services.volumes.volume_at(request.directory) != volume) {
+    co_return failure(ErrorKind::already_exists,
+                      fmt::format("there is a volume '{}' already", volume));
+  }
+  co_return co_await services.jobs.start(
+      {.kind = "volume.import", .target = volume, .volume = volume},
+      [&services, request](std::shared_ptr<JobProgress> job) {
+        return run_import(services, request, std::move(job));
+      });
 }
 
 // --- Checking.
@@ -215,7 +318,8 @@ HandlerTable volume_handlers() {
           {"volume.info", volume_info},       {"volume.resize", volume_resize},
           {"volume.delete", volume_delete},   {"volume.serve", volume_serve},
           {"volume.unserve", volume_unserve}, {"volume.populate", volume_populate},
-          {"volume.check", volume_check}};
+          {"volume.check", volume_check},     {"volume.export", volume_export},
+          {"volume.import", volume_import}};
 }
 
 }  // namespace berth::control

@@ -29,12 +29,22 @@ class Volumes final : public VolumeFacts {
   Async<Result<std::vector<machine::VolumeSummary>>> list();
   /// The job's report comes on a worker's thread.
   Async<Result<machine::VolumeSummary>> create(machine::VolumeCreateRequest request,
-                                               machine::VolumeCreateJob job);
+                                               machine::VolumeJob job);
+  /// The same.
+  Async<Result<machine::ExportedVolume>> export_directory(std::string volume, std::string to,
+                                                          machine::VolumeJob job);
+  Async<Result<machine::ImportedVolume>> import_directory(machine::VolumeImportRequest request,
+                                                          machine::VolumeJob job);
+  /// Whether the last to have it open has closed it.
+  Async<Result<bool>> is_closed(std::string volume);
+  /// The volume whose directory this is, "" if it is none's.
+  std::string volume_at(const std::string& directory) const;
   /// `in_use` while it is open somewhere, or while another volume stands on it.
   Async<Result<void>> remove(std::string volume);
 
  private:
   boost::asio::thread_pool& workers_;
+  std::string state_dir_;
   machine::VolumeStore store_;
 };
 

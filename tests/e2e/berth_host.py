@@ -143,12 +143,18 @@ class BerthHost:
     def __init__(self, directory=None, state_dir=None, daemon_options=(), start=True):
         self._own_directory = directory is None
         self.directory = pathlib.Path(directory or tempfile.mkdtemp(prefix="berth-", dir="/tmp"))
+        # QEMU runs as a user of its own and has to get through; paths of memory objects cannot be guessed.
+        if self._own_directory:
+            self.directory.chmod(0o711)
+        self.memory_dir = pathlib.Path(tempfile.mkdtemp(prefix="berth-memory-", dir="/dev/shm"))
+        self.memory_dir.chmod(0o711)
         self._own_state = state_dir is None
         self.state_dir = pathlib.Path(state_dir) if state_dir else self.directory / "s"
         self.run_dir = self.directory / "r"
         self.log_path = self.directory / "daemon.log"
         self.daemon_options = list(daemon_options)
-        self.environment = {**os.environ, "BERTH_STATE_DIR": str(self.state_dir), "BERTH_RUN_DIR": str(self.run_dir)}
+        self.environment = {**os.environ, "BERTH_STATE_DIR": str(self.state_dir), "BERTH_RUN_DIR": str(self.run_dir),
+                            "BERTH_MEMORY_DIR": str(self.memory_dir)}
         self.environment.pop("BERTH_SOCKET", None)
         self.daemon = None
         if start:
@@ -322,7 +328,8 @@ class BerthHost:
                 environment = (entry / "environ").read_bytes().split(b"\0")
                 is_berth = os.path.basename(words[0]) == os.path.basename(program()).encode()
                 mine = str(self.run_dir).encode()
-                if is_berth and (mine in words or b"BERTH_RUN_DIR=" + mine in environment):
+                is_qemu = words[0].endswith(b"qemu-system-x86_64") and any(mine + b"/" in word for word in words)
+                if is_qemu or is_berth and (mine in words or b"BERTH_RUN_DIR=" + mine in environment):
                     found[int(entry.name)] = b" ".join(words).decode(errors="replace")
         return found
 
@@ -354,6 +361,7 @@ class BerthHost:
                 os.kill(pid, signal.SIGKILL)
                 wait_for_exit(pid)
         problems += [f"a socket is left: {path}" for path in self.sockets()]
+        problems += [f"memory is left: {path}" for path in self.memory_dir.glob("*/*")]
         text = "\n".join(problems + [self.log()]) if problems else ""
         self._remove()
         if check and problems:
@@ -363,5 +371,6 @@ class BerthHost:
         if self._own_state:
             shutil.rmtree(self.state_dir, ignore_errors=True)
         shutil.rmtree(self.run_dir, ignore_errors=True)
+        shutil.rmtree(self.memory_dir, ignore_errors=True)
         if self._own_directory:
             shutil.rmtree(self.directory, ignore_errors=True)

@@ -13,6 +13,7 @@ import subprocess
 import urllib.parse
 
 import pytest
+import machine_host
 from berth_host import ROOT, BerthHost, program
 
 
@@ -217,6 +218,13 @@ def test_every_operation_answers_as_documented(api, tmp_path):
     # Checks.
     report = api.job("volume.check", volume="copied", repair=False)
     assert report["state"] in ("done", "failed")
+
+    # Coming and going.
+    assert api.job("volume.export", volume="copied", to=str(tmp_path / "exported"))["state"] == "done"
+    api("volume.import", 400, volume="again", directory=str(tmp_path / "exported"))
+    assert api.job("volume.import", volume="again", directory=str(tmp_path / "exported"), moved=False, copied=True,
+                   move_files=True)["state"] == "done"
+    assert api("volume.info", volume="again")["id"] != api("volume.info", volume="copied")["id"]
     api("volume.delete", volume="copied")
 
     # Jobs and events.
@@ -266,8 +274,64 @@ def test_every_kind_of_refusal_is_documented(api):
     api("volume.unserve", volume="disk1")
 
 
+def test_every_operation_on_a_machine_answers_as_documented(api, tmp_path):
+    toml = machine_host.guest_toml("vm1")
+    assert api.job("vm.create", specification=toml, name="vm2", file="vm.toml", directory=str(tmp_path))["state"] == "done"
+    assert [machine["name"] for machine in api("vm.list")["machines"]] == ["vm2"]
+    api("vm.create", 400, specification="name = 3")
+    api("vm.create", 409, specification=toml, name="vm2")
+    api("vm.info", 404, machine="missing")
+    assert api("vm.start", machine="vm2", suspended=True)["state"] == "suspended"
+    api("vm.start", 412, machine="vm2")
+    assert api("vm.resume", machine="vm2")["state"] == "running"
+    machine = machine_host.Machine(api.host, "vm2")
+    machine.wait_for_agent()
+    assert api("vm.info", machine="vm2")["agent"]
+    api("vm.suspend", machine="vm2")
+    api("vm.resume", machine="vm2")
+    api("vm.set", machine="vm2", cpus=1, memory=256 << 20, autostart="off", on_crash="preserve", stop_timeout_s=30,
+        limit_cpus="0", limit_memory=0)
+    assert api.job("volume.create", name="more", size=64 << 20)["state"] == "done"
+    assert len(api("vm.attach", machine="vm2", volume="more", disk="data", read_only=True)["disks"]) == 2
+    api("vm.attach", 409, machine="vm2", volume="more", disk="data")
+    api("vm.detach", machine="vm2", disk="data")
+    api("vm.detach", 404, machine="vm2", disk="data")
+    api("volume.delete", volume="more")
+
+    made = api.job("vm_checkpoint.create", machine="vm2", name="one", no_quiesce=True, freeze_limit_s=10, durability="durable",
+                   require_application=False)
+    assert made["state"] == "done" and made["result"]["consistency"] == "crash", made
+    assert api.job("vm_checkpoint.create", machine="vm2", name="two", memory=True)["result"]["memory"]
+    api("vm_checkpoint.info", machine="vm2", checkpoint="two")
+    api("vm_checkpoint.info", 404, machine="vm2", checkpoint="three")
+    assert len(api("vm_checkpoint.list", machine="vm2")["checkpoints"]) == 2
+    assert api.job("vm_checkpoint.revert", machine="vm2", checkpoint="two")["state"] == "failed"
+    reverted = api.job("vm_checkpoint.revert", machine="vm2", checkpoint="two", force=True, disks_only=False)
+    assert reverted["result"]["state"] == "running", reverted
+    api("vm_checkpoint.convert", machine="vm2", checkpoint="one", refpoint="zero")
+    assert len(api("vm_refpoint.list", machine="vm2")["refpoints"]) == 1
+    exported = api.job("vm_checkpoint.export", machine="vm2", checkpoint="two", to=str(tmp_path / "out"), since="zero")
+    assert exported["state"] == "done", exported
+    api("vm_checkpoint.delete", machine="vm2", checkpoint="two")
+    api("vm_refpoint.delete", machine="vm2", refpoint="zero")
+
+    assert api("vm.restart", machine="vm2", force=True, timeout_s=0)["state"] == "running"
+    assert api("vm.stop", machine="vm2", force=True, timeout_s=0)["state"] == "stopped"
+    api("vm.stop", 412, machine="vm2")
+    assert api.job("vm.export", machine="vm2", to=str(tmp_path / "vm"))["state"] == "done"
+    api("vm.import", 400, **{"from": str(tmp_path / "vm")})
+    taken = {"from": str(tmp_path / "vm"), "name": "vm3"}
+    assert api.job("vm.import", **taken, copied=True)["state"] == "done"
+    assert api.job("vm.import", **taken, moved=True)["state"] == "failed"
+    api("vm.delete", machine="vm2")
+    assert api.job("vm.import", **taken, moved=True)["state"] == "failed"  # the name is taken
+    api("vm.delete", machine="vm3")
+    assert api.job("vm.import", **taken, moved=True)["result"]["name"] == "vm3"
+    api("vm.delete", machine="vm3")
+
+
 def test_every_operation_and_parameter_was_used(api):
-    api("host.shutdown", keepers=True)
+    api("host.shutdown", keepers=True, machines=True)
     api.host.daemon.wait()
     successes = {name for name, status in api.statuses if status < 400} | {"job.cancel"}  # the race above
     assert successes == set(operations())

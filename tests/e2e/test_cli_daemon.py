@@ -180,7 +180,7 @@ def test_stopping_keepers_closes_every_volume(host):
         host.create(name)
         host.serve(name)
     pids = [host.keeper_pid(name) for name in ("a", "b")]
-    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 2}
+    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 2, "machines_stopped": 0}
     assert host.daemon.wait() == 0
     for pid in pids:
         wait_for_exit(pid, timeout_s=1)
@@ -195,7 +195,7 @@ def test_keepers_are_stopped_without_a_daemon_too(host):
     host.cli("volume", "create", "clone", "--backing", "volume:golden@base")
     host.serve("clone")
     host.daemon.kill()
-    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 2}
+    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 2, "machines_stopped": 0}
     assert host.processes() == {}
     assert host.sockets() == []
 
@@ -203,7 +203,7 @@ def test_keepers_are_stopped_without_a_daemon_too(host):
 def test_stopping_the_daemon_leaves_the_keepers(host):
     host.create("disk1")
     pid = host.keeper_pid("disk1")
-    assert host.json("daemon", "--stop") == {"keepers_stopped": 0}
+    assert host.json("daemon", "--stop") == {"keepers_stopped": 0, "machines_stopped": 0}
     assert host.daemon.wait() == 0
     assert list(host.processes()) == [pid]
 

@@ -150,7 +150,7 @@ def test_the_socket_of_a_dead_daemon_is_in_nobodys_way(host):
     host.start()  # over the dead one's
     assert state_of(host, "disk") == "open"
     host.daemon.kill()
-    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 1}
+    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 1, "machines_stopped": 0}
     assert not path.exists()
     host.start()
     host.stop()
@@ -158,7 +158,7 @@ def test_the_socket_of_a_dead_daemon_is_in_nobodys_way(host):
     path.write_text("somebody's")  # no socket: it is not ours to remove
     done = host.run("daemon")
     assert done.returncode == 4 and str(path) in done.stderr, done.stderr
-    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 0}
+    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 0, "machines_stopped": 0}
     assert path.read_text() == "somebody's"
     path.unlink()
     host.start()
@@ -172,7 +172,7 @@ def test_stopping_keepers_is_refused_for_none_and_leaves_no_listener(host):
     client = connect(uris[0])
     client.pwrite(b"\1" * 4096, 0)
     host.daemon.kill()
-    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 2}
+    assert host.json("daemon", "--stop-keepers") == {"keepers_stopped": 2, "machines_stopped": 0}
     assert host.processes() == {} and host.sockets() == []
     with pytest.raises(OSError), socket.socket(socket.AF_UNIX) as probe:
         probe.connect(uris[0].partition("socket=")[2])

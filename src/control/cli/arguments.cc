@@ -87,10 +87,46 @@ Result<Json> action_parameters(const ParsedLine& line) {
     TRY(set_positional(parameters, *command.action, positional, line.values.at(positional.name)));
   }
   for (const Option& option : command.options) {
+    if (option.machine_only && line.has(option.name)) {
+      return failure(
+          ErrorKind::invalid_argument,
+          fmt::format("{} is for machines, and none of that name is there", option.name));
+    }
     if (option.parameter.empty() || !line.has(option.name)) continue;
     auto words = line.values.at(option.name);
     if (!option.flag_value.empty()) words = {option.flag_value};
     TRY(set(parameters, *command.action, option.parameter, words));
+  }
+  return parameters;
+}
+
+Result<Json> machine_parameters(const ParsedLine& line) {
+  Json parameters = Json::object();
+  const Command& command = *line.command;
+  const Action& action = *command.machine_action;
+  for (Positional positional : command.positionals) {
+    if (positional.parameter.empty() || !line.has(positional.name)) continue;
+    const auto& words = line.values.at(positional.name);
+    if (words.size() > 1)
+      return failure(ErrorKind::invalid_argument, "a checkpoint is of one machine, or of volumes");
+    const std::size_t at = positional.parameter.find('@');
+    if (at != std::string::npos) {
+      positional.parameter = "machine" + positional.parameter.substr(at);
+    } else if (positional.parameter == "volume" || positional.parameter == "volumes") {
+      positional.parameter = "machine";
+    }
+    TRY(set_positional(parameters, action, positional, words));
+  }
+  for (const Option& option : command.options) {
+    if (option.parameter.empty() || !line.has(option.name)) continue;
+    if (std::ranges::find(action.parameters, option.parameter, &Parameter::name) ==
+        action.parameters.end()) {
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("{} is for volumes, not for machines", option.name));
+    }
+    auto words = line.values.at(option.name);
+    if (!option.flag_value.empty()) words = {option.flag_value};
+    TRY(set(parameters, action, option.parameter, words));
   }
   return parameters;
 }

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <iostream>
 #include <iterator>
 #include <utility>
 
@@ -17,6 +18,7 @@
 
 #include "base/fd.h"
 #include "control/cli/api_client.h"
+#include "control/cli/console.h"
 #include "control/cli/render.h"
 #include "control/cli/render_doctor.h"
 #include "control/cli/stop_keepers.h"
@@ -156,8 +158,8 @@ Result<Json> result_of(const Json& job) {
   return failure(ErrorKind::internal, fmt::format("the job is {}", job.value("state", "gone")));
 }
 
-Result<void> run_call(const ParsedLine& line, const ApiClient& client, const Json& parameters) {
-  const Action& action = *line.command->action;
+Result<void> run_call(const ParsedLine& line, const ApiClient& client, const Action& action,
+                      const Json& parameters) {
   const Json answer = TRY(client.call(action, parameters));
   if (action.answer != Answer::job) {
     show(line, action.result, answer);
@@ -320,8 +322,58 @@ Result<void> run_doctor(const ParsedLine& line, const ApiClient& client, const J
                                                       missing_essentials_of(report)));
 }
 
+Result<void> run_vm_create(const ParsedLine& line, const ApiClient& client, Json parameters) {
+  const std::string name = line.text("--file");
+  std::string text;
+  if (name == "-") {
+    text.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+    parameters["directory"] = absolute_path(".");
+  } else {
+    std::ifstream file(name);
+    if (!file) return errno_failure(errno, fmt::format("cannot read '{}'", name));
+    text.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    const std::string path = absolute_path(name);
+    parameters["directory"] = path.substr(0, std::max<std::size_t>(path.rfind('/'), 1));
+  }
+  parameters["specification"] = std::move(text);
+  parameters["file"] = name == "-" ? "standard input" : name;
+  return run_call(line, client, *line.command->action, parameters);
+}
+
+/// Whether the command's first name is a machine's.
+Result<bool> names_machine(const ParsedLine& line, const ApiClient& client) {
+  if (line.command->machine_action == nullptr || line.command->positionals.empty()) return false;
+  const std::string word = line.text(line.command->positionals.front().name);
+  const std::string name = word.substr(0, word.find('@'));
+  if (name.empty()) return false;
+  const Json list = TRY(client.call(*find_action("vm.list"), Json::object()));
+  for (const Json& machine : list.at("machines")) {
+    if (machine.at("name") == name) return true;
+  }
+  return false;
+}
+
+Result<void> run_on_machine(const ParsedLine& line, const ApiClient& client) {
+  const Json parameters = TRY(machine_parameters(line));
+  if (!line.has("--tree") || line.globals.json)
+    return run_call(line, client, *line.command->machine_action, parameters);
+  const Json list = TRY(client.call(*line.command->machine_action, parameters));
+  print(render_checkpoint_tree(list["checkpoints"]));
+  return {};
+}
+
+/// The socket of a machine's console.
+Result<std::string> find_console(const ParsedLine& line) {
+  const Json parameters = TRY(action_parameters(line));
+  const Json machine = TRY(client_of(line.globals).call(*find_action("vm.info"), parameters));
+  if (machine["console"].is_string()) return machine["console"].get<std::string>();
+  return failure(ErrorKind::precondition, fmt::format("the machine '{}' is not running",
+                                                      machine["name"].get<std::string>()));
+}
+
 Result<void> run(const ParsedLine& line) {
   const ApiClient client = client_of(line.globals);
+  if (TRY(names_machine(line, client))) return run_on_machine(line, client);
   const Json parameters = TRY(action_parameters(line));
   switch (line.command->flow) {
     case Flow::changes: return run_changes(line, client, parameters);
@@ -330,8 +382,9 @@ Result<void> run(const ParsedLine& line) {
     case Flow::job_watch: return run_job_watch(line, client, parameters);
     case Flow::events: return run_events(line, client, parameters);
     case Flow::check: return run_check(line, client);
+    case Flow::vm_create: return run_vm_create(line, client, parameters);
     case Flow::doctor: return run_doctor(line, client, parameters);
-    default: return run_call(line, client, parameters);
+    default: return run_call(line, client, *line.command->action, parameters);
   }
 }
 
@@ -340,6 +393,10 @@ Result<void> run(const ParsedLine& line) {
 int run_client(const ParsedLine& line) {
   Result<void> done;
   try {
+    if (line.command->flow == Flow::vm_console) {
+      const auto console = find_console(line);
+      return console ? run_console(*console) : report(console.error());
+    }
     done = run(line);
   } catch (const std::exception& exception) {
     done =
@@ -354,8 +411,10 @@ int run_client(const ParsedLine& line) {
 
 int run_stop(const ParsedLine& line) {
   const bool keepers = line.has("--stop-keepers");
+  const bool machines = line.has("--stop-machines");
   const auto stopped =
-      client_of(line.globals).call(*find_action("host.shutdown"), {{"keepers", keepers}});
+      client_of(line.globals)
+          .call(*find_action("host.shutdown"), {{"keepers", keepers}, {"machines", machines}});
   if (stopped) {
     show(line, "Shutdown", *stopped);
     return exit_done;
@@ -364,7 +423,8 @@ int run_stop(const ParsedLine& line) {
   // No daemon: the keepers hear it from us.
   const auto ended = stop_keepers(line.globals.state_dir, line.globals.run_dir);
   if (!ended) return report(ended.error());
-  show(line, "Shutdown", {{"keepers_stopped", *ended}});
+  show(line, "Shutdown",
+       {{"keepers_stopped", ended->keepers}, {"machines_stopped", ended->machines}});
   return exit_done;
 }
 
@@ -377,6 +437,7 @@ std::vector<std::string> known_names(const Globals& globals, Names kind) {
   const Source source = kind == Names::checkpoints ? Source{"checkpoint.list", "checkpoints", true}
                         : kind == Names::refpoints ? Source{"refpoint.list", "refpoints", true}
                         : kind == Names::jobs      ? Source{"job.list", "jobs", false}
+                        : kind == Names::machines  ? Source{"vm.list", "machines", false}
                                                    : Source{"volume.list", "volumes", false};
   std::vector<std::string> names;
   try {

@@ -8,7 +8,7 @@ namespace berth::control::cli {
 /// Carries the line out, writes to standard output and standard error; the exit code (exit_code.h).
 int run_client(const ParsedLine& line);
 
-/// `berth daemon --stop` and `--stop-keepers`.
+/// `berth daemon --stop`, `--stop-machines` and `--stop-keepers`.
 int run_stop(const ParsedLine& line);
 
 /// `berth internal complete`'s names: what the daemon knows; nothing where none runs.

@@ -15,6 +15,7 @@ using Type = Parameter::Type;
 std::string value_name(const Parameter& parameter) {
   switch (parameter.type) {
     case Type::volume_name: return "VOLUME";
+    case Type::machine_name: return "VM";
     case Type::point_name: return "NAME";
     case Type::path: return "FILE";
     case Type::address: return "HOST:PORT";
@@ -31,6 +32,7 @@ std::string value_name(const Parameter& parameter) {
 
 Names completed_with(const Parameter& parameter) {
   if (parameter.type == Type::volume_name) return Names::volumes;
+  if (parameter.type == Type::machine_name) return Names::machines;
   if (parameter.type == Type::path) return Names::files;
   if (parameter.type == Type::choice) return Names::choices;
   return Names::none;
@@ -88,7 +90,29 @@ struct ActionCommand {
   std::vector<Spelling> spellings = {};
   std::vector<Example> examples = {};
   Flow flow = Flow::call;
+  std::string_view machine_action = {};
 };
+
+/// What only the action on a machine takes.
+void add_machine_options(Command& command) {
+  const auto has = [&command](const Parameter& parameter) {
+    return std::ranges::any_of(command.options, [&parameter](const Option& option) {
+      return option.parameter == parameter.name;
+    });
+  };
+  for (Option& option : options_for(*command.machine_action, command.positionals, {})) {
+    const auto parameter =
+        std::ranges::find(command.machine_action->parameters, option.parameter, &Parameter::name);
+    if (parameter->place == Parameter::Place::path || has(*parameter)) continue;
+    option.machine_only = true;
+    if (option.name.ends_with("-s")) {
+      option.name.resize(option.name.size() - 2);
+      option.value = "SECONDS";
+    }
+    option.description += " (of a machine)";
+    command.options.push_back(std::move(option));
+  }
+}
 
 Command make(const ActionCommand& from) {
   const Action* action = find_action(from.action);
@@ -104,7 +128,13 @@ Command make(const ActionCommand& from) {
   if (!action->precondition.empty())
     command.description = fmt::format("Precondition: {}.", action->precondition);
   command.options = options_for(*action, from.positionals, from.spellings);
-  if (action->answer == Answer::job) {
+  if (!from.machine_action.empty()) {
+    command.machine_action = find_action(from.machine_action);
+    CHECK(command.machine_action != nullptr);
+    add_machine_options(command);
+  }
+  if (action->answer == Answer::job ||
+      (command.machine_action != nullptr && command.machine_action->answer == Answer::job)) {
     command.options.push_back(
         {.name = "--detach", .description = "Do not wait: print the job, and leave it running"});
   }
@@ -170,6 +200,24 @@ void add_volume_commands(std::vector<Command>& all) {
             .positionals = {volume()},
             .examples = {{"berth volume populate web --rate 50M", "at most 50 MiB a second"}}}));
 
+  all.push_back(make(
+      {.action = "volume.export",
+       .positionals = {volume(), {"DIR", "The directory to make", "to", true, false, Names::files}},
+       .examples = {{"berth volume export disk1 /mnt/usb/disk1",
+                     "all of it: the disk, its checkpoints, its reference points"}}}));
+  all.push_back(
+      make({.action = "volume.import",
+            .positionals = {{"NAME", "Name that the volume gets", "volume"},
+                            {"DIR", "Its directory, as `berth volume export` or `cp -a` made it",
+                             "directory", true, false, Names::files}},
+            .examples = {
+                {"berth volume import disk1 /mnt/usb/disk1 --moved",
+                 "the original is gone: the next backup is an increment, as it would have been"},
+                {"berth volume import test /mnt/usb/disk1 --copied",
+                 "the original goes on: another volume with the same content"},
+                {"berth volume import disk1 /var/lib/berth/volumes/disk1 --moved",
+                 "it lies where it should already: before anything opens it there"}}}));
+
   Command check{
       .words = {"volume", "check"},
       .summary = std::string(find_action("volume.check")->summary),
@@ -197,13 +245,31 @@ void add_checkpoint_commands(std::vector<Command>& all) {
                     {"berth checkpoint create db-data db-log --name nightly --refpoint nightly",
                      "two disks at one instant, and a reference point for the next backup"},
                     {"berth checkpoint create disk1 --name quick --volatile",
-                     "costs no sync; lost at a power loss"}}}));
-  all.push_back(make({.action = "checkpoint.list", .positionals = {volume_filter()}}));
-  all.push_back(make({.action = "checkpoint.info", .positionals = {checkpoint()}}));
-  all.push_back(make(
-      {.action = "checkpoint.revert",
-       .positionals = {checkpoint()},
-       .examples = {{"berth checkpoint revert disk1@before-upgrade", "stop the guest first"}}}));
+                     "costs no sync; lost at a power loss"},
+                    {"berth checkpoint create web --name nightly",
+                     "a machine: its guest at rest, all of its disks at one instant"},
+                    {"berth checkpoint create web --name here --memory",
+                     "with its memory, while it runs"}},
+       .machine_action = "vm_checkpoint.create"}));
+  Command list = make({.action = "checkpoint.list",
+                       .positionals = {volume_filter()},
+                       .examples = {{"berth checkpoint list web --tree",
+                                     "a machine's, as they follow one another"}},
+                       .machine_action = "vm_checkpoint.list"});
+  list.options.push_back({.name = "--tree",
+                          .description = "As a tree: each below the one before it (of a machine)",
+                          .machine_only = true});
+  all.push_back(std::move(list));
+  all.push_back(make({.action = "checkpoint.info",
+                      .positionals = {checkpoint()},
+                      .machine_action = "vm_checkpoint.info"}));
+  all.push_back(
+      make({.action = "checkpoint.revert",
+            .positionals = {checkpoint()},
+            .examples = {{"berth checkpoint revert disk1@before-upgrade", "stop the guest first"},
+                         {"berth checkpoint revert web@here --force",
+                          "the machine goes on where it was"}},
+            .machine_action = "vm_checkpoint.revert"}));
   all.push_back(
       make({.action = "checkpoint.export",
             .positionals = {checkpoint(),
@@ -214,8 +280,20 @@ void add_checkpoint_commands(std::vector<Command>& all) {
                           "patch the full image to what the disk was on Monday"},
                          {"berth checkpoint export disk1@monday monday.raw --since sunday",
                           "where monday.raw does not exist: the changed extents alone, with their "
-                          "list beside them"}}}));
-  all.push_back(make({.action = "checkpoint.delete", .positionals = {checkpoint()}}));
+                          "list beside them"},
+                         {"berth checkpoint export web@monday /backup/web --since sunday",
+                          "every disk of a machine, to /backup/web/DISK.raw"}},
+            .machine_action = "vm_checkpoint.export"}));
+  all.push_back(make({.action = "checkpoint.delete",
+                      .positionals = {checkpoint()},
+                      .machine_action = "vm_checkpoint.delete"}));
+  Command convert = make({.action = "refpoint.convert",
+                          .positionals = {checkpoint()},
+                          .spellings = {{"refpoint", "--name"}},
+                          .examples = {{"berth checkpoint convert web@sunday", "after its backup"}},
+                          .machine_action = "vm_checkpoint.convert"});
+  convert.words = {"checkpoint", "convert"};
+  all.push_back(std::move(convert));
 }
 
 void add_refpoint_commands(std::vector<Command>& all) {
@@ -226,8 +304,11 @@ void add_refpoint_commands(std::vector<Command>& all) {
                       .positionals = {checkpoint()},
                       .spellings = {{"refpoint", "--name"}},
                       .examples = {{"berth refpoint convert disk1@sunday",
-                                    "after its backup: the space comes back"}}}));
-  all.push_back(make({.action = "refpoint.list", .positionals = {volume_filter()}}));
+                                    "after its backup: the space comes back"}},
+                      .machine_action = "vm_checkpoint.convert"}));
+  all.push_back(make({.action = "refpoint.list",
+                      .positionals = {volume_filter()},
+                      .machine_action = "vm_refpoint.list"}));
   all.push_back(make({.action = "refpoint.export",
                       .positionals = {refpoint(),
                                       {"FILE", "Where to write it; standard output when left out",
@@ -243,7 +324,9 @@ void add_refpoint_commands(std::vector<Command>& all) {
                          .flow = Flow::refpoint_import});
   import.options.clear();  // they are in the file
   all.push_back(std::move(import));
-  all.push_back(make({.action = "refpoint.delete", .positionals = {refpoint()}}));
+  all.push_back(make({.action = "refpoint.delete",
+                      .positionals = {refpoint()},
+                      .machine_action = "vm_refpoint.delete"}));
 
   Command changes =
       make({.action = "changes.list",
@@ -258,6 +341,74 @@ void add_refpoint_commands(std::vector<Command>& all) {
             .flow = Flow::changes});
   changes.words = {"changes"};
   all.push_back(std::move(changes));
+}
+
+Positional machine() {
+  return {"VM", "Name of the machine", "machine", true, false, Names::machines};
+}
+
+void add_machine_commands(std::vector<Command>& all) {
+  Command create =
+      make({.action = "vm.create",
+            .examples = {{"berth vm create -f web.toml", ""},
+                         {"berth vm create -f web.toml --name web2", "another one like it"}},
+            .flow = Flow::vm_create});
+  std::erase_if(create.options, [](const Option& option) {
+    return option.name == "--specification" || option.name == "--file" ||
+           option.name == "--directory";
+  });
+  create.options.insert(create.options.begin(),
+                        {.name = "--file",
+                         .short_name = "-f",
+                         .value = "FILE",
+                         .description = "The machine's vm.toml; - for standard input",
+                         .required = true,
+                         .names = Names::files});
+  all.push_back(std::move(create));
+  all.push_back(make({.action = "vm.list"}));
+  all.push_back(make({.action = "vm.info", .positionals = {machine()}}));
+  all.push_back(make({.action = "vm.start", .positionals = {machine()}}));
+  all.push_back(make({.action = "vm.stop",
+                      .positionals = {machine()},
+                      .spellings = {{"timeout_s", "--timeout", "SECONDS"}},
+                      .examples = {{"berth vm stop web", "the guest shuts down"},
+                                   {"berth vm stop web --force", "as if its power were cut"}}}));
+  all.push_back(make({.action = "vm.restart",
+                      .positionals = {machine()},
+                      .spellings = {{"timeout_s", "--timeout", "SECONDS"}}}));
+  all.push_back(make({.action = "vm.suspend", .positionals = {machine()}}));
+  all.push_back(make({.action = "vm.resume", .positionals = {machine()}}));
+  all.push_back(make({.action = "vm.set",
+                      .positionals = {machine()},
+                      .spellings = {{"limit_cpus", "--limit-cpus", "CPUS"},
+                                    {"limit_memory", "--limit-memory", "SIZE"}},
+                      .examples = {{"berth vm set web --limit-cpus 1.5", "at once"},
+                                   {"berth vm set web --memory 2G", "from its next start on"}}}));
+  all.push_back(make(
+      {.action = "vm.attach",
+       .positionals = {machine(), {"VOLUME", "The volume", "volume", true, false, Names::volumes}},
+       .spellings = {{"disk", "--as", "NAME"}},
+       .examples = {{"berth vm attach web data", "also while it runs"}}}));
+  all.push_back(
+      make({.action = "vm.detach",
+            .positionals = {machine(), {"DISK", "Name of the disk in the machine", "disk"}}}));
+  all.push_back(
+      make({.action = "vm.export",
+            .positionals = {machine(),
+                            {"DIR", "The directory to make", "to", true, false, Names::files}},
+            .examples = {{"berth vm export web /mnt/usb/web", ""}}}));
+  all.push_back(make(
+      {.action = "vm.import",
+       .positionals = {{"DIR", "A machine's directory", "from", true, false, Names::files}},
+       .examples = {{"berth vm import /mnt/usb/web --moved", "the same machine, now here"},
+                    {"berth vm import /mnt/usb/web --copied --name web2", "another machine"}}}));
+  all.push_back(make({.action = "vm.delete", .positionals = {machine()}}));
+  all.push_back({.words = {"vm", "console"},
+                 .summary = "Be at the machine's serial console; ^] leaves it",
+                 .description = "Precondition: the machine is running, on this host.",
+                 .flow = Flow::vm_console,
+                 .action = find_action("vm.info"),
+                 .positionals = {machine()}});
 }
 
 void add_job_commands(std::vector<Command>& all) {
@@ -309,6 +460,16 @@ void add_host_commands(std::vector<Command>& all) {
                     .description = "End a keeper that nobody used for so long and that serves "
                                    "nothing; 60 when left out"},
                    {.name = "--stop", .description = "End the daemon that runs; keepers go on"},
+                   {.name = "--stop-machines",
+                    .description =
+                        "Have every machine shut down, the last one that was started first, "
+                        "then end the daemon"},
+                   {.name = "--memory-dir",
+                    .value = "DIR",
+                    .description =
+                        "Where machines' memory is, a tmpfs; /dev/shm/berth when left out",
+                    .environment = "BERTH_MEMORY_DIR",
+                    .names = Names::files},
                    {.name = "--stop-keepers",
                     .description = "End the daemon that runs, if one does, and every keeper, "
                                    "closing its volume cleanly"}},
@@ -331,13 +492,34 @@ void add_hidden_commands(std::vector<Command>& all) {
        .summary = "Keep one volume open and serve it; the daemon starts this",
        .flow = Flow::keeper,
        .options =
-           {{.name = "--id", .value = "NAME", .description = "Of the keeper", .required = true},
-            {.name = "--volume", .value = "VOLUME", .description = "The volume", .required = true},
+           {{.name = "--id", .value = "NAME", .description = "Of a volume's keeper"},
+            {.name = "--volume", .value = "VOLUME", .description = "The volume"},
+            {.name = "--machine",
+             .value = "VM",
+             .description = "The machine, in place of a volume"},
+            {.name = "--memory-dir", .value = "DIR", .description = "Where machines' memory is"},
+            {.name = "--preload", .value = "FILE", .description = "What tracks QEMU's memory"},
             {.name = "--listen-fd",
              .value = "FD",
              .description = "A listening socket to go on with",
              .repeated = true}},
        .hidden = true});
+  all.push_back({.words = {"watchdog"},
+                 .summary = "Thaw a guest when its keeper does not; a keeper starts this",
+                 .flow = Flow::watchdog,
+                 .options = {{.name = "--agent-socket",
+                              .value = "PATH",
+                              .description = "Of the guest's agent",
+                              .required = true},
+                             {.name = "--fd",
+                              .value = "FD",
+                              .description = "A pipe that the keeper holds the other end of",
+                              .required = true},
+                             {.name = "--limit-ms",
+                              .value = "N",
+                              .description = "Milliseconds until it thaws all the same",
+                              .required = true}},
+                 .hidden = true});
   all.push_back({.words = {"internal"},
                  .summary = "Print what documents and tests are made from",
                  .flow = Flow::internal,
@@ -355,6 +537,7 @@ const std::vector<Command>& commands() {
     add_volume_commands(list);
     add_checkpoint_commands(list);
     add_refpoint_commands(list);
+    add_machine_commands(list);
     add_job_commands(list);
     add_hidden_commands(list);
     return list;
@@ -392,6 +575,7 @@ const std::vector<Option>& global_options() {
 std::string_view noun_summary(std::string_view noun) {
   if (noun == "host") return "The daemon and its machine";
   if (noun == "volume") return "Virtual disks";
+  if (noun == "vm") return "Virtual machines";
   if (noun == "checkpoint") return "Restorable images of volumes";
   if (noun == "refpoint") return "Reference points: moments that changes can be asked about";
   if (noun == "job") return "Work that is under way";

@@ -14,7 +14,16 @@
 namespace berth::control::cli {
 
 /// What a word may be completed with.
-enum class Names : std::uint8_t { none, volumes, checkpoints, refpoints, jobs, files, choices };
+enum class Names : std::uint8_t {
+  none,
+  volumes,
+  machines,
+  checkpoints,
+  refpoints,
+  jobs,
+  files,
+  choices
+};
 
 struct Option {
   std::string name;        // "--size"
@@ -28,6 +37,7 @@ struct Option {
   bool repeated = false;
   Names names = Names::none;
   std::vector<std::string> choices;
+  bool machine_only = false;  // of no use where the name is a volume's
 };
 
 struct Positional {
@@ -51,10 +61,13 @@ enum class Flow : std::uint8_t {
   changes,          // changes.list, page by page
   refpoint_export,  // to a file, or to standard output
   refpoint_import,  // from such a file
+  vm_create,        // from a vm.toml
+  vm_console,       // relay a terminal
   job_watch,        // follow one job to its end
   events,           // print what comes
   daemon,           // these run here, not in the daemon
   keeper,
+  watchdog,
   check,
   doctor,
   completion,
@@ -67,6 +80,7 @@ struct Command {
   std::string description;         // more, or ""
   Flow flow = Flow::call;
   const Action* action = nullptr;
+  const Action* machine_action = nullptr;  // in its place where the first name is a machine's
   std::vector<Positional> positionals;
   std::vector<Option> options;
   std::vector<Example> examples;

@@ -46,6 +46,9 @@ ParseOutcome parse_line(int argc, const char* const* argv);
 /// paths. invalid_argument says which word does not fit.
 Result<nlohmann::json> action_parameters(const ParsedLine& line);
 
+/// Those of the command's action on a machine, whose name is where a volume's would be.
+Result<nlohmann::json> machine_parameters(const ParsedLine& line);
+
 /// "disk1@monday" as its two names.
 struct PointAddress {
   std::string volume;

@@ -91,6 +91,86 @@ std::string render_volume(const Json& volume) {
        {"served at", listeners_of(volume)}});
 }
 
+std::string render_machine(const Json& machine) {
+  const Json& specification = machine["specification"];
+  std::string addresses;
+  for (const Json& address : machine["addresses"]) {
+    addresses += fmt::format("{}{} ({})", addresses.empty() ? "" : ", ",
+                             text_of(address["address"]), text_of(address["interface"]));
+  }
+  std::string disks;
+  for (const Json& disk : machine["disks"]) {
+    disks += fmt::format("{}{} (volume {}{})", disks.empty() ? "" : ", ", text_of(disk["name"]),
+                         text_of(disk["volume"]), disk["read_only"] == true ? ", read-only" : "");
+  }
+  const bool runs = machine["pid"].is_number();
+  return pairs(
+      {{"name", text_of(machine["name"])},
+       {"id", text_of(machine["id"])},
+       {"state", text_of(machine["state"])},
+       {"CPUs, memory",
+        fmt::format("{}, {}", text_of(specification["cpus"]), size_of(specification["memory"]))},
+       {"disks", disks.empty() ? "-" : disks},
+       {"QEMU", runs ? fmt::format("process {}, {}, since {}", text_of(machine["pid"]),
+                                   text_of(machine["accelerator"]), text_of(machine["started_at"]))
+                     : "-"},
+       {"guest agent", machine["agent"] == true ? "answers" : "-"},
+       {"addresses", addresses.empty() ? "-" : addresses},
+       {"last end", machine["last_end"] == ""
+                        ? "-"
+                        : fmt::format("{}, at {}", text_of(machine["last_end"]),
+                                      text_of(machine["last_end_at"]))}});
+}
+
+std::string milliseconds_of(const Json& microseconds) {
+  return fmt::format("{:.1f} ms", microseconds.get<double>() / 1000);
+}
+
+std::string render_machine_checkpoint(const Json& checkpoint) {
+  std::string line =
+      fmt::format("checkpoint {} of machine {}: {}", text_of(checkpoint["name"]),
+                  text_of(checkpoint["machine"]), text_of(checkpoint["consistency"]));
+  if (checkpoint["memory"] == true) {
+    line += fmt::format(", with memory; its CPUs stood still for {}",
+                        milliseconds_of(checkpoint["stopped_us"]));
+  }
+  if (checkpoint["frozen_us"] != 0)
+    line += fmt::format("; frozen for {}", milliseconds_of(checkpoint["frozen_us"]));
+  if (checkpoint["reason"] != "") line += fmt::format(" ({})", text_of(checkpoint["reason"]));
+  return line + '\n';
+}
+
+std::string render_machine_checkpoints(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& point : list["checkpoints"]) {
+    rows.push_back({text_of(point["name"]), text_of(point["consistency"]), text_of(point["memory"]),
+                    text_of(point["parent"]), point["current"] == true ? "*" : "",
+                    text_of(point["created_at"])});
+  }
+  return table({"NAME", "CONSISTENCY", "MEMORY", "PARENT", "CURRENT", "CREATED"}, rows);
+}
+
+std::string render_machine_refpoints(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& point : list["refpoints"]) {
+    std::string volumes;
+    for (const Json& disk : point["disks"])
+      volumes += (volumes.empty() ? "" : ", ") + text_of(disk["volume"]);
+    rows.push_back({text_of(point["name"]), text_of(point["consistency"]), volumes,
+                    text_of(point["created_at"])});
+  }
+  return table({"NAME", "CONSISTENCY", "VOLUMES", "CREATED"}, rows);
+}
+
+std::string render_machines(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& machine : list["machines"]) {
+    rows.push_back({text_of(machine["name"]), text_of(machine["state"]), text_of(machine["cpus"]),
+                    size_of(machine["memory"]), text_of(machine["disks"])});
+  }
+  return table({"NAME", "STATE", ">CPUS", ">MEMORY", ">DISKS"}, rows);
+}
+
 std::string render_summary(const Json& volume) {
   return fmt::format("volume {}: {}, blocks of {}{}\n", text_of(volume["name"]),
                      size_of(volume["size"]), size_of(volume["block_size"]),
@@ -170,6 +250,28 @@ std::string render_export(const Json& written) {
       written["exact"] == true ? "" : " (after a power loss: more than had changed)");
 }
 
+std::string render_exported_volume(const Json& exported) {
+  return fmt::format("{}: {} in {}\n", text_of(exported["name"]), size_of(exported["bytes"]),
+                     text_of(exported["path"]));
+}
+
+std::string render_imported_volume(const Json& volume) {
+  std::string text =
+      fmt::format("volume {}: {}, {}\n", text_of(volume["name"]), size_of(volume["size"]),
+                  volume["arrival"] == "moved" ? "the same one as before, with all of its points"
+                                               : "a new one with the content of another");
+  const auto given_up = [&](const char* member, std::string_view one, std::string_view many,
+                            std::string_view why) {
+    const std::size_t count = volume[member].size();
+    if (count != 0) text += fmt::format("{} {} {}\n", count, count == 1 ? one : many, why);
+  };
+  given_up("void_refpoints", "reference point is", "reference points are",
+           "of the original only: the next backup is a full one");
+  given_up("lost_checkpoints", "checkpoint is", "checkpoints are",
+           "lost: the data file was changed after the last close");
+  return text;
+}
+
 std::string render_check(const Json& report) {
   std::string text;
   for (const Json& finding : report["findings"]) {
@@ -241,12 +343,24 @@ std::string render(std::string_view schema, const Json& answer) {
   if (schema == "Listener") return text_of(answer["uri"]) + '\n';
   if (schema == "ListenerList") return render_listeners(answer);
   if (schema == "CheckReport") return render_check(answer);
+  if (schema == "ExportedVolume") return render_exported_volume(answer);
+  if (schema == "ImportedVolume") return render_imported_volume(answer);
   if (schema == "Populated") return fmt::format("copied {}\n", size_of(answer["copied"]));
   if (schema == "VolumeSize")
     return fmt::format("{}: {}\n", text_of(answer["name"]), size_of(answer["size"]));
-  if (schema == "Shutdown")
-    return fmt::format("the daemon ends; {} keepers were closed\n",
-                       answer["keepers_stopped"].dump());
+  if (schema == "Shutdown") {
+    return fmt::format("the daemon ends; {} machines and {} keepers were ended\n",
+                       answer["machines_stopped"].dump(), answer["keepers_stopped"].dump());
+  }
+  if (schema == "Machine") return render_machine(answer);
+  if (schema == "MachineList") return render_machines(answer);
+  if (schema == "MachineCheckpoint") return render_machine_checkpoint(answer);
+  if (schema == "MachineCheckpointList") return render_machine_checkpoints(answer);
+  if (schema == "MachineRefpointList") return render_machine_refpoints(answer);
+  if (schema == "MachineRefpoint") {
+    return fmt::format("reference point {} of machine {}, in {} disks\n", text_of(answer["name"]),
+                       text_of(answer["machine"]), answer["disks"].size());
+  }
   if (schema == "Event") {
     return fmt::format("{}  {}{}{}  {}\n", text_of(answer["at"]), text_of(answer["kind"]),
                        answer["volume"].is_null() ? "" : " " + text_of(answer["volume"]),
@@ -254,6 +368,22 @@ std::string render(std::string_view schema, const Json& answer) {
                        text_of(answer["message"]));
   }
   return render_members(answer);
+}
+
+std::string render_checkpoint_tree(const Json& checkpoints) {
+  std::string out;
+  // Bounded: each is below one other, so that nobody is met twice.
+  const auto below = [&](const auto& self, const Json& parent, std::size_t depth) -> void {
+    for (const Json& point : checkpoints) {
+      if (point["parent"] != parent || depth > checkpoints.size()) continue;
+      out += fmt::format("{}{}{}  {}{}  {}\n", std::string(2 * depth, ' '), text_of(point["name"]),
+                         point["current"] == true ? " *" : "", text_of(point["consistency"]),
+                         point["memory"] == true ? ", memory" : "", text_of(point["created_at"]));
+      self(self, point["name"], depth + 1);
+    }
+  };
+  below(below, Json(), 0);
+  return out;
 }
 
 std::string progress_line(const Json& job, std::size_t width) {

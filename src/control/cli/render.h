@@ -31,4 +31,7 @@ std::string render_extents(const nlohmann::json& extents);
 std::string changes_heading();
 std::string changes_summary(std::uint64_t extents, std::uint64_t bytes, bool exact);
 
+/// A machine's checkpoints, each below the one that its life went on from.
+std::string render_checkpoint_tree(const nlohmann::json& checkpoints);
+
 }  // namespace berth::control::cli

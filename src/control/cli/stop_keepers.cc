@@ -21,6 +21,8 @@
 #include "control/spawn.h"
 #include "control/volumes.h"
 #include "machine/layout.h"
+#include "machine/vm/qemu_process.h"
+#include "machine/volume_directory.h"
 #include "machine/volume_store.h"
 
 namespace berth::control::cli {
@@ -31,6 +33,7 @@ constexpr Milliseconds end_timeout{10'000};  // of the process, after it has clo
 
 struct Outcome {
   std::size_t ended = 0;
+  std::size_t machines = 0;
   std::vector<std::string> refused;
 };
 
@@ -68,7 +71,35 @@ Async<void> stop_one(std::string id, std::string socket_path, Outcome& outcome) 
   ++outcome.ended;
 }
 
-Async<void> stop_all(std::vector<std::string> ids, machine::RunLayout layout, Outcome& outcome) {
+/// A machine loses its disks with their keepers: it ends first, by force.
+Async<void> stop_machine(std::string name, machine::RunLayout layout, Outcome& outcome) {
+  if (const auto connection =
+          co_await KeeperConnection::connect(layout.machine_control_socket(name))) {
+    const auto pid = (*connection)->peer_pid();
+    const auto pidfd = pid ? open_pidfd(*pid) : Result<Fd>(failure(pid.error()));
+    const auto stopped =
+        co_await (*connection)
+            ->call("machine.stop", {{"timeout_ms", 0}}, {.timeout = close_timeout});
+    if (stopped) ++outcome.machines;
+    (void)co_await (*connection)
+        ->call("shutdown", nlohmann::json::object(), {.timeout = close_timeout});
+    if (pidfd) wait_for_end(*pidfd, end_timeout);
+  }
+  // One that has no keeper.
+  if (const auto qemu = machine::find_qemu(layout.machine_qemu_directory(name) + '/')) {
+    machine::kill_qemu(qemu->pidfd);
+    wait_for_end(qemu->pidfd, end_timeout);
+    ++outcome.machines;
+  }
+  std::error_code ignored;
+  for (const std::string& directory :
+       {layout.machine_qemu_directory(name), layout.machine(name) + "/d"})
+    std::filesystem::remove_all(directory, ignored);
+}
+
+Async<void> stop_all(std::vector<std::string> machines, std::vector<std::string> ids,
+                     machine::RunLayout layout, Outcome& outcome) {
+  for (const std::string& machine : machines) co_await stop_machine(machine, layout, outcome);
   for (const std::string& id : ids) co_await stop_one(id, layout.control_socket(id), outcome);
 }
 
@@ -107,7 +138,7 @@ void remove_socket_of_dead_daemon(const std::string& state_dir, const std::strin
 
 }  // namespace
 
-Result<std::size_t> stop_keepers(const std::string& state_dir, const std::string& run_dir) {
+Result<StoppedKeepers> stop_keepers(const std::string& state_dir, const std::string& run_dir) {
   const machine::RunLayout layout{run_dir};
   std::vector<std::string> ids;
   std::error_code error;
@@ -117,14 +148,16 @@ Result<std::size_t> stop_keepers(const std::string& state_dir, const std::string
   ids = order_of_closing(machine::VolumeStore(state_dir, run_dir), ids);
   Outcome outcome;
   boost::asio::io_context io(1);
-  boost::asio::co_spawn(io, stop_all(std::move(ids), layout, outcome),
-                        [&io](const std::exception_ptr& exception) {
-                          if (exception) std::terminate();
-                          io.stop();
-                        });
+  boost::asio::co_spawn(
+      io, stop_all(machine::names_in(layout.machines()), std::move(ids), layout, outcome),
+      [&io](const std::exception_ptr& exception) {
+        if (exception) std::terminate();
+        io.stop();
+      });
   io.run();
   remove_socket_of_dead_daemon(state_dir, run_dir);
-  if (outcome.refused.empty()) return outcome.ended;
+  if (outcome.refused.empty())
+    return StoppedKeepers{.keepers = outcome.ended, .machines = outcome.machines};
   return failure(ErrorKind::timed_out, fmt::format("{} keepers ended, but not {}", outcome.ended,
                                                    fmt::join(outcome.refused, "; ")));
 }

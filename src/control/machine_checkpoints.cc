@@ -1,0 +1,394 @@
+#include "control/machine_checkpoints.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "control/machine_steps.h"
+#include "control/machines.h"
+#include "control/point_operations.h"
+#include "control/spawn.h"
+#include "machine/layout.h"
+
+namespace berth::control {
+namespace {
+
+using Json = nlohmann::json;
+using machine::MachineCheckpoint;
+using machine::MachinePoints;
+using Phase = MachineCheckpoint::Phase;
+
+constexpr Milliseconds freeze_grace{15'000};  // beyond the limit of the freeze itself
+constexpr Milliseconds memory_finish_timeout{600'000};
+
+// --- Making one.
+
+Result<machine::MachineStamp> stamp_of(const Json& info, const machine::MachineRecord& record) {
+  return machine::MachineStamp{.qemu = info.value("qemu", std::string()),
+                               .machine_type = record.specification.machine_type,
+                               .cpu_model = record.specification.cpu_model,
+                               .memory = record.specification.memory,
+                               .cpus = record.specification.cpus,
+                               .accelerator = info.value("accelerator", std::string())};
+}
+
+/// Whether a machine that does not run left its file systems as it should have.
+void describe_stopped(MachineCheckpoint& checkpoint, const machine::MachineState& state) {
+  if (state.clean) {
+    checkpoint.consistency = machine::Consistency::application;
+    checkpoint.reason = "the machine had shut down";
+  } else {
+    checkpoint.reason = state.last_end.empty() ? "the machine has never run"
+                                               : fmt::format("the machine had {}", state.last_end);
+  }
+}
+
+/// Step 2 of a running machine.
+Async<Result<void>> begin(std::shared_ptr<KeeperConnection> keeper, const CheckpointWish& wish,
+                          const std::string& directory, MachineCheckpoint& checkpoint,
+                          std::shared_ptr<JobProgress> job) {
+  if (wish.memory) {
+    const auto report = [job](const machine::ControlProgress& progress) {
+      job->report("saving the memory", progress.done, progress.total);
+    };
+    CO_TRY(co_await keeper->call(
+        "memory.begin", {{"directory", directory}},
+        {.timeout = Milliseconds(0), .stop = job->stop(), .progress = report}));
+    checkpoint.reason = "the memory is part of it: the guest was not asked to rest";
+    co_return Result<void>();
+  }
+  if (!wish.quiesce) {
+    checkpoint.reason = "it was not asked for";
+    co_return Result<void>();
+  }
+  job->report("freezing the guest", 0, 0);
+  const Json quiet =
+      CO_TRY(co_await keeper->call("guest.freeze", {{"limit_ms", wish.freeze_limit.count()}},
+                                   {.timeout = wish.freeze_limit + freeze_grace}));
+  checkpoint.consistency =
+      CO_TRY(machine::consistency_from_string(quiet.value("consistency", std::string("crash"))));
+  checkpoint.reason = quiet.value("reason", std::string());
+  co_return Result<void>();
+}
+
+/// Step 4: the guest goes on, however step 3 went.
+Async<Result<void>> end(std::shared_ptr<KeeperConnection> keeper, const CheckpointWish& wish,
+                        MachineCheckpoint& checkpoint, bool failed) {
+  if (wish.memory && failed) {
+    (void)co_await keeper->call("memory.abandon", Json::object(), {});
+    co_return Result<void>();
+  }
+  if (wish.memory) {
+    const Json figures = CO_TRY(
+        co_await keeper->call("memory.finish", Json::object(), {.timeout = memory_finish_timeout}));
+    checkpoint.stopped_us = figures.value("stopped_us", std::int64_t{0});
+    co_return Result<void>();
+  }
+  if (!wish.quiesce) co_return Result<void>();
+  const Json thawed =
+      CO_TRY(co_await keeper->call("guest.thaw", Json::object(), {.timeout = freeze_grace}));
+  checkpoint.frozen_us = thawed.value("frozen_us", std::int64_t{0});
+  if (thawed.value("in_time", false)) co_return Result<void>();
+  checkpoint.consistency = machine::Consistency::crash;
+  checkpoint.reason = "the guest was thawed before the disks were cut: its time was over";
+  co_return Result<void>();
+}
+
+Async<Result<void>> cut_running(Services& services, const CheckpointWish& wish,
+                                const std::string& directory, MachineCheckpoint& checkpoint,
+                                std::shared_ptr<JobProgress> job) {
+  // One connection for all of it: should we die, its end undoes what was begun.
+  const auto keeper = CO_TRY(services.machines.connection(wish.machine));
+  const Json info = CO_TRY(co_await keeper->call("machine.info", Json::object(), {}));
+  checkpoint.suspended = info.value("state", std::string()) == "suspended";
+  const auto record = CO_TRY(co_await services.machines.record(wish.machine));
+  checkpoint.stamp = CO_TRY(stamp_of(info, record));
+  CO_TRY(co_await begin(keeper, wish, directory, checkpoint, job));
+  Result<void> done;
+  if (wish.application && checkpoint.consistency != machine::Consistency::application) {
+    done = failure(ErrorKind::precondition,
+                   fmt::format("the checkpoint would be '{}' and no more: {}",
+                               to_string(checkpoint.consistency), checkpoint.reason));
+  }
+  job->report("cutting the disks", 0, 0);
+  const std::vector<std::string> volumes = checkpointed_volumes(checkpoint.disks);
+  if (done && !volumes.empty()) {
+    const auto cut =
+        co_await make_cut(services, volumes,
+                          {.checkpoint = wish.name, .refpoint = {}, .durability = wish.durability});
+    if (!cut) done = failure(cut.error());
+  }
+  auto ended = co_await end(keeper, wish, checkpoint, !done);
+  co_return done ? std::move(ended) : std::move(done);
+}
+
+/// Nothing is left of it.
+Async<void> take_back(Services& services, std::string machine, MachineCheckpoint checkpoint) {
+  const auto deleted = co_await drop_checkpoint(services, machine, checkpoint);
+  if (!deleted)
+    log_warning("checkpoint {} of {}: {}", checkpoint.name, machine, deleted.error().message());
+}
+
+}  // namespace
+
+Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
+                                    std::shared_ptr<JobProgress> job) {
+  const auto lock = co_await services.machines.lock(wish.machine);
+  const auto record = CO_TRY(co_await services.machines.record(wish.machine));
+  const MachinePoints points({services.state_dir}, wish.machine);
+  CO_TRY(co_await settle_checkpoints(services, wish.machine));
+  if (points.checkpoint(wish.name)) {
+    co_return failure(
+        ErrorKind::already_exists,
+        fmt::format("the machine '{}' has a checkpoint '{}' already", wish.machine, wish.name));
+  }
+  const bool runs = services.machines.is_on(wish.machine);
+  if (wish.memory && !runs) {
+    co_return failure(
+        ErrorKind::precondition,
+        fmt::format("the machine '{}' is not running: it has no memory to save", wish.machine));
+  }
+  MachineCheckpoint checkpoint{.name = wish.name,
+                               .parent = points.current(),
+                               .created_at = format_time(std::chrono::system_clock::now()),
+                               .disks = record.disks};
+  const std::vector<std::string> volumes = checkpointed_volumes(checkpoint.disks);
+  if (volumes.empty() && !wish.memory)
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the machine '{}' has no disks", wish.machine));
+  CO_TRY(co_await check_names_free(services, volumes, wish.name));
+  CO_TRY(points.save(checkpoint));
+
+  Result<void> done;
+  if (runs) {
+    done = co_await cut_running(services, wish, points.checkpoint_directory(wish.name), checkpoint,
+                                job);
+  } else {
+    describe_stopped(checkpoint, CO_TRY(co_await services.machines.state(wish.machine)));
+    const auto cut =
+        co_await make_cut(services, volumes,
+                          {.checkpoint = wish.name, .refpoint = {}, .durability = wish.durability});
+    if (!cut) done = failure(cut.error());
+  }
+  if (done) {
+    checkpoint.phase = Phase::whole;
+    checkpoint.memory = wish.memory;
+    done = points.save(checkpoint);
+  }
+  if (!done) {
+    co_await take_back(services, wish.machine, checkpoint);
+    co_return failure(std::move(done).error().with_context(
+        fmt::format("cannot make a checkpoint of the machine '{}'", wish.machine)));
+  }
+  CO_TRY(points.set_current(wish.name));
+  co_await services.machines.rest(wish.machine);
+  services.events.publish("checkpoint_created", {.volume = {}, .job = {}, .machine = wish.machine},
+                          wish.name);
+  co_return shown_checkpoint(checkpoint, wish.machine, points.current());
+}
+
+Async<Result<Json>> machine_checkpoints(Services& services, std::string machine) {
+  const auto lock = co_await services.machines.lock(machine);
+  CO_TRY(co_await services.machines.record(machine));
+  CO_TRY(co_await settle_checkpoints(services, machine));
+  const MachinePoints points({services.state_dir}, machine);
+  Json list = Json::array();
+  for (const MachineCheckpoint& checkpoint : CO_TRY(points.checkpoints()))
+    list.push_back(shown_checkpoint(checkpoint, machine, points.current()));
+  co_return list;
+}
+
+Async<Result<Json>> machine_refpoints(Services& services, std::string machine) {
+  const auto lock = co_await services.machines.lock(machine);
+  CO_TRY(co_await services.machines.record(machine));
+  CO_TRY(co_await settle_checkpoints(services, machine));
+  Json list = Json::array();
+  const MachinePoints points({services.state_dir}, machine);
+  for (const machine::MachineRefpoint& refpoint : CO_TRY(points.refpoints()))
+    list.push_back(shown_refpoint(refpoint, machine));
+  co_return list;
+}
+
+Async<Result<void>> delete_checkpoint(Services& services, std::string machine,
+                                      std::string checkpoint) {
+  const auto lock = co_await services.machines.lock(machine);
+  CO_TRY(co_await services.machines.record(machine));
+  CO_TRY(co_await settle_checkpoints(services, machine));
+  const MachinePoints points({services.state_dir}, machine);
+  MachineCheckpoint found = CO_TRY(points.checkpoint(checkpoint));
+  CO_TRY(co_await check_unused(services, found));
+  found.phase = Phase::deleting;
+  CO_TRY(points.save(found));
+  CO_TRY(co_await drop_checkpoint(services, machine, found));
+  co_await services.machines.rest(machine);
+  services.events.publish("checkpoint_deleted", {.volume = {}, .job = {}, .machine = machine},
+                          checkpoint);
+  co_return Result<void>();
+}
+
+Async<Result<void>> delete_refpoint(Services& services, std::string machine, std::string refpoint) {
+  const auto lock = co_await services.machines.lock(machine);
+  CO_TRY(co_await services.machines.record(machine));
+  const MachinePoints points({services.state_dir}, machine);
+  const machine::MachineRefpoint found = CO_TRY(points.refpoint(refpoint));
+  for (const machine::MachineRefpointPart& part : found.parts) {
+    auto keeper = CO_TRY(co_await services.keepers.use(part.volume));
+    const auto deleted = co_await keeper.call("refpoint.delete", {{"name", refpoint}}, {});
+    if (!deleted && deleted.error().kind() != ErrorKind::not_found)
+      co_return failure(deleted.error());
+  }
+  co_return points.remove_refpoint(refpoint);
+}
+
+Async<Result<Json>> convert_checkpoint(Services& services, std::string machine,
+                                       std::string checkpoint, std::string refpoint) {
+  const auto lock = co_await services.machines.lock(machine);
+  CO_TRY(co_await services.machines.record(machine));
+  CO_TRY(co_await settle_checkpoints(services, machine));
+  const MachinePoints points({services.state_dir}, machine);
+  MachineCheckpoint found = CO_TRY(points.checkpoint(checkpoint));
+  if (refpoint.empty()) refpoint = checkpoint;
+  if (points.refpoint(refpoint)) {
+    co_return failure(
+        ErrorKind::already_exists,
+        fmt::format("the machine '{}' has a reference point '{}' already", machine, refpoint));
+  }
+  CO_TRY(co_await check_unused(services, found));
+  CO_TRY(co_await check_refpoint_names_free(services, checkpointed_volumes(found.disks), refpoint));
+  found.phase = Phase::converting;
+  found.refpoint = refpoint;
+  CO_TRY(points.save(found));
+  CO_TRY(co_await finish_conversion(services, machine, found));
+  co_await services.machines.rest(machine);
+  services.events.publish("refpoint_created", {.volume = {}, .job = {}, .machine = machine},
+                          refpoint);
+  co_return shown_refpoint(CO_TRY(points.refpoint(refpoint)), machine);
+}
+
+// --- Going back.
+
+namespace {
+
+Async<Result<void>> revert_disks(Services& services, MachineCheckpoint checkpoint,
+                                 std::shared_ptr<JobProgress> job) {
+  for (const std::string& volume : checkpointed_volumes(checkpoint.disks)) {
+    auto keeper = CO_TRY(co_await services.keepers.use(volume));
+    const auto report = [job, volume](const machine::ControlProgress& progress) {
+      job->report(fmt::format("reverting {}", volume), progress.done, progress.total);
+    };
+    CO_TRY(co_await keeper.call("checkpoint.revert", {{"name", checkpoint.name}},
+                                {.timeout = Milliseconds(0), .stop = {}, .progress = report}));
+  }
+  co_return Result<void>();
+}
+
+/// Whether its memory can go on in the machine as it is now.
+Result<void> check_stamp(const MachineCheckpoint& checkpoint,
+                         const machine::MachineRecord& record) {
+  const auto& specification = record.specification;
+  const auto& stamp = checkpoint.stamp;
+  std::string differs;
+  if (stamp.machine_type != specification.machine_type) differs = "machine type";
+  if (stamp.cpu_model != specification.cpu_model) differs = "CPU model";
+  if (stamp.memory != specification.memory) differs = "size of the memory";
+  if (stamp.cpus != specification.cpus) differs = "number of CPUs";
+  if (checkpoint.disks != record.disks) differs = "disks";
+  if (differs.empty()) return {};
+  return failure(
+      ErrorKind::precondition,
+      fmt::format("the memory of the checkpoint '{}' does not fit: the machine's {} is another "
+                  "now. Bring it back, or revert with --disks-only",
+                  checkpoint.name, differs));
+}
+
+}  // namespace
+
+Async<Result<void>> revert_machine(Services& services, RevertWish wish,
+                                   std::shared_ptr<JobProgress> job) {
+  const MachinePoints points({services.state_dir}, wish.machine);
+  bool was_running = services.machines.is_on(wish.machine);
+  if (was_running && !wish.force) {
+    co_return failure(
+        ErrorKind::precondition,
+        fmt::format("the machine '{}' is running: stop it first, or revert with --force",
+                    wish.machine));
+  }
+  MachineCheckpoint checkpoint;
+  {
+    const auto lock = co_await services.machines.lock(wish.machine);
+    CO_TRY(co_await settle_checkpoints(services, wish.machine));
+    checkpoint = CO_TRY(points.checkpoint(wish.checkpoint));
+    const auto record = CO_TRY(co_await services.machines.record(wish.machine));
+    if (checkpoint.memory && !wish.disks_only) CO_TRY(check_stamp(checkpoint, record));
+    for (const std::string& volume : checkpointed_volumes(checkpoint.disks))
+      CO_TRY(co_await find_point(services, volume, checkpoint.name, PointKind::checkpoint));
+  }
+  if (was_running) CO_TRY(co_await services.machines.stop(wish.machine, Milliseconds(0)));
+  {
+    const auto lock = co_await services.machines.lock(wish.machine);
+    if (services.machines.is_on(wish.machine))
+      co_return failure(ErrorKind::in_use,
+                        fmt::format("somebody has started the machine '{}'", wish.machine));
+    CO_TRY(points.set_reverting(checkpoint.name));
+    CO_TRY(co_await revert_disks(services, checkpoint, job));
+    CO_TRY(points.set_current(checkpoint.name));
+    CO_TRY(points.set_reverting(""));
+  }
+  services.events.publish("machine_reverted", {.volume = {}, .job = {}, .machine = wish.machine},
+                          checkpoint.name);
+  if (checkpoint.memory && !wish.disks_only) {
+    job->report("loading the memory", 0, 0);
+    const std::string directory = points.checkpoint_directory(checkpoint.name);
+    co_return co_await services.machines.start(wish.machine,
+                                               {.suspended = checkpoint.suspended,
+                                                .memory = directory + "/memory",
+                                                .devices = directory + "/devices",
+                                                .qemu = checkpoint.stamp.qemu,
+                                                .accelerator = checkpoint.stamp.accelerator});
+  }
+  if (was_running) co_return co_await services.machines.start(wish.machine, {});
+  co_return Result<void>();
+}
+
+Async<Result<Json>> export_checkpoint(Services& services, std::string machine,
+                                      std::string checkpoint, std::string directory,
+                                      std::string since, std::shared_ptr<JobProgress> job) {
+  const MachinePoints points({services.state_dir}, machine);
+  const MachineCheckpoint found = CO_TRY(points.checkpoint(checkpoint));
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error)
+    co_return errno_failure(error.value(),
+                            fmt::format("cannot make the directory '{}'", directory));
+  std::uint64_t extents = 0;
+  std::uint64_t bytes = 0;
+  bool exact = true;
+  for (const machine::MachineDisk& disk : found.disks) {
+    if (!is_checkpointed(disk)) continue;
+    auto keeper = CO_TRY(co_await services.keepers.use(disk.volume));
+    Json request = {{"name", checkpoint},
+                    {"to", fmt::format("{}/{}.raw", directory, disk_name(disk))}};
+    if (!since.empty()) request["since"] = since;
+    const auto report = [job, name = disk_name(disk)](const machine::ControlProgress& progress) {
+      job->report(fmt::format("exporting {}", name), progress.done, progress.total);
+    };
+    const Json part = CO_TRY(co_await keeper.call(
+        "checkpoint.export", std::move(request),
+        {.timeout = Milliseconds(0), .stop = job->stop(), .progress = report}));
+    extents += part.value("extents", std::uint64_t{0});
+    bytes += part.value("bytes", std::uint64_t{0});
+    exact = exact && part.value("exact", true);
+  }
+  co_await services.machines.rest(machine);
+  co_return Json{{"path", directory},
+                 {"since", since.empty() ? Json() : Json(since)},
+                 {"extents", extents},
+                 {"bytes", bytes},
+                 {"exact", exact}};
+}
+
+}  // namespace berth::control

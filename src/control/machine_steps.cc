@@ -1,0 +1,187 @@
+#include "control/machine_steps.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "control/machines.h"
+#include "control/point_operations.h"
+#include "control/spawn.h"
+#include "machine/volume_directory.h"
+
+namespace berth::control {
+namespace {
+
+using Json = nlohmann::json;
+using machine::MachineCheckpoint;
+using machine::MachinePoints;
+using Phase = MachineCheckpoint::Phase;
+
+/// Whether the volume has it; an error where that cannot be found out.
+Async<Result<bool>> has_point(Services& services, std::string volume, std::string name,
+                              PointKind kind) {
+  const auto found = co_await find_point(services, volume, name, kind);
+  if (found) co_return true;
+  if (found.error().kind() == ErrorKind::not_found) co_return false;
+  co_return failure(found.error());
+}
+
+Async<Result<void>> settle_making(Services& services, std::string machine,
+                                  MachineCheckpoint checkpoint) {
+  const std::vector<std::string> volumes = checkpointed_volumes(checkpoint.disks);
+  bool everywhere = !volumes.empty();
+  for (const std::string& volume : volumes) {
+    everywhere = everywhere && CO_TRY(co_await has_point(services, volume, checkpoint.name,
+                                                         PointKind::checkpoint));
+  }
+  if (!everywhere) co_return co_await drop_checkpoint(services, machine, checkpoint);
+  const MachinePoints points({services.state_dir}, machine);
+  checkpoint.phase = Phase::whole;
+  checkpoint.consistency = machine::Consistency::crash;
+  checkpoint.reason = "it was cut short after the disks' cut: what came before it is not known";
+  const std::string directory = points.checkpoint_directory(checkpoint.name);
+  for (const char* file : {"/memory", "/devices"}) ::unlink((directory + file).c_str());
+  CO_TRY(points.save(checkpoint));
+  co_return points.set_current(checkpoint.name);
+}
+
+}  // namespace
+
+bool is_checkpointed(const machine::MachineDisk& disk) {
+  return disk.kind == machine::AttachedDisk::Kind::disk && !disk.read_only;
+}
+
+std::vector<std::string> checkpointed_volumes(const std::vector<machine::MachineDisk>& disks) {
+  std::vector<std::string> volumes;
+  for (const machine::MachineDisk& disk : disks)
+    if (is_checkpointed(disk)) volumes.push_back(disk.volume);
+  return volumes;
+}
+
+std::string disk_name(const machine::MachineDisk& disk) {
+  constexpr std::string_view prefix = "disk-";
+  return disk.node.starts_with(prefix) ? disk.node.substr(prefix.size()) : disk.node;
+}
+
+Async<Result<void>> settle_checkpoints(Services& services, std::string machine) {
+  const MachinePoints points({services.state_dir}, machine);
+  for (const MachineCheckpoint& checkpoint : CO_TRY(points.checkpoints())) {
+    switch (checkpoint.phase) {
+      case Phase::whole: break;
+      case Phase::making: CO_TRY(co_await settle_making(services, machine, checkpoint)); break;
+      case Phase::deleting: CO_TRY(co_await drop_checkpoint(services, machine, checkpoint)); break;
+      case Phase::converting:
+        CO_TRY(co_await finish_conversion(services, machine, checkpoint));
+        break;
+    }
+  }
+  co_return Result<void>();
+}
+
+Async<Result<void>> check_names_free(Services& services, std::vector<std::string> volumes,
+                                     std::string name) {
+  for (const std::string& volume : volumes) {
+    if (!CO_TRY(co_await has_point(services, volume, name, PointKind::checkpoint))) continue;
+    co_return failure(
+        ErrorKind::already_exists,
+        fmt::format("the volume '{}' has a checkpoint '{}' of its own", volume, name));
+  }
+  co_return Result<void>();
+}
+
+Async<Result<void>> check_refpoint_names_free(Services& services, std::vector<std::string> volumes,
+                                              std::string name) {
+  for (const std::string& volume : volumes) {
+    if (!CO_TRY(co_await has_point(services, volume, name, PointKind::refpoint))) continue;
+    co_return failure(
+        ErrorKind::already_exists,
+        fmt::format("the volume '{}' has a reference point '{}' of its own", volume, name));
+  }
+  co_return Result<void>();
+}
+
+Async<Result<void>> check_unused(Services& services, MachineCheckpoint checkpoint) {
+  for (const std::string& volume : checkpointed_volumes(checkpoint.disks)) {
+    const auto dependents = machine::dependents_of({services.state_dir}, volume, checkpoint.name);
+    if (dependents.empty()) continue;
+    co_return failure(ErrorKind::in_use,
+                      fmt::format("the volume '{}' stands on the checkpoint '{}'",
+                                  dependents.front(), checkpoint.name));
+  }
+  co_return Result<void>();
+}
+
+Async<Result<void>> drop_checkpoint(Services& services, std::string machine,
+                                    MachineCheckpoint checkpoint) {
+  for (const std::string& volume : checkpointed_volumes(checkpoint.disks)) {
+    if (!services.volumes.check_exists(volume)) continue;
+    auto keeper = CO_TRY(co_await services.keepers.use(volume));
+    const auto deleted = co_await keeper.call("checkpoint.delete", {{"name", checkpoint.name}}, {});
+    if (!deleted && deleted.error().kind() != ErrorKind::not_found)
+      co_return failure(deleted.error());
+  }
+  co_return MachinePoints({services.state_dir}, machine).remove_checkpoint(checkpoint.name);
+}
+
+Async<Result<void>> finish_conversion(Services& services, std::string machine,
+                                      MachineCheckpoint checkpoint) {
+  machine::MachineRefpoint refpoint{.name = checkpoint.refpoint,
+                                    .created_at = checkpoint.created_at,
+                                    .consistency = checkpoint.consistency,
+                                    .parts = {}};
+  for (const machine::MachineDisk& disk : checkpoint.disks) {
+    if (!is_checkpointed(disk)) continue;
+    auto keeper = CO_TRY(co_await services.keepers.use(disk.volume));
+    const auto converted = co_await keeper.call(
+        "checkpoint.convert", {{"name", checkpoint.name}, {"refpoint", checkpoint.refpoint}}, {});
+    if (!converted && converted.error().kind() != ErrorKind::not_found)
+      co_return failure(converted.error());
+    // Also of one that was converted before this was cut short.
+    const Json point = CO_TRY(
+        co_await find_point(services, disk.volume, checkpoint.refpoint, PointKind::refpoint));
+    refpoint.parts.push_back({.disk = disk_name(disk),
+                              .volume = disk.volume,
+                              .epoch = point.value("epoch", std::uint64_t{0}),
+                              .nonce = CO_TRY(Id128::parse(point.value("nonce", std::string())))});
+  }
+  const MachinePoints points({services.state_dir}, machine);
+  CO_TRY(points.save(refpoint));
+  co_return points.remove_checkpoint(checkpoint.name);
+}
+
+Json shown_checkpoint(const MachineCheckpoint& checkpoint, const std::string& machine,
+                      const std::string& current) {
+  Json volumes = Json::array();
+  for (const std::string& volume : checkpointed_volumes(checkpoint.disks))
+    volumes.push_back(volume);
+  return {{"machine", machine},
+          {"name", checkpoint.name},
+          {"parent", checkpoint.parent.empty() ? Json() : Json(checkpoint.parent)},
+          {"current", checkpoint.name == current},
+          {"consistency", to_string(checkpoint.consistency)},
+          {"reason", checkpoint.reason},
+          {"memory", checkpoint.memory},
+          {"created_at", checkpoint.created_at},
+          {"frozen_us", checkpoint.frozen_us},
+          {"stopped_us", checkpoint.stopped_us},
+          {"volumes", std::move(volumes)}};
+}
+
+Json shown_refpoint(const machine::MachineRefpoint& refpoint, const std::string& machine) {
+  Json parts = Json::array();
+  for (const machine::MachineRefpointPart& part : refpoint.parts) {
+    parts.push_back({{"disk", part.disk},
+                     {"volume", part.volume},
+                     {"epoch", part.epoch},
+                     {"nonce", part.nonce.to_string()}});
+  }
+  return {{"machine", machine},
+          {"name", refpoint.name},
+          {"created_at", refpoint.created_at},
+          {"consistency", to_string(refpoint.consistency)},
+          {"disks", std::move(parts)}};
+}
+
+}  // namespace berth::control

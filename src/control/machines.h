@@ -1,0 +1,117 @@
+// The machines of this host as the daemon knows them: their directories, and the keepers of those
+// that run. Started on demand and at the host's start, found again when the daemon starts, given a
+// new keeper when one dies.
+//
+// On the control plane's thread. A machine's disks are volumes, served to its QEMU on sockets of
+// its own: this object serves them before the machine starts, and ends that when it has ended. When
+// it goes, keepers and QEMUs stay.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <boost/asio/thread_pool.hpp>
+#include <nlohmann/json_fwd.hpp>
+
+#include "base/result.h"
+#include "control/async.h"
+#include "control/events.h"
+#include "control/keeper_connection.h"
+#include "control/keepers.h"
+#include "control/volumes.h"
+#include "machine/vm/machine_store.h"
+
+namespace berth::control {
+
+struct MachinePolicy {
+  std::string program;  // what is executed as `PROGRAM keeper …`
+  std::string state_dir;
+  std::string run_dir;
+  std::string memory_dir;
+  std::string preload;  // "" where memory is not tracked
+};
+
+class Machines {
+ public:
+  struct Machine;
+
+  Machines(Executor executor, boost::asio::thread_pool& workers, MachinePolicy policy,
+           Keepers& keepers, EventLog& events);
+  ~Machines();
+
+  /// Finds what runs, gives keepers to QEMUs that have lost theirs, and, when this is the first
+  /// daemon since the host has booted, starts what is to start by itself. After
+  /// Keepers::take_over().
+  Async<void> take_over();
+
+  Async<Result<std::vector<machine::MachineRecord>>> list();
+  Async<Result<machine::MachineRecord>> record(std::string name);  // not_found
+  Async<Result<void>> save(machine::MachineRecord record);
+  Async<Result<machine::MachineState>> state(std::string name);
+
+  /// As QEMU and the guest say; of one that does not run, as its directory says.
+  Async<Result<nlohmann::json>> info(std::string name, bool with_addresses);
+  bool is_on(const std::string& name) const;
+
+  struct Start {
+    bool suspended = false;
+    std::string memory;  // what to go on from; "" for a cold start
+    std::string devices;
+    std::string qemu;  // version and accelerator that these are of
+    std::string accelerator;
+  };
+  Async<Result<void>> start(std::string name, Start how);
+  /// A time-out of 0: at once, by force.
+  Async<Result<void>> stop(std::string name, Milliseconds timeout);
+  /// One method of its keeper's. `precondition` where it does not run.
+  Async<Result<nlohmann::json>> call(std::string name, std::string method, nlohmann::json params,
+                                     CallOptions options);
+  /// The keeper's connection of this moment, for what is undone when the caller goes away.
+  Result<std::shared_ptr<KeeperConnection>> connection(const std::string& name) const;
+
+  /// Serves a disk for a machine, and where. For a machine that runs, or is about to.
+  Async<Result<machine::AttachedDisk>> serve(std::string name, machine::MachineDisk disk,
+                                             std::uint32_t uid);
+  Async<void> unserve(std::string name, machine::MachineDisk disk);
+  /// Closes the disks of a machine that is off, as far as nobody else needs them: so that its
+  /// directory is whole and can be copied. With its lock held, or by whoever has just ended it.
+  Async<void> rest(std::string name);
+  /// Held while a machine is started, ended, changed, checkpointed.
+  Async<AsyncMutex::Lock> lock(std::string name);
+  /// The machine that has the volume as a disk of its own, or runs with it; "" for none.
+  Async<Result<std::string>> user_of(std::string volume);
+
+  /// Every machine that runs, the last one that was started first, each with its own time to shut
+  /// down; or all at once by force.
+  Async<std::size_t> stop_all(bool force);
+  void quit();
+
+ private:
+  std::shared_ptr<Machine> machine_of(const std::string& name);
+  Async<Result<void>> start_locked(std::shared_ptr<Machine> machine, Start how);
+  Async<Result<void>> check_disks_free(machine::MachineRecord record);
+  Async<Result<void>> check_memory(machine::MachineRecord record);
+  Async<Result<void>> launch(std::shared_ptr<Machine> machine);
+  Async<Result<void>> attach(std::shared_ptr<Machine> machine);
+  Async<void> watch_process(std::shared_ptr<Machine> machine, std::uint64_t generation);
+  Async<void> keep(std::shared_ptr<Machine> machine);
+  Async<void> release_disks(std::string name);
+  Async<void> await_end(std::shared_ptr<Machine> machine, Milliseconds patience);
+  Async<void> autostart();
+  std::string log_path(const std::string& name) const;
+
+  Executor executor_;
+  boost::asio::thread_pool& workers_;
+  MachinePolicy policy_;
+  Keepers& keepers_;
+  EventLog& events_;
+  machine::MachineStore store_;
+  std::map<std::string, std::shared_ptr<Machine>> machines_;
+  std::uint64_t starts_ = 0;
+  bool quitting_ = false;
+};
+
+}  // namespace berth::control
