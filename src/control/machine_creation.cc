@@ -132,7 +132,8 @@ Async<Result<void>> make(Services& services, machine::MachineRecord record,
   record.disks = std::move(plan.disks);
   CO_TRY(co_await on_worker(services.workers, [record, claim]() -> Result<void> {
     TRY(copy_boot_files(record.specification, claim->path()));
-    return claim->publish(record);
+    TRY(claim->publish(record));
+    return {};
   }));
   co_return Result<void>();
 }
@@ -194,8 +195,6 @@ Async<Result<Json>> create_machine_job(Services& services, MachineSpecification 
                                 .specification = std::move(specification),
                                 .created_at = format_time(std::chrono::system_clock::now())};
   machine::complete(record.specification, record.id);
-  auto store = std::make_shared<machine::MachineStore>(services.state_dir);
-  record.uid = CO_TRY(co_await on_worker(services.workers, [store] { return store->free_uid(); }));
   const std::string name = record.specification.name;
   auto made = co_await make(services, std::move(record), std::move(job));
   if (!made) {

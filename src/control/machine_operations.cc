@@ -262,7 +262,7 @@ Async<Result<Json>> vm_detach(Services& services, Json params) {
                         fmt::format("the disk '{}' was made with the machine '{}' and goes with it",
                                     text(params, "disk"), name));
     }
-    const machine::MachineDisk detached = *disk;
+    const machine::MachineDisk detached = std::move(*disk);
     if (services.machines.is_on(name)) {
       CO_TRY(co_await services.keepers.use(detached.volume));
       CO_TRY(co_await services.machines.call(name, "machine.detach", {{"node", node}}, {}));

@@ -82,6 +82,7 @@ struct Machines::Machine {
   bool alive = false;
   bool heard = false;
   bool opening = false;
+  std::string last_end;  // of its keeper's process, "" where nobody knows
   Wakeup process_ended;
 };
 
@@ -231,7 +232,7 @@ Async<void> Machines::watch_process(std::shared_ptr<Machine> machine, std::uint6
                               asio::as_tuple(asio::use_awaitable));
   }
   if (machine->generation != generation) co_return;
-  const std::string how = reap(machine->process.pidfd);
+  machine->last_end = reap(machine->process.pidfd);
   machine->alive = false;
   machine->heard = false;
   if (machine->connection) machine->connection->close();
@@ -255,7 +256,8 @@ Async<void> Machines::keep(std::shared_ptr<Machine> machine) {
       }
       if (!std::exchange(died, true)) {
         events_.publish("keeper_ended", {.volume = {}, .job = {}, .machine = machine->name},
-                        fmt::format("process {}", machine->process.pid));
+                        fmt::format("process {}{}{}", machine->process.pid,
+                                    machine->last_end.empty() ? "" : ": ", machine->last_end));
       }
       const auto launched = co_await launch(machine);
       events_.publish(

@@ -43,7 +43,7 @@ std::optional<std::uint64_t> number_in(const std::string& text) {
 std::string make_group(const std::string& parent, const std::string& machine) {
   if (parent.empty()) return {};
   const std::string berth = parent + "/berth";
-  const std::string group = fmt::format("{}/{}", berth, machine);
+  std::string group = fmt::format("{}/{}", berth, machine);
   for (const std::string& path : {berth, group}) {
     if (::mkdir(path.c_str(), 0755) != 0 && errno != EEXIST) return {};
   }

@@ -516,17 +516,15 @@ Task<Result<void>> Machine::adopt() {
   CO_TRY(co_await connect_monitor(reconnect_patience));
   const std::string status = CO_TRY(co_await guest_status());
   log_info("found QEMU, process {}: {}", process_->pid, status);
-  if (status == "shutdown") {
-    tasks_.spawn(guest_went_off(""));
-  } else if (status == "guest-panicked") {
-    tasks_.spawn(guest_panicked());
-  } else if (status == "inmigrate") {
+  if (status == "inmigrate") {
     // Its memory was being filled by somebody who is gone.
     expect_end("ended: what it was to go on from was not complete");
     CO_TRY(co_await end_now());
-  } else if (!wish_.running) {
-    // Somebody had asked for its end, and went before it came.
-    tasks_.spawn(guest_went_off(""));
+  } else if (status == "shutdown" || !wish_.running) {
+    // Or somebody had asked for its end, and went before it came.
+    tasks_.spawn(guest_went_off(status == "shutdown" ? "" : "it was to end"));
+  } else if (status == "guest-panicked") {
+    tasks_.spawn(guest_panicked());
   } else if (status == "io-error") {
     retrying_io_ = true;
     tasks_.spawn(retry_io());

@@ -77,6 +77,16 @@ Result<void> link_disk(const StateLayout& state, const std::string& machine,
   return {};
 }
 
+/// A uid that no machine has.
+Result<std::uint32_t> free_uid(const MachineStore& store) {
+  std::set<std::uint32_t> taken;
+  for (const MachineRecord& record : TRY(store.list())) taken.insert(record.uid);
+  for (std::uint32_t uid = uid_first; uid < uid_first + uid_count; ++uid) {
+    if (!taken.contains(uid)) return uid;
+  }
+  return failure(ErrorKind::limit, fmt::format("there are {} machines already", uid_count));
+}
+
 }  // namespace
 
 std::string own_volume_name(std::string_view machine, std::string_view disk) {
@@ -128,7 +138,7 @@ Result<void> MachineStore::Claim::plan(const std::vector<std::string>& volumes) 
   return write_small_file(planned_name(path_), format_json(Json(volumes)));
 }
 
-Result<void> MachineStore::Claim::publish(const MachineRecord& record) {
+Result<MachineRecord> MachineStore::Claim::publish(MachineRecord record) {
   const std::string prefix = name_ + '.';
   std::vector<std::string> own;
   for (const MachineDisk& disk : record.disks) {
@@ -140,6 +150,11 @@ Result<void> MachineStore::Claim::publish(const MachineRecord& record) {
       return errno_failure(
           errno, fmt::format("cannot move the volume '{}' into '{}'", disk.volume, path_));
   }
+  // From the choice of the uid until the machine is there, nobody else chooses one.
+  const Fd machines(::open(state_.machines().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!machines || ::flock(machines.get(), LOCK_EX) != 0)
+    return errno_failure(errno, fmt::format("cannot lock '{}'", state_.machines()));
+  record.uid = TRY(free_uid(MachineStore(state_.state_dir)));
   TRY(write_small_file(path_ + record_name, encode(record).dump(2) + '\n'));
   TRY(sync_directory(path_ + "/disks"));
   ::unlink(planned_name(path_).c_str());
@@ -149,16 +164,8 @@ Result<void> MachineStore::Claim::publish(const MachineRecord& record) {
   lock_ = Fd();
   TRY(sync_directory(state_.machines()));
   for (const std::string& disk : own) TRY(link_disk(state_, name_, disk));
-  return sync_directory(state_.volumes());
-}
-
-Result<std::uint32_t> MachineStore::free_uid() const {
-  std::set<std::uint32_t> taken;
-  for (const MachineRecord& record : TRY(list())) taken.insert(record.uid);
-  for (std::uint32_t uid = uid_first; uid < uid_first + uid_count; ++uid) {
-    if (!taken.contains(uid)) return uid;
-  }
-  return failure(ErrorKind::limit, fmt::format("there are {} machines already", uid_count));
+  TRY(sync_directory(state_.volumes()));
+  return record;
 }
 
 Result<std::vector<MachineRecord>> MachineStore::list() const {

@@ -75,8 +75,9 @@ class MachineStore {
     const std::string& path() const { return path_; }
     /// Before volumes of these names are made for it: so that they go too if it comes to nothing.
     Result<void> plan(const std::vector<std::string>& volumes);
-    /// Durable: the machine is there. Its own disks, already volumes of their final names, move in.
-    Result<void> publish(const MachineRecord& record);
+    /// Durable: the machine is there, with a uid that no other has. Its own disks, already volumes
+    /// of their final names, move in.
+    Result<MachineRecord> publish(MachineRecord record);
 
    private:
     friend class MachineStore;
@@ -87,9 +88,6 @@ class MachineStore {
     Fd lock_;
   };
   Result<Claim> claim(const std::string& name) const;
-
-  /// A uid that no machine has.
-  Result<std::uint32_t> free_uid() const;
 
   /// By name. Directories that are no machine are left out.
   Result<std::vector<MachineRecord>> list() const;

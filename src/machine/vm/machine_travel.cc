@@ -72,7 +72,8 @@ Result<void> copy_file(const std::string& from, const std::string& to) {
 Result<void> copy_files(const std::string& from, const std::string& to,
                         const std::vector<std::string>& names) {
   for (const std::string& name : names) {
-    if (path_exists(from + '/' + name)) TRY(copy_file(from + '/' + name, to + '/' + name));
+    const std::string source = fmt::format("{}/{}", from, name);
+    if (path_exists(source)) TRY(copy_file(source, fmt::format("{}/{}", to, name)));
   }
   return sync_directory(to);
 }
@@ -257,9 +258,9 @@ Result<ImportedMachine> import_machine(const StateLayout& state, const MachineIm
       for (NetworkSpecification& network : record.specification.networks) network.mac.clear();
       complete(record.specification, record.id);
     }
-    record.uid = TRY(store.free_uid());
     if (was != name) TRY(rename_points(state, claimed, was, name, record.disks));
-    return claim.publish(record);
+    record = TRY(claim.publish(record));
+    return {};
   };
   auto taken = take();
   if (!taken)
