@@ -13,12 +13,6 @@ using Type = Parameter::Type;
 Parameter volume_in_path() {
   return {"volume", Place::path, Type::volume_name, true, "Name of the volume", {}};
 }
-Parameter checkpoint_in_path() {
-  return {"checkpoint", Place::path, Type::point_name, true, "Name of the checkpoint", {}};
-}
-Parameter refpoint_in_path() {
-  return {"refpoint", Place::path, Type::point_name, true, "Name of the reference point", {}};
-}
 Parameter job_in_path() { return {"job", Place::path, Type::text, true, "Id of the job", {}}; }
 Parameter volume_filter() {
   return {"volume", Place::query, Type::volume_name, false, "Only those of this volume", {}};
@@ -284,21 +278,15 @@ std::vector<Action> checkpoint_actions() {
                        "get it or none",
        .answer = Answer::created,
        .result = "Cut",
-       .parameters =
-           {{"volumes", Place::body, Type::volume_names, true, "The volumes", {}},
-            {"name", Place::body, Type::point_name, true, "Name of the checkpoint", {}},
-            {"durability",
-             Place::body,
-             Type::choice,
-             false,
-             "volatile: faster, but lost at a power loss and given up first when space runs out",
-             {"durable", "volatile"}},
-            {"refpoint",
-             Place::body,
-             Type::point_name,
-             false,
-             "Make a reference point of this name too, at the same cut",
-             {}}},
+       .parameters = {{"volumes", Place::body, Type::volume_names, true, "The volumes", {}},
+                      {"name", Place::body, Type::point_name, true, "Name of the checkpoint", {}},
+                      durability(),
+                      {"refpoint",
+                       Place::body,
+                       Type::point_name,
+                       false,
+                       "Make a reference point of this name too, at the same cut",
+                       {}}},
        .errors = {KEEPER_ERRORS, ErrorKind::already_exists, ErrorKind::limit}},
       {.name = "checkpoint.list",
        .method = Method::get,
@@ -384,14 +372,7 @@ std::vector<Action> refpoint_actions() {
            "Make a checkpoint a reference point: its space comes back, its place in time stays",
        .precondition = "Nobody reads the checkpoint, and no volume has it as backing (in_use)",
        .result = "Refpoint",
-       .parameters = {volume_in_path(),
-                      checkpoint_in_path(),
-                      {"refpoint",
-                       Place::body,
-                       Type::point_name,
-                       false,
-                       "Name of the reference point; the checkpoint's when left out",
-                       {}}},
+       .parameters = {volume_in_path(), checkpoint_in_path(), refpoint_to_make()},
        .errors = {KEEPER_ERRORS, ErrorKind::already_exists}},
       {.name = "refpoint.list",
        .method = Method::get,

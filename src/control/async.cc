@@ -1,9 +1,14 @@
 #include "control/async.h"
 
+#include <fcntl.h>
+
 #include <boost/asio/as_tuple.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
+
+#include "base/process.h"
 
 namespace berth::control {
 namespace asio = boost::asio;
@@ -43,6 +48,18 @@ Async<bool> Wakeup::wait_for(Milliseconds duration) {
   waiter.timer.expires_after(duration);
   co_await waiter.timer.async_wait(asio::as_tuple(asio::use_awaitable));
   co_return waiter.notified;
+}
+
+Async<void> process_end(const Fd& pidfd) {
+  const Fd watched(::fcntl(pidfd.get(), F_DUPFD_CLOEXEC, 0));
+  asio::posix::stream_descriptor ended(co_await asio::this_coro::executor,
+                                       ::fcntl(watched.get(), F_DUPFD_CLOEXEC, 0));
+  // Asio may say that a descriptor is ready when it is not: an event that was meant for one that it
+  // knew before.
+  while (!has_ended(watched)) {
+    co_await ended.async_wait(asio::posix::stream_descriptor::wait_read,
+                              asio::as_tuple(asio::use_awaitable));
+  }
 }
 
 Async<void> pause_for(Milliseconds duration) {

@@ -13,6 +13,8 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 
+#include "base/fd.h"
+
 namespace berth::control {
 
 template <typename T>
@@ -38,6 +40,9 @@ class Wakeup {
 
 /// co_await for some time.
 Async<void> pause_for(Milliseconds duration);
+
+/// co_await until the process has ended, on a duplicate of its descriptor.
+Async<void> process_end(const Fd& pidfd);
 
 /// Held over co_awaits. Not fair, not recursive. May go before its locks do.
 class AsyncMutex {

@@ -29,8 +29,8 @@ class LineSource {
 };
 
 struct EventSubject {
-  std::string volume;  // "" for none
-  std::string job;     // "" for none
+  std::string volume = {};  // "" for none
+  std::string job = {};
   std::string machine = {};
 };
 

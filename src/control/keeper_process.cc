@@ -4,7 +4,6 @@
 #include <array>
 
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/stat.h>
@@ -99,10 +98,6 @@ Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch) {
   }
   actions.set_session_and_signals();
 
-  // Asio's sockets survive an exec: a keeper would hold the API's sockets open after the daemon's
-  // end.
-  ::close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
-
   // Not every library opens its descriptors close-on-exec, and a keeper that held our API's socket
   // would keep the next daemon from it.
   ::close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
@@ -115,25 +110,10 @@ Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch) {
   return process;
 }
 
-Result<Fd> open_pidfd(pid_t pid) {
-  Fd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  if (pidfd) return pidfd;
-  if (errno == ESRCH)
-    return failure(ErrorKind::not_found, fmt::format("there is no process {}", pid));
-  return errno_failure(errno, fmt::format("cannot watch process {}", pid));
-}
-
 Result<Fd> duplicate_from(const Fd& pidfd, int fd) {
   Fd duplicate(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), fd, 0)));
   if (!duplicate) return errno_failure(errno, "cannot duplicate a socket of the keeper");
   return duplicate;
-}
-
-bool has_ended(const Fd& pidfd) { return wait_for_end(pidfd, std::chrono::milliseconds(0)); }
-
-bool wait_for_end(const Fd& pidfd, std::chrono::milliseconds patience) {
-  pollfd watched{.fd = pidfd.get(), .events = POLLIN, .revents = 0};
-  return ::poll(&watched, 1, static_cast<int>(patience.count())) != 0;
 }
 
 std::string reap(const Fd& pidfd) {
@@ -143,12 +123,6 @@ std::string reap(const Fd& pidfd) {
     return {};
   if (info.si_code == CLD_EXITED) return fmt::format("exit code {}", info.si_status);
   return fmt::format("signal {}", info.si_status);
-}
-
-Result<void> send_signal(const Fd& pidfd, int signal) {
-  if (::syscall(SYS_pidfd_send_signal, pidfd.get(), signal, nullptr, 0) == 0) return {};
-  if (errno == ESRCH) return failure(ErrorKind::not_found, "the process is gone");
-  return errno_failure(errno, "cannot signal a keeper");
 }
 
 std::string log_tail(const std::string& path, std::uint64_t offset) {

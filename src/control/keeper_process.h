@@ -4,7 +4,6 @@
 // Plain system calls; each is short.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -12,6 +11,7 @@
 #include <sys/types.h>
 
 #include "base/fd.h"
+#include "base/process.h"
 #include "base/result.h"
 
 namespace berth::control {
@@ -33,19 +33,11 @@ struct KeeperProcess {
 
 Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch);
 
-/// Watches a process that somebody else has started. `not_found` if it is gone.
-Result<Fd> open_pidfd(pid_t pid);
 /// A duplicate of the descriptor `fd` of that process.
 Result<Fd> duplicate_from(const Fd& pidfd, int fd);
-/// Whether the process has ended, without waiting for it.
-bool has_ended(const Fd& pidfd);
-/// Blocks until it has, but not longer than this; whether it has.
-bool wait_for_end(const Fd& pidfd, std::chrono::milliseconds patience);
 /// Takes the exit status of a child that has ended, so that no zombie stays; for a person: "exit
 /// code 1". Empty if it was nobody's child of ours.
 std::string reap(const Fd& pidfd);
-/// Sends a signal. `not_found` if it is gone.
-Result<void> send_signal(const Fd& pidfd, int signal);
 
 /// The last lines of a keeper's log from `offset` on, for a message.
 std::string log_tail(const std::string& path, std::uint64_t offset);

@@ -5,12 +5,9 @@
 #include <set>
 #include <utility>
 
-#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
-#include <boost/asio/as_tuple.hpp>
-#include <boost/asio/posix/stream_descriptor.hpp>
 #include <fmt/format.h>
 
 #include "base/log.h"
@@ -21,7 +18,6 @@
 #include "machine/layout.h"
 
 namespace berth::control {
-namespace asio = boost::asio;
 using Json = nlohmann::json;
 using SteadyClock = std::chrono::steady_clock;
 
@@ -239,14 +235,7 @@ Async<Result<Json>> Keepers::await_open(std::shared_ptr<Keeper> keeper) {
 }
 
 Async<void> Keepers::watch_process(std::shared_ptr<Keeper> keeper, std::uint64_t generation) {
-  asio::posix::stream_descriptor ended(executor_,
-                                       ::fcntl(keeper->process.pidfd.get(), F_DUPFD_CLOEXEC, 0));
-  // Asio may say that a descriptor is ready when it is not: an event that was meant for one that it
-  // knew before.
-  while (!has_ended(keeper->process.pidfd)) {
-    co_await ended.async_wait(asio::posix::stream_descriptor::wait_read,
-                              asio::as_tuple(asio::use_awaitable));
-  }
+  co_await process_end(keeper->process.pidfd);
   if (keeper->generation != generation) co_return;
   const std::string how = reap(keeper->process.pidfd);
   keeper->alive = false;

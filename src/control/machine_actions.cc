@@ -8,10 +8,6 @@ namespace {
 using Place = Parameter::Place;
 using Type = Parameter::Type;
 
-Parameter machine_in_path() {
-  return {"machine", Place::path, Type::machine_name, true, "Name of the machine", {}};
-}
-
 Parameter timeout() {
   return {"timeout_s",
           Place::body,
@@ -21,6 +17,8 @@ Parameter timeout() {
           "machine's own stop_timeout when left out",
           {}};
 }
+
+Parameter force() { return {"force", Place::body, Type::flag, false, "By force, at once", {}}; }
 
 // What a request to a running machine's keeper may end in.
 #define MACHINE_ERRORS                                                                    \
@@ -85,9 +83,7 @@ std::vector<Action> machine_actions() {
            "Have the guest shut down, by ACPI and by its agent; after a time, end it by force",
        .precondition = "It is running (precondition)",
        .result = "Machine",
-       .parameters = {machine_in_path(),
-                      timeout(),
-                      {"force", Place::body, Type::flag, false, "By force, at once", {}}},
+       .parameters = {machine_in_path(), timeout(), force()},
        .errors = {MACHINE_ERRORS}},
       {.name = "vm.restart",
        .method = Method::post,
@@ -95,9 +91,7 @@ std::vector<Action> machine_actions() {
        .summary = "Stop a machine and start it",
        .precondition = "It is running (precondition)",
        .result = "Machine",
-       .parameters = {machine_in_path(),
-                      timeout(),
-                      {"force", Place::body, Type::flag, false, "By force, at once", {}}},
+       .parameters = {machine_in_path(), timeout(), force()},
        .errors = {MACHINE_ERRORS, ErrorKind::limit, ErrorKind::no_space, ErrorKind::unsupported}},
       {.name = "vm.suspend",
        .method = Method::post,

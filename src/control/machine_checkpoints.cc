@@ -1,6 +1,5 @@
 #include "control/machine_checkpoints.h"
 
-#include <algorithm>
 #include <filesystem>
 
 #include <fmt/format.h>
@@ -8,11 +7,10 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "control/keeper_job.h"
 #include "control/machine_steps.h"
 #include "control/machines.h"
 #include "control/point_operations.h"
-#include "control/spawn.h"
-#include "machine/layout.h"
 
 namespace berth::control {
 namespace {
@@ -27,13 +25,13 @@ constexpr Milliseconds memory_finish_timeout{600'000};
 
 // --- Making one.
 
-Result<machine::MachineStamp> stamp_of(const Json& info, const machine::MachineRecord& record) {
-  return machine::MachineStamp{.qemu = info.value("qemu", std::string()),
-                               .machine_type = record.specification.machine_type,
-                               .cpu_model = record.specification.cpu_model,
-                               .memory = record.specification.memory,
-                               .cpus = record.specification.cpus,
-                               .accelerator = info.value("accelerator", std::string())};
+machine::MachineStamp stamp_of(const Json& info, const machine::MachineRecord& record) {
+  return {.qemu = info.value("qemu", std::string()),
+          .machine_type = record.specification.machine_type,
+          .cpu_model = record.specification.cpu_model,
+          .memory = record.specification.memory,
+          .cpus = record.specification.cpus,
+          .accelerator = info.value("accelerator", std::string())};
 }
 
 /// Whether a machine that does not run left its file systems as it should have.
@@ -52,12 +50,8 @@ Async<Result<void>> begin(std::shared_ptr<KeeperConnection> keeper, const Checkp
                           const std::string& directory, MachineCheckpoint& checkpoint,
                           std::shared_ptr<JobProgress> job) {
   if (wish.memory) {
-    const auto report = [job](const machine::ControlProgress& progress) {
-      job->report("saving the memory", progress.done, progress.total);
-    };
-    CO_TRY(co_await keeper->call(
-        "memory.begin", {{"directory", directory}},
-        {.timeout = Milliseconds(0), .stop = job->stop(), .progress = report}));
+    CO_TRY(co_await keeper->call("memory.begin", {{"directory", directory}},
+                                 call_for(job, "saving the memory")));
     checkpoint.reason = "the memory is part of it: the guest was not asked to rest";
     co_return Result<void>();
   }
@@ -98,15 +92,24 @@ Async<Result<void>> end(std::shared_ptr<KeeperConnection> keeper, const Checkpoi
   co_return Result<void>();
 }
 
+/// Step 3.
+Async<Result<void>> cut_disks(Services& services, const CheckpointWish& wish,
+                              std::vector<std::string> volumes) {
+  if (volumes.empty()) co_return Result<void>();
+  CO_TRY(
+      co_await make_cut(services, std::move(volumes),
+                        {.checkpoint = wish.name, .refpoint = {}, .durability = wish.durability}));
+  co_return Result<void>();
+}
+
 Async<Result<void>> cut_running(Services& services, const CheckpointWish& wish,
-                                const std::string& directory, MachineCheckpoint& checkpoint,
-                                std::shared_ptr<JobProgress> job) {
+                                const machine::MachineRecord& record, const std::string& directory,
+                                MachineCheckpoint& checkpoint, std::shared_ptr<JobProgress> job) {
   // One connection for all of it: should we die, its end undoes what was begun.
   const auto keeper = CO_TRY(services.machines.connection(wish.machine));
   const Json info = CO_TRY(co_await keeper->call("machine.info", Json::object(), {}));
   checkpoint.suspended = info.value("state", std::string()) == "suspended";
-  const auto record = CO_TRY(co_await services.machines.record(wish.machine));
-  checkpoint.stamp = CO_TRY(stamp_of(info, record));
+  checkpoint.stamp = stamp_of(info, record);
   CO_TRY(co_await begin(keeper, wish, directory, checkpoint, job));
   Result<void> done;
   if (wish.application && checkpoint.consistency != machine::Consistency::application) {
@@ -115,15 +118,15 @@ Async<Result<void>> cut_running(Services& services, const CheckpointWish& wish,
                                to_string(checkpoint.consistency), checkpoint.reason));
   }
   job->report("cutting the disks", 0, 0);
-  const std::vector<std::string> volumes = checkpointed_volumes(checkpoint.disks);
-  if (done && !volumes.empty()) {
-    const auto cut =
-        co_await make_cut(services, volumes,
-                          {.checkpoint = wish.name, .refpoint = {}, .durability = wish.durability});
-    if (!cut) done = failure(cut.error());
-  }
+  if (done) done = co_await cut_disks(services, wish, checkpointed_volumes(checkpoint.disks));
   auto ended = co_await end(keeper, wish, checkpoint, !done);
   co_return done ? std::move(ended) : std::move(done);
+}
+
+Async<Result<void>> save(Services& services, std::string machine, MachineCheckpoint checkpoint) {
+  co_return co_await on_points(
+      services, std::move(machine),
+      [checkpoint](const MachinePoints& points) { return points.save(checkpoint); });
 }
 
 /// Nothing is left of it.
@@ -137,10 +140,8 @@ Async<void> take_back(Services& services, std::string machine, MachineCheckpoint
 
 Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
                                     std::shared_ptr<JobProgress> job) {
-  const auto lock = co_await services.machines.lock(wish.machine);
-  const auto record = CO_TRY(co_await services.machines.record(wish.machine));
+  const TakenMachine taken = CO_TRY(co_await take_machine(services, wish.machine));
   const MachinePoints points({services.state_dir}, wish.machine);
-  CO_TRY(co_await settle_checkpoints(services, wish.machine));
   if (points.checkpoint(wish.name)) {
     co_return failure(
         ErrorKind::already_exists,
@@ -155,100 +156,96 @@ Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
   MachineCheckpoint checkpoint{.name = wish.name,
                                .parent = points.current(),
                                .created_at = format_time(std::chrono::system_clock::now()),
-                               .disks = record.disks};
+                               .disks = taken.record.disks};
   const std::vector<std::string> volumes = checkpointed_volumes(checkpoint.disks);
   if (volumes.empty() && !wish.memory)
     co_return failure(ErrorKind::precondition,
                       fmt::format("the machine '{}' has no disks", wish.machine));
-  CO_TRY(co_await check_names_free(services, volumes, wish.name));
-  CO_TRY(points.save(checkpoint));
+  CO_TRY(co_await check_name_free(services, volumes, wish.name, PointKind::checkpoint));
+  CO_TRY(co_await save(services, wish.machine, checkpoint));
 
   Result<void> done;
   if (runs) {
-    done = co_await cut_running(services, wish, points.checkpoint_directory(wish.name), checkpoint,
-                                job);
+    done = co_await cut_running(services, wish, taken.record,
+                                points.checkpoint_directory(wish.name), checkpoint, job);
   } else {
     describe_stopped(checkpoint, CO_TRY(co_await services.machines.state(wish.machine)));
-    const auto cut =
-        co_await make_cut(services, volumes,
-                          {.checkpoint = wish.name, .refpoint = {}, .durability = wish.durability});
-    if (!cut) done = failure(cut.error());
+    done = co_await cut_disks(services, wish, volumes);
   }
   if (done) {
     checkpoint.phase = Phase::whole;
     checkpoint.memory = wish.memory;
-    done = points.save(checkpoint);
+    done = co_await save(services, wish.machine, checkpoint);
   }
   if (!done) {
     co_await take_back(services, wish.machine, checkpoint);
     co_return failure(std::move(done).error().with_context(
         fmt::format("cannot make a checkpoint of the machine '{}'", wish.machine)));
   }
-  CO_TRY(points.set_current(wish.name));
+  CO_TRY(co_await on_points(services, wish.machine, [name = wish.name](const MachinePoints& all) {
+    return all.set_current(name);
+  }));
   co_await services.machines.rest(wish.machine);
-  services.events.publish("checkpoint_created", {.volume = {}, .job = {}, .machine = wish.machine},
-                          wish.name);
-  co_return shown_checkpoint(checkpoint, wish.machine, points.current());
+  services.events.publish("checkpoint_created", {.machine = wish.machine}, wish.name);
+  co_return shown_checkpoint(checkpoint, wish.machine, wish.name);
 }
 
 Async<Result<Json>> machine_checkpoints(Services& services, std::string machine) {
-  const auto lock = co_await services.machines.lock(machine);
-  CO_TRY(co_await services.machines.record(machine));
-  CO_TRY(co_await settle_checkpoints(services, machine));
-  const MachinePoints points({services.state_dir}, machine);
-  Json list = Json::array();
-  for (const MachineCheckpoint& checkpoint : CO_TRY(points.checkpoints()))
-    list.push_back(shown_checkpoint(checkpoint, machine, points.current()));
-  co_return list;
+  const TakenMachine taken = CO_TRY(co_await take_machine(services, machine));
+  co_return co_await on_points(
+      services, machine, [machine](const MachinePoints& points) -> Result<Json> {
+        const std::string current = points.current();
+        Json list = Json::array();
+        for (const MachineCheckpoint& checkpoint : TRY(points.checkpoints()))
+          list.push_back(shown_checkpoint(checkpoint, machine, current));
+        return list;
+      });
 }
 
 Async<Result<Json>> machine_refpoints(Services& services, std::string machine) {
-  const auto lock = co_await services.machines.lock(machine);
-  CO_TRY(co_await services.machines.record(machine));
-  CO_TRY(co_await settle_checkpoints(services, machine));
-  Json list = Json::array();
-  const MachinePoints points({services.state_dir}, machine);
-  for (const machine::MachineRefpoint& refpoint : CO_TRY(points.refpoints()))
-    list.push_back(shown_refpoint(refpoint, machine));
-  co_return list;
+  const TakenMachine taken = CO_TRY(co_await take_machine(services, machine));
+  co_return co_await on_points(
+      services, machine, [machine](const MachinePoints& points) -> Result<Json> {
+        Json list = Json::array();
+        for (const machine::MachineRefpoint& refpoint : TRY(points.refpoints()))
+          list.push_back(shown_refpoint(refpoint, machine));
+        return list;
+      });
 }
 
 Async<Result<void>> delete_checkpoint(Services& services, std::string machine,
                                       std::string checkpoint) {
-  const auto lock = co_await services.machines.lock(machine);
-  CO_TRY(co_await services.machines.record(machine));
-  CO_TRY(co_await settle_checkpoints(services, machine));
-  const MachinePoints points({services.state_dir}, machine);
-  MachineCheckpoint found = CO_TRY(points.checkpoint(checkpoint));
+  const TakenMachine taken = CO_TRY(co_await take_machine(services, machine));
+  MachineCheckpoint found =
+      CO_TRY(MachinePoints({services.state_dir}, machine).checkpoint(checkpoint));
   CO_TRY(co_await check_unused(services, found));
   found.phase = Phase::deleting;
-  CO_TRY(points.save(found));
+  CO_TRY(co_await save(services, machine, found));
   CO_TRY(co_await drop_checkpoint(services, machine, found));
   co_await services.machines.rest(machine);
-  services.events.publish("checkpoint_deleted", {.volume = {}, .job = {}, .machine = machine},
-                          checkpoint);
+  services.events.publish("checkpoint_deleted", {.machine = machine}, checkpoint);
   co_return Result<void>();
 }
 
 Async<Result<void>> delete_refpoint(Services& services, std::string machine, std::string refpoint) {
   const auto lock = co_await services.machines.lock(machine);
   CO_TRY(co_await services.machines.record(machine));
-  const MachinePoints points({services.state_dir}, machine);
-  const machine::MachineRefpoint found = CO_TRY(points.refpoint(refpoint));
+  const machine::MachineRefpoint found =
+      CO_TRY(MachinePoints({services.state_dir}, machine).refpoint(refpoint));
   for (const machine::MachineRefpointPart& part : found.parts) {
     auto keeper = CO_TRY(co_await services.keepers.use(part.volume));
     const auto deleted = co_await keeper.call("refpoint.delete", {{"name", refpoint}}, {});
     if (!deleted && deleted.error().kind() != ErrorKind::not_found)
       co_return failure(deleted.error());
   }
-  co_return points.remove_refpoint(refpoint);
+  co_return co_await on_points(services, machine, [refpoint](const MachinePoints& points) {
+    return points.remove_refpoint(refpoint);
+  });
 }
 
 Async<Result<Json>> convert_checkpoint(Services& services, std::string machine,
                                        std::string checkpoint, std::string refpoint) {
-  const auto lock = co_await services.machines.lock(machine);
-  CO_TRY(co_await services.machines.record(machine));
-  CO_TRY(co_await settle_checkpoints(services, machine));
+  const TakenMachine taken = CO_TRY(co_await take_machine(services, machine));
   const MachinePoints points({services.state_dir}, machine);
   MachineCheckpoint found = CO_TRY(points.checkpoint(checkpoint));
   if (refpoint.empty()) refpoint = checkpoint;
@@ -258,14 +255,14 @@ Async<Result<Json>> convert_checkpoint(Services& services, std::string machine,
         fmt::format("the machine '{}' has a reference point '{}' already", machine, refpoint));
   }
   CO_TRY(co_await check_unused(services, found));
-  CO_TRY(co_await check_refpoint_names_free(services, checkpointed_volumes(found.disks), refpoint));
+  CO_TRY(co_await check_name_free(services, checkpointed_volumes(found.disks), refpoint,
+                                  PointKind::refpoint));
   found.phase = Phase::converting;
   found.refpoint = refpoint;
-  CO_TRY(points.save(found));
+  CO_TRY(co_await save(services, machine, found));
   CO_TRY(co_await finish_conversion(services, machine, found));
   co_await services.machines.rest(machine);
-  services.events.publish("refpoint_created", {.volume = {}, .job = {}, .machine = machine},
-                          refpoint);
+  services.events.publish("refpoint_created", {.machine = machine}, refpoint);
   co_return shown_refpoint(CO_TRY(points.refpoint(refpoint)), machine);
 }
 
@@ -277,11 +274,10 @@ Async<Result<void>> revert_disks(Services& services, MachineCheckpoint checkpoin
                                  std::shared_ptr<JobProgress> job) {
   for (const std::string& volume : checkpointed_volumes(checkpoint.disks)) {
     auto keeper = CO_TRY(co_await services.keepers.use(volume));
-    const auto report = [job, volume](const machine::ControlProgress& progress) {
-      job->report(fmt::format("reverting {}", volume), progress.done, progress.total);
-    };
-    CO_TRY(co_await keeper.call("checkpoint.revert", {{"name", checkpoint.name}},
-                                {.timeout = Milliseconds(0), .stop = {}, .progress = report}));
+    CallOptions options = call_for(job, fmt::format("reverting {}", volume));
+    options.stop = {};  // half of a machine's disks reverted is worse than all of them
+    CO_TRY(
+        co_await keeper.call("checkpoint.revert", {{"name", checkpoint.name}}, std::move(options)));
   }
   co_return Result<void>();
 }
@@ -310,7 +306,7 @@ Result<void> check_stamp(const MachineCheckpoint& checkpoint,
 Async<Result<void>> revert_machine(Services& services, RevertWish wish,
                                    std::shared_ptr<JobProgress> job) {
   const MachinePoints points({services.state_dir}, wish.machine);
-  bool was_running = services.machines.is_on(wish.machine);
+  const bool was_running = services.machines.is_on(wish.machine);
   if (was_running && !wish.force) {
     co_return failure(
         ErrorKind::precondition,
@@ -319,11 +315,9 @@ Async<Result<void>> revert_machine(Services& services, RevertWish wish,
   }
   MachineCheckpoint checkpoint;
   {
-    const auto lock = co_await services.machines.lock(wish.machine);
-    CO_TRY(co_await settle_checkpoints(services, wish.machine));
+    const TakenMachine taken = CO_TRY(co_await take_machine(services, wish.machine));
     checkpoint = CO_TRY(points.checkpoint(wish.checkpoint));
-    const auto record = CO_TRY(co_await services.machines.record(wish.machine));
-    if (checkpoint.memory && !wish.disks_only) CO_TRY(check_stamp(checkpoint, record));
+    if (checkpoint.memory && !wish.disks_only) CO_TRY(check_stamp(checkpoint, taken.record));
     for (const std::string& volume : checkpointed_volumes(checkpoint.disks))
       CO_TRY(co_await find_point(services, volume, checkpoint.name, PointKind::checkpoint));
   }
@@ -333,13 +327,17 @@ Async<Result<void>> revert_machine(Services& services, RevertWish wish,
     if (services.machines.is_on(wish.machine))
       co_return failure(ErrorKind::in_use,
                         fmt::format("somebody has started the machine '{}'", wish.machine));
-    CO_TRY(points.set_reverting(checkpoint.name));
+    CO_TRY(co_await on_points(
+        services, wish.machine,
+        [name = checkpoint.name](const MachinePoints& all) { return all.set_reverting(name); }));
     CO_TRY(co_await revert_disks(services, checkpoint, job));
-    CO_TRY(points.set_current(checkpoint.name));
-    CO_TRY(points.set_reverting(""));
+    CO_TRY(co_await on_points(services, wish.machine,
+                              [name = checkpoint.name](const MachinePoints& all) -> Result<void> {
+                                TRY(all.set_current(name));
+                                return all.set_reverting("");
+                              }));
   }
-  services.events.publish("machine_reverted", {.volume = {}, .job = {}, .machine = wish.machine},
-                          checkpoint.name);
+  services.events.publish("machine_reverted", {.machine = wish.machine}, checkpoint.name);
   if (checkpoint.memory && !wish.disks_only) {
     job->report("loading the memory", 0, 0);
     const std::string directory = points.checkpoint_directory(checkpoint.name);
@@ -370,15 +368,11 @@ Async<Result<Json>> export_checkpoint(Services& services, std::string machine,
   for (const machine::MachineDisk& disk : found.disks) {
     if (!is_checkpointed(disk)) continue;
     auto keeper = CO_TRY(co_await services.keepers.use(disk.volume));
-    Json request = {{"name", checkpoint},
-                    {"to", fmt::format("{}/{}.raw", directory, disk_name(disk))}};
+    const std::string name = machine::disk_name(disk.node);
+    Json request = {{"name", checkpoint}, {"to", fmt::format("{}/{}.raw", directory, name)}};
     if (!since.empty()) request["since"] = since;
-    const auto report = [job, name = disk_name(disk)](const machine::ControlProgress& progress) {
-      job->report(fmt::format("exporting {}", name), progress.done, progress.total);
-    };
     const Json part = CO_TRY(co_await keeper.call(
-        "checkpoint.export", std::move(request),
-        {.timeout = Milliseconds(0), .stop = job->stop(), .progress = report}));
+        "checkpoint.export", std::move(request), call_for(job, fmt::format("exporting {}", name))));
     extents += part.value("extents", std::uint64_t{0});
     bytes += part.value("bytes", std::uint64_t{0});
     exact = exact && part.value("exact", true);

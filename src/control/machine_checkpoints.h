@@ -29,7 +29,8 @@ struct CheckpointWish {
   bool quiesce = true;
   bool application = false;  // refuse anything less
   std::string durability;
-  Milliseconds freeze_limit{10'000};
+  Milliseconds freeze_limit =
+      std::chrono::duration_cast<Milliseconds>(machine::freeze_limit_default);
 };
 
 /// A MachineCheckpoint of the API. Nothing is left of one that fails.

@@ -9,9 +9,9 @@
 #include <nlohmann/json.hpp>
 
 #include "base/units.h"
+#include "control/keeper_job.h"
 #include "control/machines.h"
 #include "control/spawn.h"
-#include "machine/backing_specification.h"
 #include "machine/layout.h"
 #include "machine/vm/cloud_init_seed.h"
 #include "machine/vm/machine_store.h"
@@ -22,6 +22,7 @@ namespace {
 
 using Json = nlohmann::json;
 using machine::MachineSpecification;
+using Claim = machine::MachineStore::Claim;
 
 constexpr const char* seed_disk = "seed";
 
@@ -44,7 +45,7 @@ Plan plan_of(const MachineSpecification& specification, const std::string& seed_
   Plan plan;
   std::uint8_t slot = 0;
   for (const machine::DiskSpecification& disk : specification.disks) {
-    machine::MachineDisk made{.node = "disk-" + disk.name,
+    machine::MachineDisk made{.node = machine::disk_node(disk.name),
                               .volume = disk.volume,
                               .own = disk.volume.empty(),
                               .read_only = disk.read_only,
@@ -96,41 +97,43 @@ Result<void> copy_boot_files(const MachineSpecification& specification,
   return copy(specification.kernel.initrd, "initrd");
 }
 
+/// A machine's directory that is being filled, and what is to be made for it.
+struct Begun {
+  std::shared_ptr<Claim> claim;
+  Plan plan;
+};
+
+std::string seed_path(const Claim& claim) { return claim.path() + "/seed.iso"; }
+
+Result<Begun> begin(const machine::MachineStore& store, const machine::MachineRecord& record) {
+  const MachineSpecification& specification = record.specification;
+  Begun begun{.claim = std::make_shared<Claim>(TRY(store.claim(specification.name))), .plan = {}};
+  std::string seed;
+  if (specification.cloud_init) {
+    seed = seed_path(*begun.claim);
+    TRY(machine::write_seed_image(*specification.cloud_init, specification.name, record.id, seed));
+  }
+  begun.plan = plan_of(specification, seed);
+  std::vector<std::string> names;
+  for (const machine::VolumeCreateRequest& volume : begun.plan.volumes)
+    names.push_back(volume.name);
+  TRY(begun.claim->plan(names));
+  return begun;
+}
+
 Async<Result<void>> make(Services& services, machine::MachineRecord record,
                          std::shared_ptr<JobProgress> job) {
-  const std::string name = record.specification.name;
-  auto store = std::make_shared<machine::MachineStore>(services.state_dir);
-  using Claim = machine::MachineStore::Claim;
-  const auto claim = CO_TRY(
-      co_await on_worker(services.workers, [store, name]() -> Result<std::shared_ptr<Claim>> {
-        return std::make_shared<Claim>(TRY(store->claim(name)));
-      }));
-  std::string seed;
-  if (record.specification.cloud_init) {
-    seed = claim->path() + "/seed.iso";
-    CO_TRY(co_await on_worker(services.workers, [record, seed] {
-      return machine::write_seed_image(*record.specification.cloud_init, record.specification.name,
-                                       record.id, seed);
-    }));
-  }
-  Plan plan = plan_of(record.specification, seed);
-  std::vector<std::string> names;
-  for (const auto& volume : plan.volumes) names.push_back(volume.name);
-  CO_TRY(claim->plan(names));
-  for (machine::VolumeCreateRequest& volume : plan.volumes) {
+  const machine::MachineStore store(services.state_dir);
+  Begun begun = CO_TRY(
+      co_await on_worker(services.workers, [store, record] { return begin(store, record); }));
+  for (machine::VolumeCreateRequest& volume : begun.plan.volumes) {
     job->report(fmt::format("making the disk {}", volume.name), 0, 0);
-    const auto report = [executor = services.executor,
-                         job](const machine::ControlProgress& progress) {
-      boost::asio::post(executor, [job, progress] {
-        job->report(progress.phase, progress.done, progress.total);
-      });
-    };
-    CO_TRY(co_await services.volumes.create(std::move(volume),
-                                            {.report = report, .stop = job->stop()}));
+    CO_TRY(co_await services.volumes.create(std::move(volume), work_for(services, job)));
   }
-  if (!seed.empty()) ::unlink(seed.c_str());
-  record.disks = std::move(plan.disks);
+  record.disks = std::move(begun.plan.disks);
+  const auto claim = begun.claim;
   CO_TRY(co_await on_worker(services.workers, [record, claim]() -> Result<void> {
+    ::unlink(seed_path(*claim).c_str());
     TRY(copy_boot_files(record.specification, claim->path()));
     TRY(claim->publish(record));
     return {};
@@ -189,8 +192,8 @@ Async<Result<void>> check_creation(Services& services, MachineSpecification spec
   co_return Result<void>();
 }
 
-Async<Result<Json>> create_machine_job(Services& services, MachineSpecification specification,
-                                       std::shared_ptr<JobProgress> job, MachineShown shown) {
+Async<Result<Json>> create_machine(Services& services, MachineSpecification specification,
+                                   std::shared_ptr<JobProgress> job) {
   machine::MachineRecord record{.id = SystemRandom().id(),
                                 .specification = std::move(specification),
                                 .created_at = format_time(std::chrono::system_clock::now())};
@@ -201,29 +204,36 @@ Async<Result<Json>> create_machine_job(Services& services, MachineSpecification 
     co_return failure(
         std::move(made).error().with_context(fmt::format("cannot make the machine '{}'", name)));
   }
-  services.events.publish("machine_created", {.volume = {}, .job = {}, .machine = name}, "");
-  co_return co_await shown(services, name);
+  services.events.publish("machine_created", {.machine = name}, "");
+  co_return co_await shown_machine(services, name);
 }
 
-Async<Result<void>> delete_machine(Services& services, std::string name) {
-  const auto record = CO_TRY(co_await services.machines.record(name));
-  const auto lock = co_await services.machines.lock(name);
+Async<Result<std::vector<AsyncMutex::Lock>>> close_disks(Services& services,
+                                                         machine::MachineRecord record) {
+  const std::string& name = record.specification.name;
   if (services.machines.is_on(name)) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the machine '{}' is running: stop it first", name));
   }
-  // Nobody opens its disks until they are gone.
   std::vector<AsyncMutex::Lock> closed;
-  for (const machine::MachineDisk& disk : record.disks) {
-    if (!disk.own) continue;
-    CO_TRY(
-        co_await on_worker(services.workers, [state = services.state_dir, disk]() -> Result<void> {
-          return machine::check_no_dependents({state}, disk.volume);
-        }));
-    closed.push_back(CO_TRY(co_await services.keepers.close(disk.volume)));
-  }
-  auto store = std::make_shared<machine::MachineStore>(services.state_dir);
-  CO_TRY(co_await on_worker(services.workers, [store, name] { return store->remove(name); }));
+  for (const machine::MachineDisk& disk : record.disks)
+    if (disk.own) closed.push_back(CO_TRY(co_await services.keepers.close(disk.volume)));
+  co_return closed;
+}
+
+Async<Result<void>> delete_machine(Services& services, std::string name) {
+  CO_TRY(co_await services.machines.record(name));
+  const auto lock = co_await services.machines.lock(name);
+  const auto record = CO_TRY(co_await services.machines.record(name));
+  CO_TRY(
+      co_await on_worker(services.workers, [record, state = services.state_dir]() -> Result<void> {
+        for (const machine::MachineDisk& disk : record.disks)
+          if (disk.own) TRY(machine::check_no_dependents({state}, disk.volume));
+        return {};
+      }));
+  const auto closed = CO_TRY(co_await close_disks(services, record));
+  const machine::MachineStore store(services.state_dir);
+  CO_TRY(co_await on_worker(services.workers, [store, name] { return store.remove(name); }));
   std::error_code ignored;
   const machine::RunLayout layout{services.run_dir};
   for (const machine::MachineDisk& disk : record.disks) {

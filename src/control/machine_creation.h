@@ -3,11 +3,12 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
 #include "control/operations.h"
-#include "machine/vm/specification.h"
+#include "machine/vm/machine_store.h"
 
 namespace berth::control {
 
@@ -15,12 +16,15 @@ namespace berth::control {
 /// kernel that is not there, a volume that is somebody else's.
 Async<Result<void>> check_creation(Services& services, machine::MachineSpecification specification);
 
-/// Makes it; what `shown` says of it.
-using MachineShown = Async<Result<nlohmann::json>> (*)(Services& services, std::string name);
-Async<Result<nlohmann::json>> create_machine_job(Services& services,
-                                                 machine::MachineSpecification specification,
-                                                 std::shared_ptr<JobProgress> job,
-                                                 MachineShown shown);
+/// A Machine of the API.
+Async<Result<nlohmann::json>> create_machine(Services& services,
+                                             machine::MachineSpecification specification,
+                                             std::shared_ptr<JobProgress> job);
+
+/// Closes the disks of its own; nobody opens them until the locks go. `precondition` while it runs.
+/// With the machine's lock held.
+Async<Result<std::vector<AsyncMutex::Lock>>> close_disks(Services& services,
+                                                         machine::MachineRecord record);
 
 Async<Result<void>> delete_machine(Services& services, std::string name);
 

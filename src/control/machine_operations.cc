@@ -2,18 +2,15 @@
 
 #include <algorithm>
 #include <charconv>
-#include <filesystem>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "base/units.h"
-#include "control/keeper_lists.h"
+#include "control/keeper_job.h"
 #include "control/machine_creation.h"
 #include "control/machines.h"
 #include "control/operations.h"
 #include "control/spawn.h"
-#include "machine/layout.h"
 #include "machine/vm/machine_travel.h"
 
 namespace berth::control {
@@ -21,20 +18,16 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::uint8_t first_attached_slot = 0;
+constexpr std::chrono::seconds stop_timeout_max{3600};
 
 std::string text(const Json& params, const char* name) { return params.value(name, std::string()); }
-
-std::string disk_name(const std::string& node) {
-  return node.starts_with("disk-") ? node.substr(5) : node;
-}
 
 Json shown_info(const Json& info) {
   const Json& record = info["record"];
   const Json& specification = record["specification"];
   Json disks = Json::array();
   for (const Json& disk : record["disks"]) {
-    disks.push_back({{"name", disk_name(disk["node"].get<std::string>())},
+    disks.push_back({{"name", machine::disk_name(disk["node"].get<std::string>())},
                      {"volume", disk["volume"]},
                      {"kind", disk["kind"]},
                      {"own", disk["own"]},
@@ -59,18 +52,14 @@ Json shown_info(const Json& info) {
           {"last_end_at", info["last_end_at"]}};
 }
 
-Async<Result<Json>> shown(Services& services, std::string name) {
-  return shown_machine(services, std::move(name));
-}
-
 Async<Result<Json>> vm_info(Services& services, Json params) {
-  co_return co_await shown(services, text(params, "machine"));
+  co_return co_await shown_machine(services, text(params, "machine"));
 }
 
 Async<Result<Json>> vm_list(Services& services, Json /*params*/) {
   Json machines = Json::array();
   for (const machine::MachineRecord& record : CO_TRY(co_await services.machines.list())) {
-    const Json info = CO_TRY(co_await services.machines.info(record.specification.name, false));
+    const Json info = CO_TRY(co_await services.machines.info(record, false));
     machines.push_back({{"name", record.specification.name},
                         {"id", record.id.to_string()},
                         {"state", info["state"]},
@@ -86,7 +75,7 @@ Async<Result<Json>> vm_list(Services& services, Json /*params*/) {
 Async<Result<Json>> vm_start(Services& services, Json params) {
   const std::string name = text(params, "machine");
   CO_TRY(co_await services.machines.start(name, {.suspended = params.value("suspended", false)}));
-  co_return co_await shown(services, name);
+  co_return co_await shown_machine(services, name);
 }
 
 Async<Result<void>> stop(Services& services, Json params) {
@@ -94,20 +83,20 @@ Async<Result<void>> stop(Services& services, Json params) {
   const auto record = CO_TRY(co_await services.machines.record(name));
   std::chrono::seconds patience(
       params.value("timeout_s", std::uint64_t{record.specification.stop_timeout_s}));
-  patience = std::min(patience, std::chrono::seconds(3600));
+  patience = std::min(patience, stop_timeout_max);
   if (params.value("force", false)) patience = std::chrono::seconds(0);
   co_return co_await services.machines.stop(name, patience);
 }
 
 Async<Result<Json>> vm_stop(Services& services, Json params) {
   CO_TRY(co_await stop(services, params));
-  co_return co_await shown(services, text(params, "machine"));
+  co_return co_await shown_machine(services, text(params, "machine"));
 }
 
 Async<Result<Json>> vm_restart(Services& services, Json params) {
   CO_TRY(co_await stop(services, params));
   CO_TRY(co_await services.machines.start(text(params, "machine"), {}));
-  co_return co_await shown(services, text(params, "machine"));
+  co_return co_await shown_machine(services, text(params, "machine"));
 }
 
 /// Its disks' keepers are there, so that QEMU can bring what is under way to its end.
@@ -122,14 +111,14 @@ Async<Result<Json>> vm_suspend(Services& services, Json params) {
   const std::string name = text(params, "machine");
   CO_TRY(co_await have_disks(services, name));
   CO_TRY(co_await services.machines.call(name, "machine.suspend", Json::object(), {}));
-  co_return co_await shown(services, name);
+  co_return co_await shown_machine(services, name);
 }
 
 Async<Result<Json>> vm_resume(Services& services, Json params) {
   const std::string name = text(params, "machine");
   CO_TRY(co_await services.machines.record(name));
   CO_TRY(co_await services.machines.call(name, "machine.resume", Json::object(), {}));
-  co_return co_await shown(services, name);
+  co_return co_await shown_machine(services, name);
 }
 
 // --- Changing.
@@ -145,8 +134,9 @@ Result<void> change(const Json& params, machine::MachineSpecification& specifica
   if (params.contains("on_crash"))
     specification.on_crash = params["on_crash"] == "restart" ? OnCrash::restart : OnCrash::preserve;
   if (params.contains("stop_timeout_s")) {
-    specification.stop_timeout_s = static_cast<std::uint32_t>(
-        std::min<std::uint64_t>(params["stop_timeout_s"].get<std::uint64_t>(), 3600));
+    const auto most = static_cast<std::uint64_t>(stop_timeout_max.count());
+    specification.stop_timeout_s =
+        static_cast<std::uint32_t>(std::min(params["stop_timeout_s"].get<std::uint64_t>(), most));
   }
   if (params.contains("limit_memory"))
     specification.limits.memory = params["limit_memory"].get<std::uint64_t>();
@@ -183,11 +173,11 @@ Async<Result<Json>> vm_set(Services& services, Json params) {
     }
     CO_TRY(co_await services.machines.save(record));
   }
-  co_return co_await shown(services, name);
+  co_return co_await shown_machine(services, name);
 }
 
 Result<std::uint8_t> free_slot(const machine::MachineRecord& record) {
-  for (std::size_t slot = first_attached_slot; slot < machine::machine_disks_max; ++slot) {
+  for (std::size_t slot = 0; slot < machine::machine_disks_max; ++slot) {
     const auto has = [slot](const machine::MachineDisk& disk) {
       return disk.kind == machine::AttachedDisk::Kind::disk && disk.slot == slot;
     };
@@ -208,7 +198,7 @@ Async<Result<Json>> vm_attach(Services& services, Json params) {
     auto record = CO_TRY(co_await services.machines.record(name));
     std::string called = text(params, "disk");
     if (called.empty()) called = volume;
-    machine::MachineDisk disk{.node = "disk-" + called,
+    machine::MachineDisk disk{.node = machine::disk_node(called),
                               .volume = volume,
                               .read_only = params.value("read_only", false),
                               .slot = CO_TRY(free_slot(record))};
@@ -241,13 +231,13 @@ Async<Result<Json>> vm_attach(Services& services, Json params) {
     }
     CO_TRY(co_await services.machines.save(record));
   }
-  services.events.publish("disk_attached", {.volume = volume, .job = {}, .machine = name}, "");
-  co_return co_await shown(services, name);
+  services.events.publish("disk_attached", {.volume = volume, .machine = name}, "");
+  co_return co_await shown_machine(services, name);
 }
 
 Async<Result<Json>> vm_detach(Services& services, Json params) {
   const std::string name = text(params, "machine");
-  const std::string node = "disk-" + text(params, "disk");
+  const std::string node = machine::disk_node(text(params, "disk"));
   CO_TRY(co_await services.machines.record(name));
   {
     const auto lock = co_await services.machines.lock(name);
@@ -270,10 +260,9 @@ Async<Result<Json>> vm_detach(Services& services, Json params) {
     }
     record.disks.erase(disk);
     CO_TRY(co_await services.machines.save(record));
-    services.events.publish("disk_detached",
-                            {.volume = detached.volume, .job = {}, .machine = name}, "");
+    services.events.publish("disk_detached", {.volume = detached.volume, .machine = name}, "");
   }
-  co_return co_await shown(services, name);
+  co_return co_await shown_machine(services, name);
 }
 
 // --- Making and deleting.
@@ -291,40 +280,19 @@ Async<Result<Json>> vm_create(Services& services, Json params) {
   CO_TRY(co_await check_creation(services, specification));
   co_return co_await services.jobs.start(
       {.kind = "vm.create", .target = name, .volume = {}},
-      [&services, specification](std::shared_ptr<JobProgress> job) -> Async<Result<Json>> {
-        return create_machine_job(services, specification, std::move(job), shown);
+      [&services, specification](std::shared_ptr<JobProgress> job) {
+        return create_machine(services, specification, std::move(job));
       });
-}
-
-/// Its own disks, closed until the locks go.
-Async<Result<std::vector<AsyncMutex::Lock>>> close_disks(Services& services,
-                                                         machine::MachineRecord record) {
-  std::vector<AsyncMutex::Lock> closed;
-  for (const machine::MachineDisk& disk : record.disks)
-    if (disk.own) closed.push_back(CO_TRY(co_await services.keepers.close(disk.volume)));
-  co_return closed;
-}
-
-machine::VolumeJob job_of(const Services& services, const std::shared_ptr<JobProgress>& job) {
-  const auto report = [executor = services.executor,
-                       job](const machine::ControlProgress& progress) {
-    boost::asio::post(
-        executor, [job, progress] { job->report(progress.phase, progress.done, progress.total); });
-  };
-  return {.report = report, .stop = job->stop()};
 }
 
 Async<Result<Json>> run_export(Services& services, std::string name, std::string to,
                                std::shared_ptr<JobProgress> job) {
   const auto lock = co_await services.machines.lock(name);
   const auto record = CO_TRY(co_await services.machines.record(name));
-  if (services.machines.is_on(name)) {
-    co_return failure(ErrorKind::precondition,
-                      fmt::format("the machine '{}' is running: stop it first", name));
-  }
   const auto closed = CO_TRY(co_await close_disks(services, record));
-  const auto exported = CO_TRY(co_await on_worker(
-      services.workers, [state = services.state_dir, name, to, how = job_of(services, job)] {
+  const auto exported =
+      CO_TRY(co_await on_worker(services.workers, [state = services.state_dir, name, to,
+                                                   how = work_for(services, std::move(job))] {
         return machine::export_machine({state}, name, to, how);
       }));
   co_return Json{{"path", exported.path}, {"bytes", exported.bytes}};
@@ -342,13 +310,13 @@ Async<Result<Json>> vm_export(Services& services, Json params) {
 
 Async<Result<Json>> run_import(Services& services, machine::MachineImport request,
                                std::shared_ptr<JobProgress> job) {
-  const auto imported = CO_TRY(co_await on_worker(
-      services.workers, [state = services.state_dir, request, how = job_of(services, job)] {
+  const auto imported =
+      CO_TRY(co_await on_worker(services.workers, [state = services.state_dir, request,
+                                                   how = work_for(services, std::move(job))] {
         return machine::import_machine({state}, request, how);
       }));
   const std::string& name = imported.record.specification.name;
-  services.events.publish("machine_imported", {.volume = {}, .job = {}, .machine = name},
-                          request.from);
+  services.events.publish("machine_imported", {.machine = name}, request.from);
   co_return Json{{"name", name},
                  {"id", imported.record.id.to_string()},
                  {"void_refpoints", imported.void_refpoints}};
@@ -377,14 +345,15 @@ Async<Result<Json>> vm_import(Services& services, Json params) {
 Async<Result<Json>> vm_delete(Services& services, Json params) {
   const std::string name = text(params, "machine");
   CO_TRY(co_await delete_machine(services, name));
-  services.events.publish("machine_deleted", {.volume = {}, .job = {}, .machine = name}, "");
+  services.events.publish("machine_deleted", {.machine = name}, "");
   co_return Json::object();
 }
 
 }  // namespace
 
 Async<Result<Json>> shown_machine(Services& services, std::string name) {
-  const Json info = CO_TRY(co_await services.machines.info(std::move(name), true));
+  const auto record = CO_TRY(co_await services.machines.record(std::move(name)));
+  const Json info = CO_TRY(co_await services.machines.info(record, true));
   co_return shown_info(info);
 }
 

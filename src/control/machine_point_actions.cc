@@ -9,13 +9,6 @@ namespace {
 using Place = Parameter::Place;
 using Type = Parameter::Type;
 
-Parameter machine_in_path() {
-  return {"machine", Place::path, Type::machine_name, true, "Name of the machine", {}};
-}
-Parameter checkpoint_in_path() {
-  return {"checkpoint", Place::path, Type::point_name, true, "Name of the checkpoint", {}};
-}
-
 #define POINT_ERRORS                                                                      \
   ErrorKind::not_found, ErrorKind::precondition, ErrorKind::in_use, ErrorKind::timed_out, \
       ErrorKind::disconnected, ErrorKind::no_space
@@ -57,12 +50,7 @@ std::vector<Action> machine_point_actions() {
              false,
              "How long the guest may stay frozen, seconds; 10 when left out, at most 60",
              {}},
-            {"durability",
-             Place::body,
-             Type::choice,
-             false,
-             "volatile: faster, but lost at a power loss and given up first when space runs out",
-             {"durable", "volatile"}}},
+            durability()},
        .errors = {POINT_ERRORS, ErrorKind::already_exists, ErrorKind::limit,
                   ErrorKind::unsupported}},
       {.name = "vm_checkpoint.list",
@@ -138,14 +126,7 @@ std::vector<Action> machine_point_actions() {
                   "comes back",
        .precondition = "Nobody reads it, and no volume has it as backing (in_use)",
        .result = "MachineRefpoint",
-       .parameters = {machine_in_path(),
-                      checkpoint_in_path(),
-                      {"refpoint",
-                       Place::body,
-                       Type::point_name,
-                       false,
-                       "Name of the reference point; the checkpoint's when left out",
-                       {}}},
+       .parameters = {machine_in_path(), checkpoint_in_path(), refpoint_to_make()},
        .errors = {POINT_ERRORS, ErrorKind::already_exists}},
       {.name = "vm_refpoint.list",
        .method = Method::get,
@@ -159,9 +140,7 @@ std::vector<Action> machine_point_actions() {
        .path = "/v1/vms/{machine}/refpoints/{refpoint}",
        .summary = "Delete a machine's reference point in all of its disks",
        .result = "Nothing",
-       .parameters =
-           {machine_in_path(),
-            {"refpoint", Place::path, Type::point_name, true, "Name of the reference point", {}}},
+       .parameters = {machine_in_path(), refpoint_in_path()},
        .errors = {POINT_ERRORS}},
   };
 }

@@ -26,8 +26,9 @@ Async<Result<Json>> checkpoint_create(Services& services, Json params) {
                       .application = params.value("require_application", false),
                       .durability = params.value("durability", "durable")};
   if (params.contains("freeze_limit_s"))
-    wish.freeze_limit = std::chrono::seconds(
-        std::min<std::uint64_t>(params["freeze_limit_s"].get<std::uint64_t>(), 60));
+    wish.freeze_limit = std::chrono::seconds(std::min<std::uint64_t>(
+        params["freeze_limit_s"].get<std::uint64_t>(),
+        std::chrono::duration_cast<std::chrono::seconds>(machine::freeze_limit_max).count()));
   CO_TRY(co_await services.machines.record(wish.machine));
   co_return co_await services.jobs.start(
       {.kind = "vm_checkpoint.create", .target = target_of(params, "name"), .volume = {}},

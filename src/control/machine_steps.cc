@@ -1,14 +1,11 @@
 #include "control/machine_steps.h"
 
-#include <algorithm>
+#include <unistd.h>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "base/log.h"
 #include "control/machines.h"
-#include "control/point_operations.h"
-#include "control/spawn.h"
 #include "machine/volume_directory.h"
 
 namespace berth::control {
@@ -37,14 +34,33 @@ Async<Result<void>> settle_making(Services& services, std::string machine,
                                                          PointKind::checkpoint));
   }
   if (!everywhere) co_return co_await drop_checkpoint(services, machine, checkpoint);
-  const MachinePoints points({services.state_dir}, machine);
   checkpoint.phase = Phase::whole;
   checkpoint.consistency = machine::Consistency::crash;
   checkpoint.reason = "it was cut short after the disks' cut: what came before it is not known";
-  const std::string directory = points.checkpoint_directory(checkpoint.name);
-  for (const char* file : {"/memory", "/devices"}) ::unlink((directory + file).c_str());
-  CO_TRY(points.save(checkpoint));
-  co_return points.set_current(checkpoint.name);
+  co_return co_await on_points(
+      services, machine, [checkpoint](const MachinePoints& points) -> Result<void> {
+        const std::string directory = points.checkpoint_directory(checkpoint.name);
+        for (const char* file : {"/memory", "/devices"}) ::unlink((directory + file).c_str());
+        TRY(points.save(checkpoint));
+        return points.set_current(checkpoint.name);
+      });
+}
+
+/// Completes what an earlier daemon left half done, or takes it away.
+Async<Result<void>> settle_checkpoints(Services& services, std::string machine) {
+  const auto checkpoints = CO_TRY(co_await on_points(
+      services, machine, [](const MachinePoints& points) { return points.checkpoints(); }));
+  for (const MachineCheckpoint& checkpoint : checkpoints) {
+    switch (checkpoint.phase) {
+      case Phase::whole: break;
+      case Phase::making: CO_TRY(co_await settle_making(services, machine, checkpoint)); break;
+      case Phase::deleting: CO_TRY(co_await drop_checkpoint(services, machine, checkpoint)); break;
+      case Phase::converting:
+        CO_TRY(co_await finish_conversion(services, machine, checkpoint));
+        break;
+    }
+  }
+  co_return Result<void>();
 }
 
 }  // namespace
@@ -60,44 +76,20 @@ std::vector<std::string> checkpointed_volumes(const std::vector<machine::Machine
   return volumes;
 }
 
-std::string disk_name(const machine::MachineDisk& disk) {
-  constexpr std::string_view prefix = "disk-";
-  return disk.node.starts_with(prefix) ? disk.node.substr(prefix.size()) : disk.node;
+Async<Result<TakenMachine>> take_machine(Services& services, std::string machine) {
+  TakenMachine taken{.lock = co_await services.machines.lock(machine), .record = {}};
+  taken.record = CO_TRY(co_await services.machines.record(machine));
+  CO_TRY(co_await settle_checkpoints(services, machine));
+  co_return taken;
 }
 
-Async<Result<void>> settle_checkpoints(Services& services, std::string machine) {
-  const MachinePoints points({services.state_dir}, machine);
-  for (const MachineCheckpoint& checkpoint : CO_TRY(points.checkpoints())) {
-    switch (checkpoint.phase) {
-      case Phase::whole: break;
-      case Phase::making: CO_TRY(co_await settle_making(services, machine, checkpoint)); break;
-      case Phase::deleting: CO_TRY(co_await drop_checkpoint(services, machine, checkpoint)); break;
-      case Phase::converting:
-        CO_TRY(co_await finish_conversion(services, machine, checkpoint));
-        break;
-    }
-  }
-  co_return Result<void>();
-}
-
-Async<Result<void>> check_names_free(Services& services, std::vector<std::string> volumes,
-                                     std::string name) {
+Async<Result<void>> check_name_free(Services& services, std::vector<std::string> volumes,
+                                    std::string name, PointKind kind) {
   for (const std::string& volume : volumes) {
-    if (!CO_TRY(co_await has_point(services, volume, name, PointKind::checkpoint))) continue;
+    if (!CO_TRY(co_await has_point(services, volume, name, kind))) continue;
     co_return failure(
         ErrorKind::already_exists,
-        fmt::format("the volume '{}' has a checkpoint '{}' of its own", volume, name));
-  }
-  co_return Result<void>();
-}
-
-Async<Result<void>> check_refpoint_names_free(Services& services, std::vector<std::string> volumes,
-                                              std::string name) {
-  for (const std::string& volume : volumes) {
-    if (!CO_TRY(co_await has_point(services, volume, name, PointKind::refpoint))) continue;
-    co_return failure(
-        ErrorKind::already_exists,
-        fmt::format("the volume '{}' has a reference point '{}' of its own", volume, name));
+        fmt::format("the volume '{}' has a {} '{}' of its own", volume, to_string(kind), name));
   }
   co_return Result<void>();
 }
@@ -122,7 +114,10 @@ Async<Result<void>> drop_checkpoint(Services& services, std::string machine,
     if (!deleted && deleted.error().kind() != ErrorKind::not_found)
       co_return failure(deleted.error());
   }
-  co_return MachinePoints({services.state_dir}, machine).remove_checkpoint(checkpoint.name);
+  co_return co_await on_points(services, machine,
+                               [name = checkpoint.name](const MachinePoints& points) {
+                                 return points.remove_checkpoint(name);
+                               });
 }
 
 Async<Result<void>> finish_conversion(Services& services, std::string machine,
@@ -141,14 +136,17 @@ Async<Result<void>> finish_conversion(Services& services, std::string machine,
     // Also of one that was converted before this was cut short.
     const Json point = CO_TRY(
         co_await find_point(services, disk.volume, checkpoint.refpoint, PointKind::refpoint));
-    refpoint.parts.push_back({.disk = disk_name(disk),
+    refpoint.parts.push_back({.disk = machine::disk_name(disk.node),
                               .volume = disk.volume,
                               .epoch = point.value("epoch", std::uint64_t{0}),
                               .nonce = CO_TRY(Id128::parse(point.value("nonce", std::string())))});
   }
-  const MachinePoints points({services.state_dir}, machine);
-  CO_TRY(points.save(refpoint));
-  co_return points.remove_checkpoint(checkpoint.name);
+  co_return co_await on_points(
+      services, machine,
+      [refpoint, name = checkpoint.name](const MachinePoints& points) -> Result<void> {
+        TRY(points.save(refpoint));
+        return points.remove_checkpoint(name);
+      });
 }
 
 Json shown_checkpoint(const MachineCheckpoint& checkpoint, const std::string& machine,

@@ -4,11 +4,15 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
 #include "control/operations.h"
+#include "control/point_operations.h"
+#include "control/spawn.h"
 #include "machine/vm/machine_points.h"
 
 namespace berth::control {
@@ -16,16 +20,27 @@ namespace berth::control {
 /// Whether a disk is part of the machine's checkpoints: those that its guest writes.
 bool is_checkpointed(const machine::MachineDisk& disk);
 std::vector<std::string> checkpointed_volumes(const std::vector<machine::MachineDisk>& disks);
-std::string disk_name(const machine::MachineDisk& disk);
 
-/// Completes what an earlier daemon left half done, or takes it away.
-Async<Result<void>> settle_checkpoints(Services& services, std::string machine);
+/// A machine that nobody else works on until the lock goes, with nothing of its points half done.
+struct TakenMachine {
+  AsyncMutex::Lock lock;
+  machine::MachineRecord record;
+};
+Async<Result<TakenMachine>> take_machine(Services& services, std::string machine);
 
-/// already_exists where one of the volumes has a checkpoint, or a reference point, of that name.
-Async<Result<void>> check_names_free(Services& services, std::vector<std::string> volumes,
-                                     std::string name);
-Async<Result<void>> check_refpoint_names_free(Services& services, std::vector<std::string> volumes,
-                                              std::string name);
+/// Calls `function` with the machine's MachinePoints, on a worker: they block, and sync.
+template <typename Function>
+Async<std::invoke_result_t<Function, const machine::MachinePoints&>> on_points(Services& services,
+                                                                               std::string machine,
+                                                                               Function function) {
+  const machine::MachinePoints points({services.state_dir}, std::move(machine));
+  co_return co_await on_worker(
+      services.workers, [points, function = std::move(function)] { return function(points); });
+}
+
+/// already_exists where one of the volumes has a point of that kind and name.
+Async<Result<void>> check_name_free(Services& services, std::vector<std::string> volumes,
+                                    std::string name, PointKind kind);
 /// in_use where a volume stands on one of its disks' checkpoints.
 Async<Result<void>> check_unused(Services& services, machine::MachineCheckpoint checkpoint);
 

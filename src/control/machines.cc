@@ -4,15 +4,12 @@
 #include <filesystem>
 #include <utility>
 
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
-#include <boost/asio/as_tuple.hpp>
-#include <boost/asio/posix/stream_descriptor.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -30,7 +27,6 @@
 #include "machine/vm/machine_points.h"
 
 namespace berth::control {
-namespace asio = boost::asio;
 using Json = nlohmann::json;
 using SteadyClock = std::chrono::steady_clock;
 
@@ -206,7 +202,7 @@ Async<Result<void>> Machines::attach(std::shared_ptr<Machine> machine) {
         }
         const auto publish = [this, name = machine->name](const std::string& event,
                                                           std::string message) {
-          events_.publish(event, {.volume = {}, .job = {}, .machine = name}, std::move(message));
+          events_.publish(event, {.machine = name}, std::move(message));
         };
         machine->connection->set_event_handler(publish);
         if (!std::exchange(machine->heard, true)) {
@@ -224,13 +220,7 @@ Async<Result<void>> Machines::attach(std::shared_ptr<Machine> machine) {
 }
 
 Async<void> Machines::watch_process(std::shared_ptr<Machine> machine, std::uint64_t generation) {
-  asio::posix::stream_descriptor ended(executor_,
-                                       ::fcntl(machine->process.pidfd.get(), F_DUPFD_CLOEXEC, 0));
-  // Asio may say that a descriptor is ready when it is not.
-  while (!has_ended(machine->process.pidfd)) {
-    co_await ended.async_wait(asio::posix::stream_descriptor::wait_read,
-                              asio::as_tuple(asio::use_awaitable));
-  }
+  co_await process_end(machine->process.pidfd);
   if (machine->generation != generation) co_return;
   machine->last_end = reap(machine->process.pidfd);
   machine->alive = false;
@@ -255,14 +245,13 @@ Async<void> Machines::keep(std::shared_ptr<Machine> machine) {
         co_return;
       }
       if (!std::exchange(died, true)) {
-        events_.publish("keeper_ended", {.volume = {}, .job = {}, .machine = machine->name},
+        events_.publish("keeper_ended", {.machine = machine->name},
                         fmt::format("process {}{}{}", machine->process.pid,
                                     machine->last_end.empty() ? "" : ": ", machine->last_end));
       }
       const auto launched = co_await launch(machine);
       events_.publish(
-          launched ? "keeper_started" : "keeper_failed",
-          {.volume = {}, .job = {}, .machine = machine->name},
+          launched ? "keeper_started" : "keeper_failed", {.machine = machine->name},
           launched ? fmt::format("process {}", machine->process.pid) : launched.error().message());
       if (launched) co_return;
     }
@@ -285,7 +274,7 @@ Async<void> Machines::take_over() {
     const auto lock = co_await machine->mutex.lock();
     if (co_await attach(machine)) {
       machine->start_number = ++starts_;
-      events_.publish("keeper_found", {.volume = {}, .job = {}, .machine = machine->name},
+      events_.publish("keeper_found", {.machine = machine->name},
                       fmt::format("process {}", machine->process.pid));
       continue;
     }
@@ -296,8 +285,7 @@ Async<void> Machines::take_over() {
       // Also of one that ended meanwhile: its keeper says how.
       const auto launched = co_await launch(machine);
       if (!launched) {
-        events_.publish("keeper_failed", {.volume = {}, .job = {}, .machine = machine->name},
-                        launched.error().message());
+        events_.publish("keeper_failed", {.machine = machine->name}, launched.error().message());
       }
       machine->start_number = ++starts_;
     } else if (!state || !state->running) {
@@ -324,8 +312,7 @@ Async<void> Machines::autostart() {
     const bool was_running = state && state->running;  // and a power loss ended it
     if ((!record.specification.autostart && !was_running) || is_on(name)) continue;
     if (const auto started = co_await this->start(name, {}); !started) {
-      events_.publish("machine_failed", {.volume = {}, .job = {}, .machine = name},
-                      started.error().message());
+      events_.publish("machine_failed", {.machine = name}, started.error().message());
     }
   }
 }
@@ -491,7 +478,7 @@ Async<Result<void>> Machines::start_locked(std::shared_ptr<Machine> machine, Sta
     co_return done;
   }
   machine->start_number = ++starts_;
-  events_.publish("machine_started", {.volume = {}, .job = {}, .machine = name}, "");
+  events_.publish("machine_started", {.machine = name}, "");
   co_return Result<void>();
 }
 
@@ -544,8 +531,8 @@ Async<std::size_t> Machines::stop_all(bool force) {
 
 // --- What there is to say.
 
-Async<Result<Json>> Machines::info(std::string name, bool with_addresses) {
-  const machine::MachineRecord known = CO_TRY(co_await record(name));
+Async<Result<Json>> Machines::info(machine::MachineRecord known, bool with_addresses) {
+  const std::string name = known.specification.name;
   const machine::MachineState state = CO_TRY(co_await this->state(name));
   Json json = {{"state", state.crashed ? "crashed" : "stopped"}};
   if (is_on(name)) {

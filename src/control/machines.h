@@ -53,7 +53,7 @@ class Machines {
   Async<Result<machine::MachineState>> state(std::string name);
 
   /// As QEMU and the guest say; of one that does not run, as its directory says.
-  Async<Result<nlohmann::json>> info(std::string name, bool with_addresses);
+  Async<Result<nlohmann::json>> info(machine::MachineRecord known, bool with_addresses);
   bool is_on(const std::string& name) const;
 
   struct Start {

@@ -33,6 +33,10 @@ Async<Result<Json>> list_points_of(Services& services, std::string volume, Point
 
 }  // namespace
 
+std::string_view to_string(PointKind kind) {
+  return kind == PointKind::checkpoint ? "checkpoint" : "reference point";
+}
+
 Async<Result<Json>> make_cut(Services& services, std::vector<std::string> volumes, CutWish wish) {
   std::vector<Async<Result<Keepers::Use>>> opening;
   for (const std::string& volume : volumes) opening.push_back(services.keepers.use(volume));
@@ -67,10 +71,8 @@ Async<Result<Json>> find_point(Services& services, std::string volume, std::stri
   for (Json& point : CO_TRY(co_await list_points_of(services, volume, kind))) {
     if (point["name"] == name) co_return std::move(point);
   }
-  co_return failure(
-      ErrorKind::not_found,
-      fmt::format("volume '{}' has no {} '{}'", volume,
-                  kind == PointKind::checkpoint ? "checkpoint" : "reference point", name));
+  co_return failure(ErrorKind::not_found,
+                    fmt::format("volume '{}' has no {} '{}'", volume, to_string(kind), name));
 }
 
 }  // namespace berth::control

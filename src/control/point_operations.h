@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <nlohmann/json_fwd.hpp>
@@ -11,6 +12,7 @@
 namespace berth::control {
 
 enum class PointKind : std::uint8_t { checkpoint, refpoint };
+std::string_view to_string(PointKind kind);  // "checkpoint", "reference point"
 
 /// A cut over all volumes at once; a Cut of the API.
 Async<Result<nlohmann::json>> make_cut(Services& services, std::vector<std::string> volumes,

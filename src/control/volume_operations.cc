@@ -2,7 +2,6 @@
 
 #include <filesystem>
 
-#include <boost/asio/post.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -51,24 +50,14 @@ Async<Result<Json>> volume_info(Services& services, Json params) {
 
 // --- Creating.
 
-/// A job's progress, told from a worker's thread.
-std::function<void(const machine::ControlProgress&)> reporter_for(
-    Executor executor, std::shared_ptr<JobProgress> job) {
-  return [executor = std::move(executor),
-          job = std::move(job)](const machine::ControlProgress& progress) {
-    boost::asio::post(
-        executor, [job, progress] { job->report(progress.phase, progress.done, progress.total); });
-  };
-}
-
 Async<Result<Json>> run_create(Services& services, machine::VolumeCreateRequest request,
                                std::shared_ptr<JobProgress> job) {
   const std::string backing_volume = backing_volume_of(request.backing);
   Keepers::Use backing;  // serves the backing while the volume is made
   if (!backing_volume.empty()) backing = CO_TRY(co_await services.keepers.use(backing_volume));
   const std::string name = request.name;
-  const auto summary = CO_TRY(co_await services.volumes.create(
-      std::move(request), {.report = reporter_for(services.executor, job), .stop = job->stop()}));
+  const auto summary = CO_TRY(
+      co_await services.volumes.create(std::move(request), work_for(services, std::move(job))));
   services.events.publish("volume_created", {.volume = name, .job = {}},
                           fmt::format("{} bytes", summary.size));
   co_return shown_summary(summary, services.keepers.status(name));
@@ -170,8 +159,8 @@ Async<Result<Json>> run_export(Services& services, std::string volume, std::stri
     }
     closed = CO_TRY(co_await close_to_copy(services, volume));
   }
-  const auto exported = CO_TRY(co_await services.volumes.export_directory(
-      volume, to, {.report = reporter_for(services.executor, job), .stop = job->stop()}));
+  const auto exported = CO_TRY(
+      co_await services.volumes.export_directory(volume, to, work_for(services, std::move(job))));
   services.events.publish("volume_exported", {.volume = volume, .job = {}},
                           fmt::format("to {}", exported.path));
   co_return Json{
@@ -202,7 +191,7 @@ Async<Result<Json>> run_import(Services& services, machine::VolumeImportRequest 
   if (const std::string source = services.volumes.volume_at(request.directory); !source.empty())
     closed = CO_TRY(co_await close_to_copy(services, source));
   const auto imported = CO_TRY(co_await services.volumes.import_directory(
-      std::move(request), {.report = reporter_for(services.executor, job), .stop = job->stop()}));
+      std::move(request), work_for(services, std::move(job))));
   services.events.publish(
       "volume_imported", {.volume = name, .job = {}},
       fmt::format("{}, as {}", is_copy ? "a copy" : "moved here", imported.summary.id));

@@ -3,7 +3,6 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
-#include <deque>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -26,6 +25,7 @@
 #include "disk/volume.h"
 #include "machine/backing.h"
 #include "machine/control_server.h"
+#include "machine/keeper_events.h"
 #include "machine/layout.h"
 #include "machine/live_store.h"
 #include "machine/nbd_listeners.h"
@@ -95,15 +95,9 @@ class Keeper {
  private:
   Result<void> take_id() {
     TRY(make_directories(run_.keeper(options_.id)));
-    const std::string path = run_.lock_file(options_.id);
-    const Fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
-    if (!made) return errno_failure(errno, fmt::format("cannot make '{}'", path));
-    auto lock = TRY(try_lock(path));
-    if (!lock) {
-      return failure(ErrorKind::in_use,
-                     fmt::format("another keeper with the id '{}' is running", options_.id));
-    }
-    id_lock_ = std::move(*lock);
+    id_lock_ =
+        TRY(take_lock_file(run_.lock_file(options_.id),
+                           fmt::format("another keeper with the id '{}' is running", options_.id)));
     return {};
   }
 
@@ -179,11 +173,7 @@ class Keeper {
 
   void report(const disk::VolumeEvent& event) {
     log_warning("{}: {}", name_of(event.kind), event.message);
-    server_.send_event(name_of(event.kind), event.message);
-    if (events_.size() == remembered_events_max) events_.pop_front();
-    events_.push_back({{"event", name_of(event.kind)},
-                       {"message", event.message},
-                       {"at", format_time(loop_.wall_time())}});
+    events_.tell(name_of(event.kind), event.message);
   }
 
   /// What comes in first, what it stands on last; also after an open that got half way.
@@ -224,7 +214,7 @@ class Keeper {
                    {"protocol", control_protocol_version},
                    {"volume_open", is_open_ && !stopping_},
                    {"started_at", format_time(started_at_)},
-                   {"events", Json(std::vector<Json>(events_.begin(), events_.end()))}};
+                   {"events", events_.past()}};
   }
 
   Task<Result<Json>> shutdown() {
@@ -249,9 +239,9 @@ class Keeper {
   Event volume_closed_;
   bool is_closed_ = false;
   Result<void> outcome_;
-  std::deque<Json> events_;  // of the volume, for clients that come later; the last ones
   std::shared_ptr<CheckpointReaders> readers_ = std::make_shared<CheckpointReaders>();
   ControlServer server_;
+  KeeperEvents events_{server_, loop_, remembered_events_max};  // of the volume
   std::unique_ptr<Directory> directory_;
   std::unique_ptr<FileSharedMemoryStore> live_;
   std::unique_ptr<disk::Volume> volume_;

@@ -86,6 +86,14 @@ Result<std::optional<Fd>> try_lock(const std::string& path) {
   return errno_failure(errno, fmt::format("cannot lock '{}'", path));
 }
 
+Result<Fd> take_lock_file(const std::string& path, const std::string& in_use) {
+  const Fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  if (!made) return errno_failure(errno, fmt::format("cannot make '{}'", path));
+  auto lock = TRY(try_lock(path));
+  if (!lock) return failure(ErrorKind::in_use, in_use);
+  return std::move(*lock);
+}
+
 std::string creating_path(const StateLayout& state, const std::string& volume) {
   return fmt::format("{}/{}{}", state.volumes(), creating_prefix, volume);
 }

@@ -26,6 +26,10 @@ Result<void> rename_directory(const std::string& from, const std::string& to);
 /// An exclusive flock on a file or directory, until it goes; nothing where somebody has it.
 Result<std::optional<Fd>> try_lock(const std::string& path);
 
+/// The same, of a file that is made where it is not there; `in_use` with these words where somebody
+/// has it.
+Result<Fd> take_lock_file(const std::string& path, const std::string& in_use);
+
 /// Where a volume is while it is being made; one that lies there without a lock is a dead
 /// process's.
 std::string creating_path(const StateLayout& state, const std::string& volume);

@@ -47,22 +47,6 @@ VolumeSummary parse_summary(std::string name, const Json& json) {
   return summary;
 }
 
-class VolumeJobObserver final : public JobObserver {
- public:
-  VolumeJobObserver(const VolumeJob& job, std::string_view what) : job_(job), what_(what) {}
-  Result<void> check() const override {
-    if (!job_.stop.stop_requested()) return {};
-    return failure(ErrorKind::cancelled, fmt::format("{} was cancelled", what_));
-  }
-  void report(const ControlProgress& progress) override {
-    if (job_.report) job_.report(progress);
-  }
-
- private:
-  const VolumeJob& job_;
-  std::string_view what_;
-};
-
 Result<void> check_request(const VolumeCreateRequest& request) {
   TRY(check_name("volume", request.name));
   const int sources = !request.backing.empty() + !request.import.empty() + !request.adopt.empty();
@@ -78,6 +62,15 @@ Result<void> check_request(const VolumeCreateRequest& request) {
 }
 
 }  // namespace
+
+Result<void> VolumeJobObserver::check() const {
+  if (!job_.stop.stop_requested()) return {};
+  return failure(ErrorKind::cancelled, fmt::format("{} was cancelled", what_));
+}
+
+void VolumeJobObserver::report(const ControlProgress& progress) {
+  if (job_.report) job_.report(progress);
+}
 
 VolumeStore::VolumeStore(std::string state_dir, std::string run_dir)
     : state_{std::move(state_dir)}, run_{std::move(run_dir)} {}

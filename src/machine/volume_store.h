@@ -16,12 +16,14 @@
 #include <functional>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
 #include "disk/closed_volume.h"
 #include "disk/volume.h"
 #include "machine/control_protocol.h"
+#include "machine/job_observer.h"
 #include "machine/layout.h"
 
 namespace berth::machine {
@@ -51,6 +53,19 @@ struct VolumeCreateRequest {
 struct VolumeJob {
   std::function<void(const ControlProgress&)> report;  // may be empty; on the calling thread
   std::stop_token stop;                                // ends it with `cancelled`
+};
+
+/// Such a job, as what works on a loop sees it; `what` it is, for messages: "the export". Job and
+/// text outlive it.
+class VolumeJobObserver final : public JobObserver {
+ public:
+  VolumeJobObserver(const VolumeJob& job, std::string_view what) : job_(job), what_(what) {}
+  Result<void> check() const override;
+  void report(const ControlProgress& progress) override;
+
+ private:
+  const VolumeJob& job_;
+  std::string_view what_;
 };
 
 struct VolumeImportRequest {

@@ -55,6 +55,13 @@ Result<void> set(Json& parameters, const Action& action, const std::string& name
   return {};
 }
 
+Result<void> set_option(Json& parameters, const Action& action, const ParsedLine& line,
+                        const Option& option) {
+  if (!option.flag_value.empty())
+    return set(parameters, action, option.parameter, {option.flag_value});
+  return set(parameters, action, option.parameter, line.values.at(option.name));
+}
+
 Result<void> set_positional(Json& parameters, const Action& action, const Positional& positional,
                             const std::vector<std::string>& words) {
   const std::size_t at = positional.parameter.find('@');
@@ -93,9 +100,7 @@ Result<Json> action_parameters(const ParsedLine& line) {
           fmt::format("{} is for machines, and none of that name is there", option.name));
     }
     if (option.parameter.empty() || !line.has(option.name)) continue;
-    auto words = line.values.at(option.name);
-    if (!option.flag_value.empty()) words = {option.flag_value};
-    TRY(set(parameters, *command.action, option.parameter, words));
+    TRY(set_option(parameters, *command.action, line, option));
   }
   return parameters;
 }
@@ -124,9 +129,7 @@ Result<Json> machine_parameters(const ParsedLine& line) {
       return failure(ErrorKind::invalid_argument,
                      fmt::format("{} is for volumes, not for machines", option.name));
     }
-    auto words = line.values.at(option.name);
-    if (!option.flag_value.empty()) words = {option.flag_value};
-    TRY(set(parameters, action, option.parameter, words));
+    TRY(set_option(parameters, action, line, option));
   }
   return parameters;
 }

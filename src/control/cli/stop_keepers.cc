@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -87,7 +88,7 @@ Async<void> stop_machine(std::string name, machine::RunLayout layout, Outcome& o
   }
   // One that has no keeper.
   if (const auto qemu = machine::find_qemu(layout.machine_qemu_directory(name) + '/')) {
-    machine::kill_qemu(qemu->pidfd);
+    (void)send_signal(qemu->pidfd, SIGKILL);
     wait_for_end(qemu->pidfd, end_timeout);
     ++outcome.machines;
   }

@@ -28,7 +28,6 @@ class DeviceStateReceiver {
  private:
   DeviceStateReceiver(UringLoop& loop, Machine& machine, std::string path,
                       std::unique_ptr<SocketListener> listener);
-  Task<Result<void>> await_completion();
 
   UringLoop& loop_;
   Machine& machine_;

@@ -6,19 +6,20 @@
 #include <vector>
 
 #include <fcntl.h>
-#include <poll.h>
 #include <spawn.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
+#include "base/process.h"
+
 namespace berth::machine {
 namespace {
 
-constexpr int watchdog_fd = 3;             // its end of the pipe, and the last descriptor it has
-constexpr int watchdog_end_ms_max = 1000;  // for its process to end, once it is decided
+constexpr int watchdog_fd = 3;  // its end of the pipe, and the last descriptor it has
+// For its process to end, once it is decided.
+constexpr std::chrono::milliseconds watchdog_end_max{1000};
 
 /// One end of the pipe for it, /dev/null as its input and output, our standard error.
 class Spawn {
@@ -96,12 +97,14 @@ Result<void> FreezeWatchdog::spawn(const std::string& program, const std::string
                         {"berth", "watchdog", "--agent-socket", agent_socket, "--fd",
                          fmt::format("{}", watchdog_fd), "--limit-ms", fmt::format("{}", limit_ms)},
                         pipe));
-  pidfd_ = Fd(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
-  if (pidfd_) return {};
-  const int why = errno;
+  auto pidfd = open_pidfd(pid_);
+  if (pidfd) {
+    pidfd_ = std::move(*pidfd);
+    return {};
+  }
   ::kill(pid_, SIGKILL);
   ::waitpid(pid_, nullptr, 0);
-  return errno_failure(why, "cannot watch a process");
+  return failure(std::move(pidfd).error());
 }
 
 FreezeWatchdog& FreezeWatchdog::operator=(FreezeWatchdog&& other) noexcept {
@@ -127,7 +130,7 @@ bool FreezeWatchdog::dismiss() {
   in_time_ = taken == 1;
   turn_.reset();
   alive_.reset();
-  if (in_time_) ::syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
+  if (in_time_) (void)send_signal(pidfd_, SIGKILL);
   return in_time_;
 }
 
@@ -135,8 +138,7 @@ void FreezeWatchdog::end() {
   turn_.reset();
   alive_.reset();  // it wakes up now, if it has not
   const Fd pidfd = std::move(pidfd_);
-  pollfd watched{.fd = pidfd.get(), .events = POLLIN, .revents = 0};
-  if (!pidfd || ::poll(&watched, 1, watchdog_end_ms_max) <= 0) return;
+  if (!pidfd || !wait_for_end(pidfd, watchdog_end_max)) return;
   siginfo_t ended{};
   ::waitid(P_PIDFD, static_cast<id_t>(pidfd.get()), &ended, WEXITED | WNOHANG);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -18,6 +19,7 @@
 #include "async/directories.h"
 #include "async/uring_call.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/units.h"
 #include "machine/control_messages.h"
 #include "machine/host/accelerator.h"
@@ -124,8 +126,8 @@ Task<Result<void>> Machine::launch() {
     if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
     if (process_) {
       ++generation_;  // whoever waits for its end is not to take it for a crash
-      kill_qemu(process_->pidfd);
-      while (reap_qemu(process_->pidfd).empty() && pid_is_alive(process_->pidfd))
+      (void)send_signal(process_->pidfd, SIGKILL);
+      while (reap_qemu(process_->pidfd).empty() && !has_ended(process_->pidfd))
         co_await loop_.sleep(connect_retry);
     }
     clean_up();
@@ -166,7 +168,6 @@ Task<Result<void>> Machine::try_launch() {
 
   group_ = ControlGroup::open(options_.name);
   CO_TRY(limit(specification.limits));
-  std::vector<Fd> taps;
   QemuLaunch how{.arguments = {},
                  .environment = {"PATH=/usr/bin:/bin", "LC_ALL=C"},
                  .log_path = log_path(),
@@ -237,7 +238,7 @@ Task<Result<void>> Machine::connect_monitor(Duration patience) {
   const Instant deadline = loop_.now() + patience;
   const std::string path = qemu_directory() + "/qmp.sock";
   while (true) {
-    if (!process_ || !pid_is_alive(process_->pidfd)) {
+    if (!process_ || has_ended(process_->pidfd)) {
       const std::string words = last_words(log_path());
       co_return failure(ErrorKind::internal,
                         fmt::format("QEMU ended at once{}{}", words.empty() ? "" : ": ", words));
@@ -267,7 +268,7 @@ Task<Result<void>> Machine::connect_monitor(Duration patience) {
 
 Task<> Machine::watch_process(std::uint64_t generation) {
   const Fd watched(::fcntl(process_->pidfd.get(), F_DUPFD_CLOEXEC, 0));
-  while (!closing_ && pid_is_alive(watched)) {
+  while (!closing_ && !has_ended(watched)) {
     UringCall ended(loop_, [&](io_uring_sqe& entry) {
       ::io_uring_prep_poll_add(&entry, watched.get(), POLLIN);
     });
@@ -364,9 +365,9 @@ Task<Result<void>> Machine::stop(Duration timeout) {
           std::min<Duration>(std::chrono::milliseconds(20), deadline - loop_.now()));
   }
   if (phase_ == Phase::off) co_return Result<void>{};
-  expect_end("ended by force");
-  expected_end_ = timeout > Duration::zero() ? "ended by force: the guest did not shut down in time"
-                                             : "ended by force, as asked";
+  expected_end_.clear();  // that it was asked to is not how it ends
+  expect_end(timeout > Duration::zero() ? "ended by force: the guest did not shut down in time"
+                                        : "ended by force, as asked");
   co_return co_await end_now();
 }
 
@@ -374,7 +375,7 @@ Task<Result<void>> Machine::end_now() {
   if (monitor_) (void)co_await monitor_->execute("quit", Json::object(), quit_patience);
   for (const bool kill : {false, true}) {
     const Instant deadline = loop_.now() + quit_patience;
-    if (kill && process_) kill_qemu(process_->pidfd);
+    if (kill && process_) (void)send_signal(process_->pidfd, SIGKILL);
     while (phase_ != Phase::off && loop_.now() < deadline)
       co_await loop_.sleep(std::chrono::milliseconds(5));
     if (phase_ == Phase::off) co_return Result<void>{};
@@ -485,7 +486,7 @@ Task<> Machine::retry_io() {
 }
 
 Task<> Machine::reconnect_monitor() {
-  while (!closing_ && phase_ == Phase::on && process_ && pid_is_alive(process_->pidfd)) {
+  while (!closing_ && phase_ == Phase::on && process_ && !has_ended(process_->pidfd)) {
     if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
     if (co_await connect_monitor(reconnect_patience)) co_return;
   }

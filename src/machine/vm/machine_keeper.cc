@@ -1,9 +1,7 @@
 #include "machine/vm/machine_keeper.h"
 
 #include <array>
-#include <cerrno>
 #include <csignal>
-#include <deque>
 #include <memory>
 #include <utility>
 
@@ -21,6 +19,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "machine/control_server.h"
+#include "machine/keeper_events.h"
 #include "machine/vm/machine.h"
 #include "machine/vm/machine_methods.h"
 #include "machine/volume_directory.h"
@@ -79,15 +78,9 @@ class MachineKeeper {
  private:
   Result<void> take_name() {
     TRY(make_directories(run_.machine(options_.machine)));
-    const std::string path = run_.machine_lock_file(options_.machine);
-    const Fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
-    if (!made) return errno_failure(errno, fmt::format("cannot make '{}'", path));
-    auto lock = TRY(try_lock(path));
-    if (!lock) {
-      return failure(ErrorKind::in_use,
-                     fmt::format("another keeper has the machine '{}'", options_.machine));
-    }
-    lock_ = std::move(*lock);
+    lock_ =
+        TRY(take_lock_file(run_.machine_lock_file(options_.machine),
+                           fmt::format("another keeper has the machine '{}'", options_.machine)));
     return {};
   }
 
@@ -128,11 +121,7 @@ class MachineKeeper {
 
   void report(const char* event, std::string message) {
     log_info("{}{}{}", event, message.empty() ? "" : ": ", message);
-    server_.send_event(event, message);
-    if (events_.size() == remembered_events_max) events_.pop_front();
-    events_.push_back({{"event", event},
-                       {"message", std::move(message)},
-                       {"at", format_time(loop_.wall_time())}});
+    events_.tell(event, std::move(message));
   }
 
   Task<> say_goodbye() {
@@ -155,7 +144,7 @@ class MachineKeeper {
                    {"open", is_open_ && !stopping_},
                    {"on", machine_.is_on()},
                    {"started_at", format_time(started_at_)},
-                   {"events", Json(std::vector<Json>(events_.begin(), events_.end()))}};
+                   {"events", events_.past()}};
   }
 
   /// QEMU runs on.
@@ -175,8 +164,8 @@ class MachineKeeper {
   bool stopping_ = false;
   bool is_open_ = false;
   Result<void> outcome_;
-  std::deque<Json> events_;
   ControlServer server_;
+  KeeperEvents events_{server_, loop_, remembered_events_max};
   Machine machine_;
   Quiescence quiescence_;
   MemorySave save_;

@@ -47,7 +47,7 @@ Result<MachineStart> decode_start(const Json& params) {
 
 MachineMethods::MachineMethods(UringLoop& loop, ControlServer& server, Machine& machine,
                                Quiescence& quiescence, MemorySave& save)
-    : loop_(loop), machine_(machine), quiescence_(quiescence), save_(save), gate_(loop) {
+    : machine_(machine), quiescence_(quiescence), save_(save), gate_(loop) {
   add(server, "machine.start", &MachineMethods::start);
   add(server, "machine.stop", &MachineMethods::stop);
   add(server, "machine.suspend", &MachineMethods::suspend);

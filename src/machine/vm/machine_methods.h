@@ -43,7 +43,6 @@ class MachineMethods {
   Task<Result<Json>> save_abandon(ControlCall& call);
   Task<> undo();
 
-  UringLoop& loop_;
   Machine& machine_;
   Quiescence& quiescence_;
   MemorySave& save_;

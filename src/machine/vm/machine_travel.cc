@@ -1,7 +1,6 @@
 #include "machine/vm/machine_travel.h"
 
 #include <algorithm>
-#include <filesystem>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -11,6 +10,7 @@
 
 #include "async/directories.h"
 #include "async/uring_loop.h"
+#include "machine/departure.h"
 #include "machine/small_file.h"
 #include "machine/vm/machine_points.h"
 #include "machine/volume_directory.h"
@@ -18,23 +18,6 @@
 
 namespace berth::machine {
 namespace {
-
-namespace fs = std::filesystem;
-
-class Observer final : public JobObserver {
- public:
-  explicit Observer(const VolumeJob& job) : job_(job) {}
-  Result<void> check() const override {
-    if (!job_.stop.stop_requested()) return {};
-    return failure(ErrorKind::cancelled, "it was cancelled");
-  }
-  void report(const ControlProgress& progress) override {
-    if (job_.report) job_.report(progress);
-  }
-
- private:
-  const VolumeJob& job_;
-};
 
 /// One ordinary file, with its holes, durable. Links and oddities are refused.
 Result<void> copy_file(const std::string& from, const std::string& to) {
@@ -147,7 +130,7 @@ Result<void> rename_points(const StateLayout& claimed, const std::string& claim,
   for (MachineRefpoint& refpoint : TRY(points.refpoints())) {
     for (MachineRefpointPart& part : refpoint.parts) {
       const bool own = std::ranges::any_of(disks, [&](const MachineDisk& disk) {
-        return disk.own && disk.node == "disk-" + part.disk;
+        return disk.own && disk.node == disk_node(part.disk);
       });
       renamed(part.volume, own);
     }
@@ -161,44 +144,32 @@ Result<void> rename_points(const StateLayout& claimed, const std::string& claim,
 Result<ExportedMachine> export_machine(const StateLayout& state, const std::string& machine,
                                        const std::string& to, const VolumeJob& job) {
   const MachineRecord record = TRY(MachineStore(state.state_dir).record(machine));
-  const fs::path target(to);
-  if (!target.is_absolute() || !target.has_filename())
-    return failure(ErrorKind::invalid_argument,
-                   fmt::format("'{}' cannot become the machine's directory", to));
-  if (path_exists(to)) return failure(ErrorKind::already_exists, fmt::format("'{}' exists", to));
-  const std::string parent = target.parent_path();
-  const std::string partial =
-      fmt::format("{}/.{}.berth-export", parent, target.filename().string());
-  const Fd lock =
-      TRY(claim_directory(partial, fmt::format("somebody exports to '{}' already", to)));
-  const std::string mark = TRY(mark_for_clearing(state, partial));
-  ExportedMachine exported{.path = to};
-  const auto copy = [&]() -> Result<void> {
+  const auto copy = [&]() -> Result<ExportedMachine> {
+    Departure departure = TRY(
+        Departure::begin(state, to, {.what = "machine", .home = state.machines(), .noun = "vm"}));
+    ExportedMachine exported{.path = departure.to()};
     const std::string from = state.machine(machine);
-    TRY(copy_around(from, partial));
+    TRY(copy_around(from, departure.path()));
     const auto loop = TRY(UringLoop::create());
-    Observer observer(job);
+    VolumeJobObserver observer(job, "the export");
     for (const MachineDisk& disk : record.disks) {
       if (!disk.own) continue;
       const std::string name = own_disk_name(record, disk);
-      TRY(make_directories(fmt::format("{}/disks/{}", partial, name)));
+      const std::string target = fmt::format("{}/disks/{}", departure.path(), name);
+      TRY(make_directories(target));
       const CopiedVolume copied = TRY(loop->run_until_complete(
-          copy_volume_directory(*loop, state.machine_disk(machine, name),
-                                fmt::format("{}/disks/{}", partial, name), observer, {})));
+          copy_volume_directory(*loop, state.machine_disk(machine, name), target, observer, {})));
       exported.bytes += copied.bytes;
     }
-    TRY(copy_files(from, partial, {"machine.json"}));
+    TRY(copy_files(from, departure.path(), {"machine.json"}));
     TRY(observer.check());
-    TRY(rename_directory(partial, to));
-    return sync_directory(parent);
+    TRY(departure.publish());
+    return exported;
   };
-  auto copied = copy();
-  if (!copied) (void)remove_tree(partial);
-  ::unlink(mark.c_str());
-  if (!copied)
-    return failure(std::move(copied).error().with_context(
-        fmt::format("cannot export the machine '{}'", machine)));
-  return exported;
+  auto exported = copy();
+  if (exported) return exported;
+  return failure(std::move(exported).error().with_context(
+      fmt::format("cannot export the machine '{}'", machine)));
 }
 
 Result<ImportedMachine> import_machine(const StateLayout& state, const MachineImport& request,
@@ -227,7 +198,7 @@ Result<ImportedMachine> import_machine(const StateLayout& state, const MachineIm
   const auto take = [&]() -> Result<void> {
     TRY(copy_around(request.from, claim.path()));
     const auto loop = TRY(UringLoop::create());
-    Observer observer(job);
+    VolumeJobObserver observer(job, "the import");
     for (MachineDisk& disk : record.disks) {
       if (!disk.own) {
         if (path_exists(state.volume(disk.volume))) continue;

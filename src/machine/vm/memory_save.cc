@@ -1,35 +1,17 @@
 #include "machine/vm/memory_save.h"
 
-#include <cstdio>
-
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
 #include "base/log.h"
 #include "machine/small_file.h"
-#include "machine/volume_directory.h"
 #include "memory/round_policy.h"
 
 namespace berth::machine {
 namespace {
 
 constexpr Duration report_interval = std::chrono::milliseconds(50);
-
-/// A new file, durable.
-Result<void> write_file(const std::string& path, const std::string& bytes) {
-  const Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
-  if (!file) return errno_failure(errno, fmt::format("cannot make '{}'", path));
-  std::size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t count = ::write(file.get(), bytes.data() + done, bytes.size() - done);
-    if (count < 0) return errno_failure(errno, fmt::format("cannot write '{}'", path));
-    done += static_cast<std::size_t>(count);
-  }
-  if (::fsync(file.get()) != 0) return errno_failure(errno, fmt::format("cannot sync '{}'", path));
-  return {};
-}
 
 }  // namespace
 
@@ -166,10 +148,8 @@ Task<Result<MemorySaveFigures>> MemorySave::finish() {
   auto outcome = co_await go_on();
   if (outcome) outcome = co_await offload(loop_, [this] { return writer_->finish(); });
   if (outcome) {
-    outcome = co_await offload(loop_, [this]() -> Result<void> {
-      TRY(write_file(directory_ + "/devices", device_state_));
-      return sync_directory(directory_);
-    });
+    outcome = co_await offload(
+        loop_, [this] { return write_small_file(directory_ + "/devices", device_state_); });
   }
   figures_.bytes = writer_->bytes_written();
   const auto us = [](Duration duration) {
@@ -177,8 +157,7 @@ Task<Result<MemorySaveFigures>> MemorySave::finish() {
   };
   log_info(
       "memory saved in {} rounds, {} bytes; stopped for {} us: {} to stop, {} for the devices, {} "
-      "to scan, "
-      "{} to copy {} bytes, the rest to cut the disks and go on",
+      "to scan, {} to copy {} bytes, the rest to cut the disks and go on",
       figures_.rounds, figures_.bytes, us(figures_.stopped), us(figures_.stopping),
       us(figures_.saving_devices), us(figures_.scanning), us(figures_.copying),
       figures_.last_round_bytes);

@@ -244,6 +244,13 @@ class CommandLine {
 
 }  // namespace
 
+std::string disk_node(std::string_view name) { return fmt::format("{}{}", disk_node_prefix, name); }
+
+std::string disk_name(std::string_view node) {
+  if (node.starts_with(disk_node_prefix)) node.remove_prefix(disk_node_prefix.size());
+  return std::string(node);
+}
+
 void complete(MachineSpecification& specification, const Id128& machine_id) {
   if (specification.machine_type.empty()) specification.machine_type = machine_type_default;
   if (specification.cpu_model.empty()) specification.cpu_model = cpu_model_default;
@@ -317,8 +324,7 @@ Json device_add_arguments(const AttachedDisk& disk) {
     return device;
   }
   CHECK(disk.slot < machine_disks_max);
-  if (disk.node.starts_with(disk_node_prefix))
-    device["serial"] = disk.node.substr(disk_node_prefix.size());
+  if (disk.node.starts_with(disk_node_prefix)) device["serial"] = disk_name(disk.node);
   device["bus"] = fmt::format("slot-{}", disk.slot);
   device["bootindex"] = first_disk_boot_index + disk.slot;
   return device;

@@ -55,6 +55,11 @@ struct AttachedDisk {
   friend bool operator==(const AttachedDisk&, const AttachedDisk&) = default;
 };
 
+/// QEMU's name for the disk that the machine calls `name`, and back; other nodes' names as they
+/// are.
+std::string disk_node(std::string_view name);
+std::string disk_name(std::string_view node);
+
 struct QemuPlaces {
   std::string program = "/usr/bin/qemu-system-x86_64";
   std::string directory;    // of the machine's QEMU alone, see above

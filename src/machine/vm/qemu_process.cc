@@ -10,8 +10,6 @@
 #include <iterator>
 
 #include <fcntl.h>
-#include <grp.h>
-#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -20,6 +18,7 @@
 
 #include <fmt/format.h>
 
+#include "base/process.h"
 #include "machine/volume_directory.h"
 
 namespace berth::machine {
@@ -27,7 +26,6 @@ namespace {
 
 constexpr off_t log_size_max = 1 << 20;  // bytes; then one older log is kept beside it
 constexpr std::size_t last_words_max = 2048;
-constexpr int inherited_floor = 3;
 
 Result<Fd> open_log(const std::string& path) {
   struct stat status{};
@@ -52,7 +50,6 @@ struct Child {
   std::vector<char*> arguments;
   std::vector<char*> environment;
   std::vector<int> groups;  // cgroup.procs
-  std::vector<int> inherited;
   int null = -1;
   int log = -1;
   int report = -1;  // an errno goes there if the program was not executed
@@ -78,7 +75,6 @@ struct Child {
     for (const int from : {STDOUT_FILENO, STDERR_FILENO})
       if (::dup2(log, from) < 0) return 2;
     if (::dup2(null, STDIN_FILENO) < 0) return 2;
-    for (const int fd : inherited) ::fcntl(fd, F_SETFD, 0);
     if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return 3;
     if (uid) {
       // The raw calls: glibc's would signal threads that do not exist here.
@@ -101,12 +97,6 @@ const char* name_of_step(int step) {
   }
 }
 
-Result<Fd> open_pidfd_of(pid_t pid) {
-  Fd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  if (!pidfd) return errno_failure(errno, fmt::format("cannot watch process {}", pid));
-  return pidfd;
-}
-
 std::string command_line_of(const std::string& pid) {
   std::ifstream file(fmt::format("/proc/{}/cmdline", pid));
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
@@ -126,7 +116,6 @@ Result<QemuProcess> launch_qemu(const QemuLaunch& launch) {
   Child child{.arguments = pointers_to(launch.arguments),
               .environment = pointers_to(launch.environment),
               .groups = {},
-              .inherited = launch.inherited,
               .null = null.get(),
               .log = log.get(),
               .report = writing.get(),
@@ -138,7 +127,7 @@ Result<QemuProcess> launch_qemu(const QemuLaunch& launch) {
     child.groups.push_back(groups.back().get());
   }
   // Whatever a library has opened without it.
-  ::close_range(inherited_floor, ~0U, CLOSE_RANGE_CLOEXEC);
+  ::close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
 
   const pid_t pid = ::fork();
   if (pid < 0) return errno_failure(errno, "cannot fork");
@@ -150,7 +139,7 @@ Result<QemuProcess> launch_qemu(const QemuLaunch& launch) {
     return errno_failure(
         failed[1], fmt::format("'{}': {}", launch.arguments.front(), name_of_step(failed[0])));
   }
-  return QemuProcess{.pid = pid, .pidfd = TRY(open_pidfd_of(pid))};
+  return QemuProcess{.pid = pid, .pidfd = TRY(open_pidfd(pid))};
 }
 
 std::optional<QemuProcess> find_qemu(const std::string& mark) {
@@ -158,7 +147,7 @@ std::optional<QemuProcess> find_qemu(const std::string& mark) {
     pid_t pid = 0;
     const auto [stop, code] = std::from_chars(name.data(), name.data() + name.size(), pid);
     if (code != std::errc{} || stop != name.data() + name.size() || pid == ::getpid()) continue;
-    auto pidfd = open_pidfd_of(pid);
+    auto pidfd = open_pidfd(pid);
     const std::string words = command_line_of(name);
     if (!pidfd || !words.contains(mark) ||
         !words.substr(0, words.find('\0')).contains("qemu-system"))
@@ -175,15 +164,6 @@ std::string reap_qemu(const Fd& pidfd) {
     return {};
   if (info.si_code == CLD_EXITED) return fmt::format("exit code {}", info.si_status);
   return fmt::format("signal {} ({})", info.si_status, ::strsignal(info.si_status));
-}
-
-bool pid_is_alive(const Fd& pidfd) {
-  pollfd watched{.fd = pidfd.get(), .events = POLLIN, .revents = 0};
-  return pidfd && ::poll(&watched, 1, 0) == 0;
-}
-
-void kill_qemu(const Fd& pidfd) {
-  ::syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
 }
 
 std::string last_words(const std::string& log_path) {

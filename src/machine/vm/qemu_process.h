@@ -24,7 +24,6 @@ struct QemuLaunch {
   std::vector<std::string> environment;    // "NAME=value"; nothing else is in it
   std::string log_path;                    // standard output and error are appended there
   std::vector<std::string> process_files;  // of the control group, as ControlGroup has them
-  std::vector<int> inherited;              // descriptors that it gets under their own numbers
   std::optional<uid_t> uid;                // nothing: as the keeper runs
   gid_t gid = 0;
 };
@@ -43,10 +42,6 @@ std::optional<QemuProcess> find_qemu(const std::string& mark);
 /// How a child of ours has ended, for a person: "exit code 1", "signal 9 (Killed)"; "" for somebody
 /// else's child, or one that runs.
 std::string reap_qemu(const Fd& pidfd);
-/// Whether it has not ended yet; a child that has and is not reaped has ended.
-bool pid_is_alive(const Fd& pidfd);
-/// SIGKILL.
-void kill_qemu(const Fd& pidfd);
 
 /// The last lines of its log, without our own: its last words.
 std::string last_words(const std::string& log_path);
