@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "control/keeper_lists.h"
 #include "control/spawn.h"
+#include "machine/control_protocol.h"
 
 namespace berth::control {
 namespace {
@@ -37,14 +38,26 @@ Json wish_params(const CutWish& wish) {
   return params;
 }
 
+/// For calls of `members` volumes: `writes_go_on` is called when it is true of the last of them.
+CallOptions cut_options(std::size_t members, const std::function<void()>& writes_go_on,
+                        Milliseconds timeout) {
+  CallOptions options{.timeout = timeout, .stop = {}, .progress = {}};
+  if (!writes_go_on) return options;
+  options.progress = [left = std::make_shared<std::size_t>(members),
+                      writes_go_on](const machine::ControlProgress& progress) {
+    if (progress.phase == machine::phase_writes_go_on && --*left == 0) writes_go_on();
+  };
+  return options;
+}
+
 /// Calls every member at once: `params[i]` for the i-th; a null is not called.
 Async<Answers> call_all(std::vector<CutMember> members, std::string method,
-                        std::vector<Json> params, Milliseconds timeout) {
+                        std::vector<Json> params, CallOptions options) {
   std::vector<Async<Result<Json>>> calls;
   std::vector<std::size_t> called;
   for (std::size_t i = 0; i < members.size(); ++i) {
     if (params[i].is_null()) continue;
-    calls.push_back(members[i].channel->call(method, params[i], {.timeout = timeout}));
+    calls.push_back(members[i].channel->call(method, params[i], options));
     called.push_back(i);
   }
   Answers some = co_await gather(std::move(calls));
@@ -79,7 +92,8 @@ Async<Result<Json>> GroupCuts::cut_one(CutMember member, CutWish wish) {
   params["name"] = with_checkpoint ? wish.checkpoint : wish.refpoint;
   if (with_checkpoint && !wish.refpoint.empty()) params["refpoint"] = wish.refpoint;
   const Json outcome = CO_TRY(co_await member.channel->call(
-      with_checkpoint ? "checkpoint.create" : "refpoint.create", std::move(params), {}));
+      with_checkpoint ? "checkpoint.create" : "refpoint.create", std::move(params),
+      cut_options(1, wish.writes_go_on, CallOptions{}.timeout)));
   Json part = CO_TRY(shown_cut_part(member.volume, outcome));
   co_return Json{{"group", nullptr}, {"volumes", Json::array({std::move(part)})}};
 }
@@ -95,17 +109,21 @@ Async<Result<Json>> GroupCuts::cut_many(std::vector<CutMember> members, CutWish 
   begin["group"] = group;
   begin["lease_ms"] = lease.count();
   const Answers begun =
-      co_await call_all(members, "cut.begin", std::vector<Json>(members.size(), begin), lease);
+      co_await call_all(members, "cut.begin", std::vector<Json>(members.size(), begin),
+                        {.timeout = lease, .stop = {}, .progress = {}});
   std::vector<Json> tickets(members.size());
   for (std::size_t i = 0; i < members.size(); ++i) {
     if (begun[i] && begun[i]->contains("ticket")) tickets[i] = {{"ticket", (*begun[i])["ticket"]}};
   }
   if (auto error = first_error(members, begun)) {
-    (void)co_await call_all(members, "cut.abort", tickets, commit_timeout);
+    (void)co_await call_all(members, "cut.abort", tickets,
+                            {.timeout = commit_timeout, .stop = {}, .progress = {}});
     CO_TRY(co_await abort(group, members, std::move(*error)));
   }
 
-  const Answers outcomes = co_await call_all(members, "cut.commit", tickets, commit_timeout);
+  const Answers outcomes =
+      co_await call_all(members, "cut.commit", tickets,
+                        cut_options(members.size(), wish.writes_go_on, commit_timeout));
   if (auto error = first_error(members, outcomes))
     CO_TRY(co_await abort(group, members, std::move(*error)));
   if (auto decided = co_await decide(group, GroupState::committed); !decided) {
@@ -135,7 +153,8 @@ Async<Result<void>> GroupCuts::abort(std::string group, std::vector<CutMember> m
 
 Async<void> GroupCuts::settle(std::string group, std::vector<CutMember> members, bool committed) {
   const std::vector<Json> params(members.size(), Json{{"group", group}, {"committed", committed}});
-  const Answers settled = co_await call_all(members, "group.settle", params, commit_timeout);
+  const Answers settled = co_await call_all(
+      members, "group.settle", params, {.timeout = commit_timeout, .stop = {}, .progress = {}});
   for (std::size_t i = 0; i < members.size(); ++i) {
     if (settled[i]) {
       (void)co_await mark_settled(group, members[i].volume);

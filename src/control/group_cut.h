@@ -3,7 +3,9 @@
 //
 //   1. record the group as prepared (durable)
 //   2. cut.begin everywhere: every gate closes, under a lease
-//   3. cut.commit everywhere: each advances and opens; refused where the lease has expired
+//   3. cut.commit everywhere: each advances and opens; refused where the lease has expired. Once
+//   all
+//      have opened, who waits for that is told: what is left is to make it durable
 //   4. record the decision (durable): only now does the group's checkpoint exist
 //   5. group.settle everywhere: what was provisional becomes real, or goes
 //
@@ -11,6 +13,7 @@
 // that has provisional points, the record alone says what they are. On the control plane's thread.
 #pragma once
 
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -32,9 +35,10 @@ struct CutMember {
 };
 
 struct CutWish {
-  std::string checkpoint;  // "" for none
-  std::string refpoint;    // "" for none
-  std::string durability;  // durable, volatile
+  std::string checkpoint;              // "" for none
+  std::string refpoint;                // "" for none
+  std::string durability;              // durable, volatile
+  std::function<void()> writes_go_on;  // called when all gates have opened again; may be empty
 };
 
 class GroupCuts {

@@ -6,6 +6,7 @@
 
 #include "control/group_cut.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -16,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "control/run_for_test.h"
+#include "machine/control_protocol.h"
 
 namespace berth::control {
 namespace {
@@ -33,7 +35,7 @@ class FakeVolume final : public KeeperChannel {
  public:
   FakeVolume(std::string name, Journal& journal) : name_(std::move(name)), journal_(journal) {}
 
-  Async<Result<json>> call(std::string method, json params, CallOptions /*options*/) override {
+  Async<Result<json>> call(std::string method, json params, CallOptions options) override {
     journal_.push_back(name_ + " " + method);
     if (on_call) on_call(method);
     if (failures.contains(method)) co_return failure(failures.at(method), "told to fail");
@@ -44,6 +46,9 @@ class FakeVolume final : public KeeperChannel {
     }
     if (method == "cut.commit") {
       gate_closed = false;
+      if (options.progress) options.progress({.phase = "saving"});
+      if (options.progress) options.progress({.phase = std::string(machine::phase_writes_go_on)});
+      journal_.push_back(name_ + " durable");
       provisional[begun_["group"].get<std::string>()] = begun_.value("checkpoint", "");
       co_return outcome(begun_);
     }
@@ -120,10 +125,12 @@ class GroupCutTest : public testing::Test {
     cuts_ = std::make_unique<GroupCuts>(io_.get_executor(), workers_, *catalogue_, events_);
   }
 
-  Result<json> cut() {
-    return run_for_test(
-        io_, cuts_->cut({{"a", &a_}, {"b", &b_}, {"c", &c_}},
-                        {.checkpoint = "night", .refpoint = {}, .durability = "durable"}));
+  Result<json> cut(std::function<void()> writes_go_on = {}) {
+    return run_for_test(io_, cuts_->cut({{"a", &a_}, {"b", &b_}, {"c", &c_}},
+                                        {.checkpoint = "night",
+                                         .refpoint = {},
+                                         .durability = "durable",
+                                         .writes_go_on = std::move(writes_go_on)}));
   }
   Result<void> settle(FakeVolume& volume, std::string name) {
     return run_for_test(io_, cuts_->settle_volume(volume, std::move(name)));
@@ -156,9 +163,10 @@ TEST_F(GroupCutTest, EveryGateIsClosedBeforeAnyVolumeAdvances) {
   EXPECT_EQ((*made)["volumes"].size(), 3);
   EXPECT_EQ((*made)["volumes"][1]["checkpoint"]["name"], "night");
   EXPECT_EQ((*made)["volumes"][1]["checkpoint"]["group"], (*made)["group"]);
-  EXPECT_THAT(journal_, ElementsAre("a cut.begin", "b cut.begin", "c cut.begin", "a cut.commit",
-                                    "b cut.commit", "c cut.commit", "a group.settle",
-                                    "b group.settle", "c group.settle"));
+  EXPECT_THAT(journal_,
+              ElementsAre("a cut.begin", "b cut.begin", "c cut.begin", "a cut.commit", "a durable",
+                          "b cut.commit", "b durable", "c cut.commit", "c durable",
+                          "a group.settle", "b group.settle", "c group.settle"));
   expect_everywhere(true);
   EXPECT_THAT(*catalogue_->unsettled_groups(), IsEmpty());
 }
@@ -174,6 +182,21 @@ TEST_F(GroupCutTest, TheDecisionIsDurableBeforeAnyVolumeHearsOfIt) {
   };
   ASSERT_TRUE(cut());
   EXPECT_EQ(decided_when_settled, GroupState::committed);
+}
+
+TEST_F(GroupCutTest, WhoWaitsForWritesIsToldOnceWhenTheLastGateHasOpened) {
+  ASSERT_TRUE(cut([&] { journal_.push_back("told"); }));
+  EXPECT_EQ(std::ranges::count(journal_, "told"), 1);
+  const auto at = [&](const char* what) { return std::ranges::find(journal_, what); };
+  EXPECT_LT(at("c cut.commit"), at("told"));
+  EXPECT_LT(at("told"), at("c durable"));
+}
+
+TEST_F(GroupCutTest, NobodyIsToldThatWritesGoOnAfterACutThatWasNotMade) {
+  c_.failures["cut.commit"] = ErrorKind::timed_out;
+  bool told = false;
+  EXPECT_FALSE(cut([&] { told = true; }));
+  EXPECT_FALSE(told);
 }
 
 TEST_F(GroupCutTest, AVolumeAloneNeedsNoGroup) {

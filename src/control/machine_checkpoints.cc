@@ -11,6 +11,7 @@
 #include "control/machine_steps.h"
 #include "control/machines.h"
 #include "control/point_operations.h"
+#include "control/spawn.h"
 
 namespace berth::control {
 namespace {
@@ -94,11 +95,55 @@ Async<Result<void>> end(std::shared_ptr<KeeperConnection> keeper, const Checkpoi
 
 /// Step 3.
 Async<Result<void>> cut_disks(Services& services, const CheckpointWish& wish,
-                              std::vector<std::string> volumes) {
+                              std::vector<std::string> volumes,
+                              std::function<void()> writes_go_on) {
   if (volumes.empty()) co_return Result<void>();
-  CO_TRY(
-      co_await make_cut(services, std::move(volumes),
-                        {.checkpoint = wish.name, .refpoint = {}, .durability = wish.durability}));
+  CO_TRY(co_await make_cut(services, std::move(volumes),
+                           {.checkpoint = wish.name,
+                            .refpoint = {},
+                            .durability = wish.durability,
+                            .writes_go_on = std::move(writes_go_on)}));
+  co_return Result<void>();
+}
+
+/// How far step 3 has come, for step 4.
+struct CutState {
+  explicit CutState(const Executor& executor) : changed(executor) {}
+  Wakeup changed;
+  bool writes_go_on = false;
+  std::optional<bool> done;  // whether it was made
+};
+
+Async<Result<void>> cut_and_tell(Services& services, const CheckpointWish& wish,
+                                 std::vector<std::string> volumes,
+                                 std::shared_ptr<CutState> state) {
+  auto done = co_await cut_disks(services, wish, std::move(volumes), [state] {
+    state->writes_go_on = true;
+    state->changed.notify();
+  });
+  state->done = done.has_value();
+  state->changed.notify();
+  co_return done;
+}
+
+/// The guest need not wait until the cut's record is durable, only for its instant. Should the
+/// record fail then, there is no checkpoint.
+Async<Result<void>> end_after_cut(std::shared_ptr<KeeperConnection> keeper,
+                                  const CheckpointWish& wish, MachineCheckpoint& checkpoint,
+                                  std::shared_ptr<CutState> state) {
+  while (!state->writes_go_on && !state->done) co_await state->changed.wait();
+  co_return co_await end(keeper, wish, checkpoint, state->done && !*state->done);
+}
+
+/// Steps 3 and 4.
+Async<Result<void>> cut_and_end(Services& services, std::shared_ptr<KeeperConnection> keeper,
+                                const CheckpointWish& wish, MachineCheckpoint& checkpoint) {
+  const auto state = std::make_shared<CutState>(services.executor);
+  std::vector<Async<Result<void>>> both;
+  both.push_back(cut_and_tell(services, wish, checkpointed_volumes(checkpoint.disks), state));
+  both.push_back(end_after_cut(std::move(keeper), wish, checkpoint, state));
+  std::vector<Result<void>> outcomes = co_await gather(std::move(both));
+  for (Result<void>& outcome : outcomes) CO_TRY(std::move(outcome));
   co_return Result<void>();
 }
 
@@ -111,16 +156,15 @@ Async<Result<void>> cut_running(Services& services, const CheckpointWish& wish,
   checkpoint.suspended = info.value("state", std::string()) == "suspended";
   checkpoint.stamp = stamp_of(info, record);
   CO_TRY(co_await begin(keeper, wish, directory, checkpoint, job));
-  Result<void> done;
   if (wish.application && checkpoint.consistency != machine::Consistency::application) {
-    done = failure(ErrorKind::precondition,
-                   fmt::format("the checkpoint would be '{}' and no more: {}",
-                               to_string(checkpoint.consistency), checkpoint.reason));
+    auto refused = failure(ErrorKind::precondition,
+                           fmt::format("the checkpoint would be '{}' and no more: {}",
+                                       to_string(checkpoint.consistency), checkpoint.reason));
+    (void)co_await end(keeper, wish, checkpoint, true);
+    co_return refused;
   }
   job->report("cutting the disks", 0, 0);
-  if (done) done = co_await cut_disks(services, wish, checkpointed_volumes(checkpoint.disks));
-  auto ended = co_await end(keeper, wish, checkpoint, !done);
-  co_return done ? std::move(ended) : std::move(done);
+  co_return co_await cut_and_end(services, keeper, wish, checkpoint);
 }
 
 Async<Result<void>> save(Services& services, std::string machine, MachineCheckpoint checkpoint) {
@@ -170,7 +214,7 @@ Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
                                 points.checkpoint_directory(wish.name), checkpoint, job);
   } else {
     describe_stopped(checkpoint, CO_TRY(co_await services.machines.state(wish.machine)));
-    done = co_await cut_disks(services, wish, volumes);
+    done = co_await cut_disks(services, wish, volumes, {});
   }
   if (done) {
     checkpoint.phase = Phase::whole;

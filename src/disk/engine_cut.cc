@@ -56,7 +56,7 @@ Result<void> Engine::may_change_points() const {
 
 Task<Result<CutOutcome>> Engine::cut(CutRequest request) {
   const CutTicket ticket = CO_TRY(co_await begin_cut(std::move(request), lease_max));
-  co_return co_await commit_cut(ticket);
+  co_return co_await commit_cut(ticket, {});
 }
 
 Task<Result<void>> Engine::check_cut(const CutRequest& request) {
@@ -150,7 +150,7 @@ void Engine::abort_cut(CutTicket ticket) {
   }
 }
 
-Task<Result<CutOutcome>> Engine::commit_cut(CutTicket ticket) {
+Task<Result<CutOutcome>> Engine::commit_cut(CutTicket ticket, std::function<void()> writes_go_on) {
   if (!open_cut_ || open_cut_->number != ticket.number) {
     co_return failure(ErrorKind::not_found, "no such cut is open");
   }
@@ -175,6 +175,7 @@ Task<Result<CutOutcome>> Engine::commit_cut(CutTicket ticket) {
   }
   const Duration gate_closed = loop_.now() - cut.gate_closed_at;
   open_gate();
+  if (writes_go_on) writes_go_on();
 
   auto outcome = co_await record_cut(std::move(cut), epoch, gate_closed);
   // Whether a record whose sync has failed counts, only the next open can tell. Until then its

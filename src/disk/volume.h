@@ -182,8 +182,10 @@ class Volume {
   virtual Task<Result<CutOutcome>> cut(CutRequest request) = 0;
   /// Closes the gate and drains; the gate opens by itself, and the ticket is void, after `lease`.
   virtual Task<Result<CutTicket>> begin_cut(CutRequest request, Duration lease) = 0;
-  /// `timed_out` if the lease has ever expired.
-  virtual Task<Result<CutOutcome>> commit_cut(CutTicket ticket) = 0;
+  /// `timed_out` if the lease has ever expired. `writes_go_on`, which may be empty, is called as
+  /// soon as the gate has opened: the instant of the cut is over, its record not durable yet.
+  virtual Task<Result<CutOutcome>> commit_cut(CutTicket ticket,
+                                              std::function<void()> writes_go_on) = 0;
   virtual void abort_cut(CutTicket ticket) = 0;
   /// After a group's decision: its checkpoints and reference points become real, or go.
   virtual Task<Result<void>> settle_group(Id128 group, bool committed) = 0;

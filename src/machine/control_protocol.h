@@ -29,6 +29,9 @@ struct ControlRequest {
   Json params;  // an object
 };
 
+/// The phase of a cut whose instant is over, though its record is not durable yet.
+inline constexpr std::string_view phase_writes_go_on = "writes go on";
+
 /// How far a long request has come.
 struct ControlProgress {
   std::string phase;

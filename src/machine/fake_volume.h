@@ -81,11 +81,13 @@ class FakeVolume final : public disk::Volume {
     tickets_.emplace(++last_ticket_, std::move(request));
     co_return disk::CutTicket{last_ticket_};
   }
-  Task<Result<disk::CutOutcome>> commit_cut(disk::CutTicket ticket) override {
+  Task<Result<disk::CutOutcome>> commit_cut(disk::CutTicket ticket,
+                                            std::function<void()> writes_go_on) override {
     const auto found = tickets_.find(ticket.number);
     if (found == tickets_.end()) co_return failure(ErrorKind::timed_out, "the lease has expired");
     const disk::CutRequest request = found->second;
     tickets_.erase(found);
+    if (writes_go_on) writes_go_on();
     co_return cut_now(request);
   }
   void abort_cut(disk::CutTicket ticket) override { tickets_.erase(ticket.number); }

@@ -597,7 +597,7 @@ Task<> VolumeWorld::do_group_cut() {
   snapshot(point, start, closed);
   checkpoints_[request.checkpoint] = point;
   co_await loop_->sleep(std::chrono::milliseconds(random_.below(60)));
-  const auto outcome = co_await volume_->commit_cut(*ticket);
+  const auto outcome = co_await volume_->commit_cut(*ticket, {});
   if (!outcome) {
     if (!io_has_failed()) checkpoints_.erase(request.checkpoint);
     if (outcome.error().kind() != ErrorKind::timed_out && !explained(outcome.error())) {

@@ -93,6 +93,15 @@ Machine::~Machine() = default;
 std::string Machine::qemu_directory() const {
   return options_.run.machine_qemu_directory(options_.name);
 }
+std::vector<std::string> Machine::disk_files() const {
+  std::vector<std::string> files;
+  for (const MachineDisk& disk : record_.disks) {
+    if (!disk.read_only && !disk.volume.empty())
+      files.push_back(options_.state.volume(disk.volume) + "/data");
+  }
+  return files;
+}
+
 std::string Machine::agent_socket() const { return qemu_directory() + "/agent.sock"; }
 std::string Machine::log_path() const { return options_.run.machine(options_.name) + "/qemu.log"; }
 

@@ -105,6 +105,8 @@ class Machine {
   std::string memory_file() const { return memory_file_; }
   std::uint64_t memory_size() const { return record_.specification.memory; }
   const MachineRecord& record() const { return record_; }
+  /// The data files of its volumes.
+  std::vector<std::string> disk_files() const;
   bool tracks_memory() const { return !options_.preload.empty(); }
   std::string agent_socket() const;
   std::string qemu_directory() const;

@@ -1,10 +1,13 @@
 #include "machine/vm/memory_save.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
+#include "base/fd.h"
 #include "base/log.h"
+#include "base/units.h"
 #include "machine/small_file.h"
 #include "memory/round_policy.h"
 
@@ -59,6 +62,7 @@ Task<Result<void>> MemorySave::take(const Report& report, const Check& check) {
 }
 
 Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check& check) {
+  last_take_ = loop_.now();
   CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
   CO_TRY(co_await offload(
       loop_, [this] { return writer_->prepare_staging(memory::RoundLimits{}.staging_max); }));
@@ -84,21 +88,35 @@ Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check
 
 Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& check) {
   memory::RoundPolicy policy({});
-  Instant last_take = loop_.now();
   while (true) {
     CO_TRY(check());
+    // QEMU flushes the disks when it stops: what there is to flush is flushed while it runs.
+    co_await offload(loop_, [files = machine_.disk_files()] { sync_disks(files); });
     const Instant now = loop_.now();
     const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
-    CO_TRY(co_await offload(loop_, [this, &dirty] { return writer_->copy(dirty); }));
+    CO_TRY(co_await offload(loop_, [this, &dirty] {
+      // A small one waits for no disk, so that the next is smaller still.
+      const bool is_small = memory::total_length(dirty) <= writer_->staging_left() / 4;
+      return is_small ? writer_->stage(dirty) : writer_->copy(dirty);
+    }));
     ++figures_.rounds;
     report(machine_.memory_size(), machine_.memory_size());
     const auto decision = policy.next({.bytes_dirty = memory::total_length(dirty),
-                                       .since_last_take = now - last_take,
+                                       .since_last_take = now - last_take_,
                                        .copying = loop_.now() - now});
-    last_take = now;
+    last_take_ = now;
     log_debug("round {}: {} bytes; the next would be {} bytes", figures_.rounds,
               memory::total_length(dirty), decision.last_round_bytes);
-    if (decision.step == memory::RoundDecision::Step::stop_now) break;
+    if (decision.step == memory::RoundDecision::Step::stop_now) {
+      if (!decision.within_goal && decision.last_round_bytes > writer_->staging_left()) {
+        co_return failure(
+            ErrorKind::limit,
+            fmt::format("the guest writes its memory faster than it can be saved: {} after {} "
+                        "rounds, though it was slowed to {} %; suspend it, or try again later",
+                        format_size(decision.last_round_bytes), figures_.rounds, decision.percent));
+      }
+      break;
+    }
     if (decision.step == memory::RoundDecision::Step::slow_down) {
       slowed_ = true;
       if (const auto slowed = machine_.slow(decision.percent); !slowed)
@@ -106,6 +124,14 @@ Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& ch
     }
   }
   co_return Result<void>{};
+}
+
+/// Only so that others need not wait for it later: what fails here fails there too.
+void MemorySave::sync_disks(const std::vector<std::string>& files) {
+  for (const std::string& path : files) {
+    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (file) (void)::fdatasync(file.get());
+  }
 }
 
 Task<Result<void>> MemorySave::stop_and_take() {

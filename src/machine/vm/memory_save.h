@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "async/event.h"
 #include "machine/vm/device_state.h"
@@ -57,6 +58,7 @@ class MemorySave {
   Task<Result<void>> take(const Report& report, const Check& check);
   Task<Result<void>> copy_everything(const Report& report, const Check& check);
   Task<Result<void>> copy_rounds(const Report& report, const Check& check);
+  static void sync_disks(const std::vector<std::string>& files);
   Task<Result<void>> stop_and_take();
   Task<Result<void>> go_on();
   void forget();
@@ -76,6 +78,7 @@ class MemorySave {
   bool slowed_ = false;
   bool stopped_ = false;
   Instant stopped_at_{};
+  Instant last_take_{};
   MemorySaveFigures figures_;
 };
 
