@@ -1,0 +1,220 @@
+"""Keepers that die under a guest which writes: SIGKILL, twenty times, at the keeper of its disk, and every fourth time at the
+machine's own keeper as well. The guest sees a disk that stalls, no longer than the keeper takes to be back and 100 ms more;
+nothing that it was told is written is lost; QEMU answers its monitor throughout; and what changed is still known exactly."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+import volume_tools
+from berth_host import BerthHost, wait_for_exit
+from machine_host import Machine
+
+_KILLS = 20
+_SEED = 41
+_GRACE_MS = 100
+_QMP_MS = 1000
+_RECORD = 1024
+_MAX_RECORDS = 100_000
+
+# Appends records with O_DSYNC, each of which is its own number again and again, and notes what each one took: on a tmpfs,
+# "number nanoseconds" a line, once write() has returned. Without Time::HiRes, which the guest lacks: 228 is clock_gettime,
+# 1 the monotonic clock. It ends when told to, when a write fails, and in any case at so many records.
+_WRITER = r"""
+use strict; use Fcntl;
+sub now { my $time = "\0" x 16; syscall(228, 1, $time); my ($s, $ns) = unpack("qq", $time); return $s * 1000000000 + $ns; }
+sysopen(my $file, "/var/records", O_WRONLY | O_CREAT | O_EXCL | O_APPEND | 010000) or die "open: $!";
+open(my $log, ">", "/run/writes") or die "log: $!";
+select($log); $| = 1;
+for (my $number = 1; $number <= RECORDS && !-e "/run/writer.stop"; ++$number) {
+  my $record = sprintf("%015d\n", $number) x (BYTES / 16);
+  my $before = now();
+  my $written = syswrite($file, $record);
+  my $took = now() - $before;
+  if (!defined $written || $written != length $record) { print "failed $!\n"; last; }
+  print "$number $took\n";
+}
+""".replace("RECORDS", str(_MAX_RECORDS)).replace("BYTES", str(_RECORD))
+
+
+@pytest.fixture(name="host", scope="module")
+def _host():
+    with BerthHost() as host:
+        yield host
+
+
+class _Writer:
+    """The writer in the guest, and how much of its notes has been read."""
+
+    def __init__(self, machine):
+        self.agent = machine.agent()
+        self.agent.write_file("/run/writer.pl", _WRITER.encode())
+        self._run(": >/run/writes; perl /run/writer.pl >/run/writer.errors 2>&1 & echo $! >/run/writer.pid")
+        self.acknowledged = 0
+
+    def _run(self, script, timeout_s=30):
+        code, output, errors = self.agent.run(script, timeout_s)
+        assert code == 0, f"{script}: {output}{errors}"
+        return output
+
+    def take(self):
+        """Milliseconds that each write took which has returned since the last call."""
+        took = []
+        text = self._run(f"tail -n +{self.acknowledged + 1} /run/writes")
+        for line in text[:text.rfind("\n") + 1].splitlines():
+            number, nanoseconds = line.split()
+            assert number == str(self.acknowledged + 1), f"{line}, after {self.acknowledged} writes"
+            self.acknowledged += 1
+            took.append(int(nanoseconds) / 1e6)
+        return took
+
+    def take_after(self, writes, timeout_s=30):
+        """The same, of at least so many writes."""
+        took = []
+        deadline = time.monotonic() + timeout_s
+        while len(took) < writes:
+            assert time.monotonic() < deadline, f"the guest has written {len(took)} records in {timeout_s} s, not {writes}"
+            took += self.take()
+        return took
+
+    def stop(self):
+        self._run("touch /run/writer.stop; for i in $(seq 200); do [ -d /proc/$(cat /run/writer.pid) ] || exit 0; sleep 0.1; done; exit 1")
+        took = self.take()
+        assert self.agent.read_file("/run/writer.errors") == b""
+        return took
+
+
+class _Killer:
+    """Kills keepers, and measures how long each is away."""
+
+    def __init__(self, host, machine):
+        self.host, self.machine, self.volume = host, machine, f"{machine.name}.root"
+        listener, = host.json("volume", "info", self.volume)["listeners"]
+        self.uri = listener["uri"]
+
+    def disk_pid(self):
+        status, answer = self.host.api("GET", f"/v1/volumes/{self.volume}")
+        assert status == 200, answer
+        return answer["keeper_pid"]
+
+    def kill(self, both):
+        """Milliseconds from the death of the disk's keeper until the next one has given another client its first bytes, and
+        until the daemon has said so. The first is the time that QEMU has to wait at least; events come later, for the daemon
+        asks a new keeper now and then whether it has opened its volume."""
+        mark, pid = self.host.last_event(), self.disk_pid()
+        machine_pid = self.machine.keeper_pid() if both else None
+        assert both is False or machine_pid is not None
+        killed = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        if machine_pid is not None:
+            os.kill(machine_pid, signal.SIGKILL)
+        wait_for_exit(pid)  # its socket's queue is now the next one's
+        client = volume_tools.connect(self.uri)
+        client.pread(512, 0)
+        back = time.monotonic()
+        client.shutdown()
+        self.host.wait_for_event("keeper_started", volume=self.volume, since=mark)
+        said = time.monotonic()
+        if machine_pid is not None:
+            wait_for_exit(machine_pid)
+            volume_tools.wait_until(lambda: self.machine.keeper_pid() not in (None, machine_pid), "another keeper of the machine")
+            self._wait_for_machine_keeper(mark)
+        assert self.disk_pid() != pid
+        return (back - killed) * 1000, (said - killed) * 1000
+
+    def _wait_for_machine_keeper(self, mark):
+        with self.host.lines(f"/v1/events?since={mark}") as events:
+            assert any(event["kind"] == "keeper_started" and event["machine"] == self.machine.name for event in events)
+
+    def monitor_answers(self):
+        """Milliseconds until QEMU has answered query-status, which is what the state of a running machine is."""
+        asked = time.monotonic()
+        info = self.machine.info()
+        assert info["state"] == "running", info
+        return (time.monotonic() - asked) * 1000
+
+
+def _file_of_guest(disk, path, copy):
+    """A file of the file system in a raw image, once its journal has been replayed."""
+    checked = subprocess.run(["/usr/sbin/e2fsck", "-fy", disk], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    assert checked.returncode in (0, 1), checked.stdout
+    volume_tools.run("/usr/sbin/debugfs", "-R", f"dump {path} {copy}", disk)
+    return copy.read_bytes()
+
+
+def _check_records(content, acknowledged):
+    """Every acknowledged record, in order and whole; after them, at most one that had not been answered."""
+    expected = b"".join(b"%015d\n" % number * (_RECORD // 16) for number in range(1, acknowledged + 1))
+    assert content[:len(expected)] == expected, "a record that was acknowledged is not there, or not as it was written"
+    assert len(content) <= len(expected) + _RECORD
+
+
+def test_twenty_keepers_are_killed_under_a_guest_that_writes(host, tmp_path, capsys, record_property):
+    chance = random.Random(_SEED)
+    machine = Machine.create(host, "web")
+    machine.start()
+    qemu = machine.info()["pid"]
+    machine.checkpoint("start", "--no-quiesce")
+    host.json("checkpoint", "export", "web@start", tmp_path / "disk", timeout_s=180)
+    host.json("checkpoint", "convert", "web@start", "--name", "start")
+
+    writer, killer = _Writer(machine), _Killer(host, machine)
+    quiet = writer.take_after(100)
+    restarts, events, stalls, monitors = [], [], [], []
+    for number in range(1, _KILLS + 1):
+        time.sleep(chance.uniform(0.05, 0.5))
+        writer.take()
+        restart, event = killer.kill(both=number % 4 == 0)
+        # Two that have not begun before the event: what was under way when the keeper died has returned by then.
+        monitors.append(killer.monitor_answers())
+        took = writer.take()
+        took += writer.take_after(2)
+        restarts.append(restart)
+        events.append(event)
+        stalls.append(max(took))
+    writer.stop()
+    acknowledged = writer.acknowledged
+
+    figures = {"seed": _SEED, "records": acknowledged, "quiet_ms": volume_tools.quantiles(quiet),
+               "restart_ms": restarts, "event_ms": events, "stall_ms": stalls, "monitor_ms": monitors}
+    record_property("keeper_kills", json.dumps(figures))
+    with capsys.disabled():
+        print(f"\n{_KILLS} kills (seed {_SEED}), {acknowledged} records; median and worst, ms:", "; ".join(
+            f"{what} {volume_tools.quantiles(values)[1]:.0f}, {max(values):.0f}" for what, values in
+            (("a write without kills", quiet), ("restart", restarts), ("until the event", events), ("stall", stalls),
+             ("stall beyond the restart", [stall - restart for stall, restart in zip(stalls, restarts)]),
+             ("QEMU's answer", monitors))))
+    for number, (stall, restart, monitor) in enumerate(zip(stalls, restarts, monitors), 1):
+        assert stall <= restart + _GRACE_MS, f"kill {number}: stalled for {stall:.0f} ms, the keeper was back after {restart:.0f} ms"
+        assert monitor <= _QMP_MS, f"kill {number}: QEMU has answered after {monitor:.0f} ms"
+    assert sum(stall > restart / 2 for stall, restart in zip(stalls, restarts)) > _KILLS / 2, "the keepers were not killed under load"
+
+    assert machine.info()["pid"] == qemu
+    code, errors, _ = machine.agent().run("dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|aborted journal|hung task|blocked for more'")
+    assert code == 1 and errors == "", errors
+
+    # A cut of the running machine has all of it, and going on from the disk of before by what has changed is exact.
+    machine.checkpoint("end", "--no-quiesce")
+    host.json("checkpoint", "export", "web@end", tmp_path / "disk", "--since", "start", timeout_s=180)
+    host.json("checkpoint", "export", "web@end", tmp_path / "whole", timeout_s=180)
+    volume_tools.run("cmp", tmp_path / "disk/root.raw", tmp_path / "whole/root.raw", timeout_s=120)
+    _check_records(_file_of_guest(tmp_path / "whole/root.raw", "/var/records", tmp_path / "records"), acknowledged)
+
+    # So is the disk as it lies there when the machine is off, without anybody's checkpoint between.
+    host.json("checkpoint", "convert", "web@end", "--name", "end")
+    assert host.json("changes", "web.root", "--since", "start")["exact"]
+    machine.stop()
+    machine.checkpoint("off")
+    host.json("checkpoint", "export", "web@off", tmp_path / "disk", "--since", "end", timeout_s=180)
+    uri = host.serve("web.root")
+    volume_tools.run("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, tmp_path / "disk/root.raw", timeout_s=120)
+    host.cli("volume", "unserve", "web.root")
+    _check_records(_file_of_guest(tmp_path / "disk/root.raw", "/var/records", tmp_path / "records"), acknowledged)
+    for point in machine.checkpoints():
+        host.cli("checkpoint", "delete", f"web@{point}")
+    host.cli("vm", "delete", "web")
