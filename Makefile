@@ -10,7 +10,7 @@ CMAKE_OPTIONS := -DBERTH_WERROR=$(if $(CI),ON,OFF)
 export BERTH_JOBS := $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb demo test check bench bench-disk fuzz soak asan tsan format clean
+.PHONY: help setup build deb demo test check bench bench-disk bench-vm fuzz soak asan tsan format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -59,6 +59,10 @@ bench-disk: ready | build/ ## disk benchmarks beside qemu-storage-daemon and the
 	$(call build,release,berth benchmarks)
 	@test -e bench/disk.py || { echo 'bench-disk: bench/disk.py does not exist yet'; exit 1; }
 	@BERTH_BIN=$(CURDIR)/build/release/berth /usr/bin/python3 bench/disk.py
+
+bench-vm: ready | build/ ## what checkpoints cost a guest, beside QEMU's own snapshots, release build
+	$(call build,release,installed)
+	@BERTH_BIN=$(CURDIR)/build/release/berth /usr/bin/python3 bench/vm.py
 
 fuzz: ready | build/ ## every fuzz target for FUZZ_SECONDS=60
 	$(call build,fuzz,fuzzers)

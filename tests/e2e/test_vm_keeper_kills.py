@@ -83,7 +83,8 @@ class _Writer:
         return took
 
     def stop(self):
-        self._run("touch /run/writer.stop; for i in $(seq 200); do [ -d /proc/$(cat /run/writer.pid) ] || exit 0; sleep 0.1; done; exit 1")
+        self._run("touch /run/writer.stop; "
+                  "for i in $(seq 200); do [ -d /proc/$(cat /run/writer.pid) ] || exit 0; sleep 0.1; done; exit 1")
         took = self.take()
         assert self.agent.read_file("/run/writer.errors") == b""
         return took
@@ -141,7 +142,8 @@ class _Killer:
 
 def _file_of_guest(disk, path, copy):
     """A file of the file system in a raw image, once its journal has been replayed."""
-    checked = subprocess.run(["/usr/sbin/e2fsck", "-fy", disk], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    checked = subprocess.run(["/usr/sbin/e2fsck", "-fy", disk], stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True, timeout=120)
     assert checked.returncode in (0, 1), checked.stdout
     volume_tools.run("/usr/sbin/debugfs", "-R", f"dump {path} {copy}", disk)
     return copy.read_bytes()
@@ -190,12 +192,15 @@ def test_twenty_keepers_are_killed_under_a_guest_that_writes(host, tmp_path, cap
              ("stall beyond the restart", [stall - restart for stall, restart in zip(stalls, restarts)]),
              ("QEMU's answer", monitors))))
     for number, (stall, restart, monitor) in enumerate(zip(stalls, restarts, monitors), 1):
-        assert stall <= restart + _GRACE_MS, f"kill {number}: stalled for {stall:.0f} ms, the keeper was back after {restart:.0f} ms"
+        assert stall <= restart + _GRACE_MS, (
+            f"kill {number}: stalled for {stall:.0f} ms, the keeper was back after {restart:.0f} ms")
         assert monitor <= _QMP_MS, f"kill {number}: QEMU has answered after {monitor:.0f} ms"
-    assert sum(stall > restart / 2 for stall, restart in zip(stalls, restarts)) > _KILLS / 2, "the keepers were not killed under load"
+    assert sum(stall > restart / 2 for stall, restart in zip(stalls, restarts)) > _KILLS / 2, \
+        "the keepers were not killed under load"
 
     assert machine.info()["pid"] == qemu
-    code, errors, _ = machine.agent().run("dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|aborted journal|hung task|blocked for more'")
+    code, errors, _ = machine.agent().run(
+        "dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|aborted journal|hung task|blocked for more'")
     assert code == 1 and errors == "", errors
 
     # A cut of the running machine has all of it, and going on from the disk of before by what has changed is exact.
