@@ -3,9 +3,8 @@
 //
 //   1. record the group as prepared (durable)
 //   2. cut.begin everywhere: every gate closes, under a lease
-//   3. cut.commit everywhere: each advances and opens; refused where the lease has expired. Once
-//   all
-//      have opened, who waits for that is told: what is left is to make it durable
+//   3. cut.commit everywhere: each advances and opens; refused where the lease has expired. Who
+//      waits for no more than that is told when the last has opened
 //   4. record the decision (durable): only now does the group's checkpoint exist
 //   5. group.settle everywhere: what was provisional becomes real, or goes
 //
