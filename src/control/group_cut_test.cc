@@ -185,7 +185,7 @@ TEST_F(GroupCutTest, TheDecisionIsDurableBeforeAnyVolumeHearsOfIt) {
 }
 
 TEST_F(GroupCutTest, WhoWaitsForWritesIsToldOnceWhenTheLastGateHasOpened) {
-  ASSERT_TRUE(cut([&] { journal_.push_back("told"); }));
+  ASSERT_TRUE(cut([&] { journal_.emplace_back("told"); }));
   EXPECT_EQ(std::ranges::count(journal_, "told"), 1);
   const auto at = [&](const char* what) { return std::ranges::find(journal_, what); };
   EXPECT_LT(at("c cut.commit"), at("told"));

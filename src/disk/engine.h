@@ -147,12 +147,8 @@ class Engine final : public Volume {
   Task<Result<void>> read_data(std::uint64_t offset, MutableBytes into);
   Task<Result<void>> read_live(std::uint64_t offset, MutableBytes into);
   Task<Result<void>> read_backing(std::uint64_t offset, MutableBytes into);
-  void begin_mutation() {
-    ++mutations_;
-    ++data_changes_;
-  }
+  void begin_mutation() { ++mutations_; }
   void end_mutation() {
-    ++data_changes_;  // a sync that began in between may have missed it
     if (--mutations_ == 0 && drained_.has_waiters()) drained_.notify_all();
   }
   /// Runs them side by side, a bounded number at a time; the first error once all have ended.
@@ -263,11 +259,7 @@ class Engine final : public Volume {
   std::uint64_t flushes_ended_ = 0;
   bool flush_running_ = false;
   Event flushed_;
-  std::optional<Error> flush_error_;  // of the last flush that ended
-  // Changes of the data file, begun and ended, and how many of them the last sync has covered. What
-  // the process before us has left in the kernel's cache is one.
-  std::uint64_t data_changes_ = 1;
-  std::uint64_t data_synced_ = 0;
+  std::optional<Error> flush_error_;   // of the last flush that ended
   std::optional<Error> sync_failure_;  // for good
   // A resize or revert was decided and could not be finished: only the next open can. Until then
   // nothing is answered, because what would be written now the roll-forward would write over.

@@ -337,9 +337,7 @@ Task<Result<void>> Engine::fill_block(BlockIndex block) {
   if (word.state() == BlockState::absent) CO_TRY(co_await read_backing(block_offset(block), bytes));
   if (sabotaged(Sabotage::presence_before_data))
     live_->set_word(block, MapWord::of(word.epoch(), BlockState::present));
-  ++data_changes_;
   CO_TRY(co_await data_->write(block_offset(block), bytes));
-  ++data_changes_;
   // Nobody else can have changed the word: that takes the lock.
   live_->set_word(block, MapWord::of(word.epoch(), BlockState::present));
   co_return Result<void>{};

@@ -72,7 +72,6 @@ Task<Result<void>> Engine::resize(std::uint64_t new_size) {
 
 Task<Result<void>> Engine::resize_behind_gate(std::uint64_t old_size, std::uint64_t new_size) {
   if (new_size > old_size) {
-    ++data_changes_;
     const std::uint64_t available = CO_TRY(data_->size());
     if (available < new_size) CO_TRY(data_->truncate(new_size));
     // The rest of the last block joins the volume; it may hold anything.
@@ -81,7 +80,6 @@ Task<Result<void>> Engine::resize_behind_gate(std::uint64_t old_size, std::uint6
       const AlignedBuffer zeros = AlignedBuffer::zeroed(tail_end - old_size);
       CO_TRY(co_await data_->write(old_size, zeros.bytes()));
     }
-    ++data_changes_;
     CO_TRY(co_await sync_data());
   }
   const ResizeEvent event{
@@ -164,7 +162,6 @@ Task<Result<void>> Engine::finish_resize(ResizeEvent event) {
   const FileIdentity identity = CO_TRY(data_->identity());
   if (event.size < event.old_size && identity.device_id.empty())
     CO_TRY(data_->truncate(event.size));
-  ++data_changes_;
   event.finished = true;
   co_return co_await map_->append(event);
 }

@@ -46,22 +46,21 @@ TEST_P(SabotagedVolume, is_caught) {
 
 INSTANTIATE_TEST_SUITE_P(
     AllRules, SabotagedVolume,
-    testing::Values(
-        Breach{disk::Sabotage::cap_live_epochs, "rule_1_cap_live_epochs"},
-        Breach{disk::Sabotage::reuse_recovered_epoch, "rule_2_reuse_recovered_epoch"},
-        Breach{disk::Sabotage::data_before_intent, "rule_3_data_before_intent"},
-        Breach{disk::Sabotage::presence_before_data, "rule_4_presence_before_data"},
-        Breach{disk::Sabotage::sync_covers_later_writes, "rule_4_sync_covers_later_writes"},
-        Breach{disk::Sabotage::cut_without_drain, "rule_5_cut_without_drain"},
-        Breach{disk::Sabotage::ignore_expired_lease, "rule_6_ignore_expired_lease"},
-        Breach{disk::Sabotage::drop_layer_with_its_own, "rule_7_drop_layer_with_its_own"},
-        Breach{disk::Sabotage::trust_first_look, "rule_8_trust_first_look"},
-        Breach{disk::Sabotage::ignore_nonce, "rule_9_ignore_nonce"},
-        Breach{disk::Sabotage::ignore_changed_data, "rule_9_ignore_changed_data"},
-        Breach{disk::Sabotage::settle_before_sync, "rule_9_settle_before_sync"},
-        Breach{disk::Sabotage::vouch_for_copies, "rule_9_vouch_for_copies"},
-        Breach{disk::Sabotage::zero_becomes_absent, "rule_10_zero_becomes_absent"},
-        Breach{disk::Sabotage::forget_revert, "rule_11_forget_revert"}),
+    testing::Values(Breach{disk::Sabotage::cap_live_epochs, "rule_1_cap_live_epochs"},
+                    Breach{disk::Sabotage::reuse_recovered_epoch, "rule_2_reuse_recovered_epoch"},
+                    Breach{disk::Sabotage::data_before_intent, "rule_3_data_before_intent"},
+                    Breach{disk::Sabotage::presence_before_data, "rule_4_presence_before_data"},
+                    Breach{disk::Sabotage::cut_without_drain, "rule_5_cut_without_drain"},
+                    Breach{disk::Sabotage::ignore_expired_lease, "rule_6_ignore_expired_lease"},
+                    Breach{disk::Sabotage::drop_layer_with_its_own,
+                           "rule_7_drop_layer_with_its_own"},
+                    Breach{disk::Sabotage::trust_first_look, "rule_8_trust_first_look"},
+                    Breach{disk::Sabotage::ignore_nonce, "rule_9_ignore_nonce"},
+                    Breach{disk::Sabotage::ignore_changed_data, "rule_9_ignore_changed_data"},
+                    Breach{disk::Sabotage::settle_before_sync, "rule_9_settle_before_sync"},
+                    Breach{disk::Sabotage::vouch_for_copies, "rule_9_vouch_for_copies"},
+                    Breach{disk::Sabotage::zero_becomes_absent, "rule_10_zero_becomes_absent"},
+                    Breach{disk::Sabotage::forget_revert, "rule_11_forget_revert"}),
     [](const testing::TestParamInfo<Breach>& breach) { return breach.param.name; });
 
 }  // namespace

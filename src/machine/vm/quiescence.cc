@@ -142,6 +142,7 @@ Task<Result<Quiet>> Quiescence::freeze(Duration limit) {
       if (quiet.file_systems != 0) quiet.consistency = Consistency::filesystem;
     }
   }
+  held_since_ = loop_.now();
   file_systems_ = quiet.file_systems;
   if (quiet.file_systems == 0) {
     quiet.consistency = Consistency::crash;
@@ -153,12 +154,19 @@ Task<Result<Quiet>> Quiescence::freeze(Duration limit) {
 
 Task<Result<Quiescence::Thawed>> Quiescence::thaw() {
   if (!is_frozen()) co_return Thawed{};
+  const Instant thawing = loop_.now();
   auto thawed = co_await machine_.agent().thaw(thaw_patience);
   Thawed outcome{.frozen = loop_.now() - frozen_since_};
   if (!thawed) {
     watchdog_.reset();  // it goes on trying
     co_return failure(std::move(thawed).error().with_context("cannot thaw the guest"));
   }
+  const auto us = [](Duration duration) {
+    return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
+  };
+  log_info("{} file systems frozen within {} us, held for {} us, thawed within {} us",
+           file_systems_, us(held_since_ - frozen_since_), us(thawing - held_since_),
+           us(loop_.now() - thawing));
   outcome.in_time = watchdog_->dismiss() || file_systems_ == 0;
   watchdog_.reset();
   ::unlink(marker().c_str());

@@ -66,6 +66,7 @@ class Quiescence {
   const std::string program_;
   std::optional<FreezeWatchdog> watchdog_;
   Instant frozen_since_{};
+  Instant held_since_{};  // by us: the guest has answered that it is frozen
   unsigned file_systems_ = 0;
 };
 
