@@ -41,7 +41,6 @@ class Engine final : public Volume {
   Task<Result<std::vector<AllocationExtent>>> allocation(std::uint64_t offset, std::uint64_t length,
                                                          std::size_t extents_max) override;
 
-  Task<Result<CutOutcome>> cut(CutRequest request) override;
   Task<Result<CutTicket>> begin_cut(CutRequest request, Duration lease) override;
   Task<Result<CutOutcome>> commit_cut(CutTicket ticket,
                                       std::function<void()> writes_go_on) override;

@@ -54,11 +54,6 @@ Result<void> Engine::may_change_points() const {
 
 // --- Cuts.
 
-Task<Result<CutOutcome>> Engine::cut(CutRequest request) {
-  const CutTicket ticket = CO_TRY(co_await begin_cut(std::move(request), lease_max));
-  co_return co_await commit_cut(ticket, {});
-}
-
 Task<Result<void>> Engine::check_cut(const CutRequest& request) {
   if (request.checkpoint.empty() && request.refpoint.empty()) {
     co_return failure(ErrorKind::invalid_argument,

@@ -179,7 +179,8 @@ class Volume {
                                                                  std::size_t extents_max) = 0;
 
   // --- Cuts.
-  virtual Task<Result<CutOutcome>> cut(CutRequest request) = 0;
+  /// Both phases at once.
+  Task<Result<CutOutcome>> cut(CutRequest request, std::function<void()> writes_go_on = {});
   /// Closes the gate and drains; the gate opens by itself, and the ticket is void, after `lease`.
   virtual Task<Result<CutTicket>> begin_cut(CutRequest request, Duration lease) = 0;
   /// `timed_out` if the lease has ever expired. `writes_go_on`, which may be empty, is called as

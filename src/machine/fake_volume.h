@@ -74,9 +74,6 @@ class FakeVolume final : public disk::Volume {
     co_return allocation_of(bytes_, written_, offset, length, extents_max);
   }
 
-  Task<Result<disk::CutOutcome>> cut(disk::CutRequest request) override {
-    co_return cut_now(request);
-  }
   Task<Result<disk::CutTicket>> begin_cut(disk::CutRequest request, Duration /*lease*/) override {
     tickets_.emplace(++last_ticket_, std::move(request));
     co_return disk::CutTicket{last_ticket_};

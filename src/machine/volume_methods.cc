@@ -17,8 +17,6 @@ constexpr std::uint64_t populate_step_max = 16 * MiB;  // bytes between two look
 constexpr std::uint64_t populate_steps_a_second = 10;  // under a rate limit
 constexpr Duration populate_sleep_max = std::chrono::milliseconds(100);  // until a cancel is seen
 
-constexpr Duration lease_of_one = std::chrono::seconds(5);  // begun and committed in one breath
-
 Json nothing() { return Json::object(); }
 
 /// For who waits for nothing but that writes go on: a guest that is frozen, say.
@@ -129,10 +127,8 @@ Task<Result<Json>> VolumeMethods::populate_all(ControlCall& call, std::uint64_t 
 }
 
 Task<Result<Json>> VolumeMethods::checkpoint_create(ControlCall& call) {
-  disk::Volume& volume = *volume_;
   auto cut = CO_TRY(decode_checkpoint_create(call.params()));
-  const auto ticket = CO_TRY(co_await volume.begin_cut(std::move(cut), lease_of_one));
-  co_return encode(CO_TRY(co_await volume.commit_cut(ticket, tell_writes_go_on(call))));
+  co_return encode(CO_TRY(co_await volume_->cut(std::move(cut), tell_writes_go_on(call))));
 }
 
 Task<Result<Json>> VolumeMethods::checkpoint_list(ControlCall& call) {
