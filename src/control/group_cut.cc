@@ -38,14 +38,12 @@ Json wish_params(const CutWish& wish) {
   return params;
 }
 
-/// For calls of `members` volumes: `writes_go_on` is called when it is true of the last of them.
-CallOptions cut_options(std::size_t members, const std::function<void()>& writes_go_on,
-                        Milliseconds timeout) {
-  CallOptions options{.timeout = timeout, .stop = {}, .progress = {}};
+/// The same for calls of `members` volumes; `writes_go_on` is called when it is true of the last.
+CallOptions telling(CallOptions options, std::size_t members, std::function<void()> writes_go_on) {
   if (!writes_go_on) return options;
   options.progress = [left = std::make_shared<std::size_t>(members),
-                      writes_go_on](const machine::ControlProgress& progress) {
-    if (progress.phase == machine::phase_writes_go_on && --*left == 0) writes_go_on();
+                      tell = std::move(writes_go_on)](const machine::ControlProgress& progress) {
+    if (progress.phase == machine::phase_writes_go_on && --*left == 0) tell();
   };
   return options;
 }
@@ -91,9 +89,9 @@ Async<Result<Json>> GroupCuts::cut_one(CutMember member, CutWish wish) {
   const bool with_checkpoint = !wish.checkpoint.empty();
   params["name"] = with_checkpoint ? wish.checkpoint : wish.refpoint;
   if (with_checkpoint && !wish.refpoint.empty()) params["refpoint"] = wish.refpoint;
-  const Json outcome = CO_TRY(co_await member.channel->call(
-      with_checkpoint ? "checkpoint.create" : "refpoint.create", std::move(params),
-      cut_options(1, wish.writes_go_on, CallOptions{}.timeout)));
+  const Json outcome = CO_TRY(
+      co_await member.channel->call(with_checkpoint ? "checkpoint.create" : "refpoint.create",
+                                    std::move(params), telling({}, 1, wish.writes_go_on)));
   Json part = CO_TRY(shown_cut_part(member.volume, outcome));
   co_return Json{{"group", nullptr}, {"volumes", Json::array({std::move(part)})}};
 }
@@ -108,22 +106,20 @@ Async<Result<Json>> GroupCuts::cut_many(std::vector<CutMember> members, CutWish 
   Json begin = wish_params(wish);
   begin["group"] = group;
   begin["lease_ms"] = lease.count();
-  const Answers begun =
-      co_await call_all(members, "cut.begin", std::vector<Json>(members.size(), begin),
-                        {.timeout = lease, .stop = {}, .progress = {}});
+  const Answers begun = co_await call_all(
+      members, "cut.begin", std::vector<Json>(members.size(), begin), {.timeout = lease});
   std::vector<Json> tickets(members.size());
   for (std::size_t i = 0; i < members.size(); ++i) {
     if (begun[i] && begun[i]->contains("ticket")) tickets[i] = {{"ticket", (*begun[i])["ticket"]}};
   }
   if (auto error = first_error(members, begun)) {
-    (void)co_await call_all(members, "cut.abort", tickets,
-                            {.timeout = commit_timeout, .stop = {}, .progress = {}});
+    (void)co_await call_all(members, "cut.abort", tickets, {.timeout = commit_timeout});
     CO_TRY(co_await abort(group, members, std::move(*error)));
   }
 
   const Answers outcomes =
       co_await call_all(members, "cut.commit", tickets,
-                        cut_options(members.size(), wish.writes_go_on, commit_timeout));
+                        telling({.timeout = commit_timeout}, members.size(), wish.writes_go_on));
   if (auto error = first_error(members, outcomes))
     CO_TRY(co_await abort(group, members, std::move(*error)));
   if (auto decided = co_await decide(group, GroupState::committed); !decided) {
@@ -153,8 +149,8 @@ Async<Result<void>> GroupCuts::abort(std::string group, std::vector<CutMember> m
 
 Async<void> GroupCuts::settle(std::string group, std::vector<CutMember> members, bool committed) {
   const std::vector<Json> params(members.size(), Json{{"group", group}, {"committed", committed}});
-  const Answers settled = co_await call_all(
-      members, "group.settle", params, {.timeout = commit_timeout, .stop = {}, .progress = {}});
+  const Answers settled =
+      co_await call_all(members, "group.settle", params, {.timeout = commit_timeout});
   for (std::size_t i = 0; i < members.size(); ++i) {
     if (settled[i]) {
       (void)co_await mark_settled(group, members[i].volume);
