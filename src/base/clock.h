@@ -2,12 +2,17 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 
 namespace berth {
 
 using Duration = std::chrono::nanoseconds;
 /// Monotonic time since an arbitrary start.
 using Instant = std::chrono::time_point<std::chrono::steady_clock, Duration>;
+
+constexpr std::int64_t to_microseconds(Duration duration) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
+}
 
 class Clock {
  public:

@@ -222,9 +222,8 @@ Json encode(const disk::RefpointInfo& refpoint) {
 }
 
 Json encode(const disk::CutOutcome& outcome) {
-  const auto closed = std::chrono::duration_cast<std::chrono::microseconds>(outcome.gate_closed);
   return {{"epoch", outcome.epoch},
-          {"gate_closed_us", closed.count()},
+          {"gate_closed_us", to_microseconds(outcome.gate_closed)},
           {"checkpoint", outcome.checkpoint ? encode(*outcome.checkpoint) : Json()},
           {"refpoint", outcome.refpoint ? encode(*outcome.refpoint) : Json()}};
 }

@@ -93,6 +93,7 @@ Machine::~Machine() = default;
 std::string Machine::qemu_directory() const {
   return options_.run.machine_qemu_directory(options_.name);
 }
+
 std::vector<std::string> Machine::disk_files() const {
   std::vector<std::string> files;
   for (const MachineDisk& disk : record_.disks) {
@@ -277,7 +278,7 @@ Task<Result<void>> Machine::connect_monitor(Duration patience) {
 
 Task<> Machine::watch_process(std::uint64_t generation) {
   const Fd watched(::fcntl(process_->pidfd.get(), F_DUPFD_CLOEXEC, 0));
-  while (!closing_ && !has_ended(watched)) {
+  while (!closing_ && watched && !has_ended(watched)) {
     UringCall ended(loop_, [&](io_uring_sqe& entry) {
       ::io_uring_prep_poll_add(&entry, watched.get(), POLLIN);
     });

@@ -22,10 +22,6 @@ Result<Duration> milliseconds_param(const Json& params, const char* name, Durati
   return std::chrono::milliseconds(std::min(*number, limit));
 }
 
-std::int64_t microseconds(Duration duration) {
-  return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
-}
-
 Result<MachineStart> decode_start(const Json& params) {
   MachineStart start;
   const auto disks = params.find("disks");
@@ -159,7 +155,7 @@ Task<Result<Json>> MachineMethods::freeze(ControlCall& call) {
 
 Task<Result<Json>> MachineMethods::thaw(ControlCall& /*call*/) {
   const auto thawed = CO_TRY(co_await quiescence_.thaw());
-  co_return Json{{"frozen_us", microseconds(thawed.frozen)}, {"in_time", thawed.in_time}};
+  co_return Json{{"frozen_us", to_microseconds(thawed.frozen)}, {"in_time", thawed.in_time}};
 }
 
 Task<Result<Json>> MachineMethods::save_begin(ControlCall& call) {
@@ -183,10 +179,10 @@ Task<Result<Json>> MachineMethods::save_finish(ControlCall& /*call*/) {
                  {"bytes", figures.bytes},
                  {"last_round_bytes", figures.last_round_bytes},
                  {"device_bytes", figures.device_bytes},
-                 {"stopped_us", microseconds(figures.stopped)},
-                 {"scanning_us", microseconds(figures.scanning)},
-                 {"copying_us", microseconds(figures.copying)},
-                 {"devices_us", microseconds(figures.saving_devices)}};
+                 {"stopped_us", to_microseconds(figures.stopped)},
+                 {"scanning_us", to_microseconds(figures.scanning)},
+                 {"copying_us", to_microseconds(figures.copying)},
+                 {"devices_us", to_microseconds(figures.saving_devices)}};
 }
 
 }  // namespace berth::machine

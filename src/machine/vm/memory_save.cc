@@ -1,5 +1,7 @@
 #include "machine/vm/memory_save.h"
 
+#include <vector>
+
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -15,6 +17,14 @@ namespace berth::machine {
 namespace {
 
 constexpr Duration report_interval = std::chrono::milliseconds(50);
+
+/// Only so that others need not wait for it later: what fails here fails there too.
+void sync_disks(const std::vector<std::string>& files) {
+  for (const std::string& path : files) {
+    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (file) (void)::fdatasync(file.get());
+  }
+}
 
 }  // namespace
 
@@ -126,14 +136,6 @@ Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& ch
   co_return Result<void>{};
 }
 
-/// Only so that others need not wait for it later: what fails here fails there too.
-void MemorySave::sync_disks(const std::vector<std::string>& files) {
-  for (const std::string& path : files) {
-    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    if (file) (void)::fdatasync(file.get());
-  }
-}
-
 Task<Result<void>> MemorySave::stop_and_take() {
   // QEMU's own threads are slowed too: not while everybody waits for them.
   if (std::exchange(slowed_, false)) (void)machine_.slow(100);
@@ -178,14 +180,12 @@ Task<Result<MemorySaveFigures>> MemorySave::finish() {
         loop_, [this] { return write_small_file(directory_ + "/devices", device_state_); });
   }
   figures_.bytes = writer_->bytes_written();
-  const auto us = [](Duration duration) {
-    return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
-  };
   log_info(
       "memory saved in {} rounds, {} bytes; stopped for {} us: {} to stop, {} for the devices, {} "
       "to scan, {} to copy {} bytes, the rest to cut the disks and go on",
-      figures_.rounds, figures_.bytes, us(figures_.stopped), us(figures_.stopping),
-      us(figures_.saving_devices), us(figures_.scanning), us(figures_.copying),
+      figures_.rounds, figures_.bytes, to_microseconds(figures_.stopped),
+      to_microseconds(figures_.stopping), to_microseconds(figures_.saving_devices),
+      to_microseconds(figures_.scanning), to_microseconds(figures_.copying),
       figures_.last_round_bytes);
   const MemorySaveFigures figures = figures_;
   if (!outcome) ::unlink((directory_ + "/memory").c_str());

@@ -15,7 +15,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "async/event.h"
 #include "machine/vm/device_state.h"
@@ -58,7 +57,6 @@ class MemorySave {
   Task<Result<void>> take(const Report& report, const Check& check);
   Task<Result<void>> copy_everything(const Report& report, const Check& check);
   Task<Result<void>> copy_rounds(const Report& report, const Check& check);
-  static void sync_disks(const std::vector<std::string>& files);
   Task<Result<void>> stop_and_take();
   Task<Result<void>> go_on();
   void forget();

@@ -161,12 +161,9 @@ Task<Result<Quiescence::Thawed>> Quiescence::thaw() {
     watchdog_.reset();  // it goes on trying
     co_return failure(std::move(thawed).error().with_context("cannot thaw the guest"));
   }
-  const auto us = [](Duration duration) {
-    return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
-  };
   log_info("{} file systems frozen within {} us, held for {} us, thawed within {} us",
-           file_systems_, us(held_since_ - frozen_since_), us(thawing - held_since_),
-           us(loop_.now() - thawing));
+           file_systems_, to_microseconds(held_since_ - frozen_since_),
+           to_microseconds(thawing - held_since_), to_microseconds(loop_.now() - thawing));
   outcome.in_time = watchdog_->dismiss() || file_systems_ == 0;
   watchdog_.reset();
   ::unlink(marker().c_str());
