@@ -11,21 +11,16 @@ BERTH_BIN is the program (a release build); the programs in benchmarks/ lie besi
 BERTH_BENCH_DIR is a directory on the file system to measure (build/ when it is not set). Nothing is left there.
 """
 
-import argparse
 import contextlib
 import dataclasses
-import datetime
 import json
 import os
 import pathlib
-import shutil
-import signal
 import sys
-import tempfile
 import time
 
 import report
-from peers import ROOT, Berth, PeerError, QemuStorageDaemon, create_qcow2, fill, fio, memory_bytes, run
+from peers import Berth, PeerError, QemuStorageDaemon, create_qcow2, fill, fio, memory_bytes, run
 from report import Goal, figure, ratios
 
 GIB = 1 << 30
@@ -376,13 +371,9 @@ SECTIONS = {"steady": (measure_steady, show_steady), "tracking": (measure_tracki
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--quick", action="store_true")
+    parser = report.parser(__doc__)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them")
-    parser.add_argument("--output", type=pathlib.Path)
-    arguments = parser.parse_args()
-    arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
+    arguments = report.parse(parser)
     arguments.sections = arguments.only.split(",")
     if unknown := set(arguments.sections) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(unknown)}")
@@ -391,39 +382,15 @@ def parse_arguments():
 
 def main():
     arguments = parse_arguments()
-    os.environ.setdefault("BERTH_BIN", str(ROOT / "build" / "release" / "berth"))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))  # unwinds, so everything is ended and removed
-    parent = os.environ.get("BERTH_BENCH_DIR") or str(ROOT / "build")
-    started = datetime.datetime.now(datetime.timezone.utc)
-    result, goals = {}, []
-    with contextlib.ExitStack() as stack:
-        directories = []
-        for where in (parent, "/dev/shm"):
-            directory = pathlib.Path(tempfile.mkdtemp(prefix="berth-bench-", dir=where))
-            stack.callback(shutil.rmtree, directory, ignore_errors=True)
-            directories.append(directory)
-        setting = Setting(*directories, rounds=arguments.rounds, quick=arguments.quick)
-        result = {"date": started.isoformat(timespec="seconds"), "quick": arguments.quick, "rounds": arguments.rounds,
-                  "machine": report.machine(setting.directory), "load_before": report.load()}
+    goals = []
+    with report.Run("disk", arguments) as bench:
+        setting = Setting(*bench.directories, rounds=arguments.rounds, quick=arguments.quick)
         for name in arguments.sections:
             measure, show = SECTIONS[name]
-            result[name], more_goals = measure(setting)
+            bench.result[name], more_goals = measure(setting)
             goals += more_goals
-            show(result[name])
-    result["load_after"] = report.load()
-    result["goals"] = [goal.json() for goal in goals]
-    report.goal_table(goals)
-    machine = result["machine"]
-    print(f"\n{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] >> 30} GiB; Linux {machine['kernel']}; "
-          f"{machine['file_system']} on {machine['device']}; {machine['qemu']}; {machine['fio']}; "
-          f"load {result['load_before'][0]:.1f} before, {result['load_after'][0]:.1f} after")
-    output = arguments.output
-    if output is None and not arguments.quick:
-        output = ROOT / "bench" / "results" / f"disk-{started.date().isoformat()}.json"
-    if output is not None:
-        report.write_json(output, result)
-        print(f"written to {output}")
+            show(bench.result[name])
+    bench.finish(goals, programs=("qemu", "fio"))
 
 
 if __name__ == "__main__":

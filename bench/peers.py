@@ -19,7 +19,8 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from report import ROOT
+
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
 from berth_host import BerthHost  # noqa: E402

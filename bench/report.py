@@ -1,12 +1,27 @@
-"""What disk.py found, for people and for machines: figures with their spread, goals, the machine's description."""
+"""What a benchmark is made of beside its measurements: its arguments, the directories it works in, and what it found, for
+people and for machines: figures with their spread, goals, the machine's description.
 
+    with Run("disk", parse(parser(__doc__))) as bench:
+        bench.result["steady"] = measure(*bench.directories)
+    bench.finish(goals)
+"""
+
+import argparse
+import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import pathlib
 import platform
+import shutil
+import signal
 import statistics
 import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def figure(values):
@@ -104,3 +119,66 @@ def load():
 def write_json(path, result):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+# --- A benchmark, from its arguments to its file.
+
+
+def parser(text):
+    """With what every benchmark takes; a caller adds its own."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int)
+    made.add_argument("--quick", action="store_true")
+    made.add_argument("--output", type=pathlib.Path)
+    return made
+
+
+def parse(made):
+    arguments = made.parse_args()
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
+    return arguments
+
+
+class Run:
+    """One run of the benchmark `name`. While its block goes on, `directories` are there: one on the file system to measure,
+    one on a tmpfs. `result` is what the file will say."""
+
+    def __init__(self, name, arguments):
+        self._name, self._arguments = name, arguments
+        self._started = datetime.datetime.now(datetime.timezone.utc)
+        self._stack = contextlib.ExitStack()
+        self.directories, self.result = [], {}
+
+    def __enter__(self):
+        os.environ.setdefault("BERTH_BIN", str(ROOT / "build" / "release" / "berth"))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: sys.exit(1))  # unwinds, so everything is ended and removed
+        with contextlib.ExitStack() as stack:
+            for where in (os.environ.get("BERTH_BENCH_DIR") or str(ROOT / "build"), "/dev/shm"):
+                directory = pathlib.Path(tempfile.mkdtemp(prefix="berth-bench-", dir=where))
+                stack.callback(shutil.rmtree, directory, ignore_errors=True)
+                self.directories.append(directory)
+            self.result = {"date": self._started.isoformat(timespec="seconds"), "quick": self._arguments.quick,
+                           "rounds": self._arguments.rounds, "machine": machine(self.directories[0]), "load_before": load()}
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+        self.result["load_after"] = load()
+
+    def finish(self, goals, remark="", programs=("qemu",)):
+        """Shows the goals and the machine, and writes the file: where --output says, else among the results unless it was
+        --quick."""
+        self.result["goals"] = [goal.json() for goal in goals]
+        goal_table(goals)
+        host = self.result["machine"]
+        print(f"\n{remark}{host['cpu']}, {host['cores']} cores, {host['memory_bytes'] >> 30} GiB; Linux {host['kernel']}; "
+              f"{host['file_system']} on {host['device']}; {'; '.join(host[program] for program in programs)}; "
+              f"load {self.result['load_before'][0]:.1f} before, {self.result['load_after'][0]:.1f} after")
+        output = self._arguments.output
+        if output is None and not self._arguments.quick:
+            output = ROOT / "bench" / "results" / f"{self._name}-{self._started.date().isoformat()}.json"
+        if output is not None:
+            write_json(output, self.result)
+            print(f"written to {output}")

@@ -25,18 +25,13 @@ BERTH_BIN is the program (a release build). BERTH_BENCH_DIR is a directory on th
 is not set). Nothing is left there. Needs root, and the guest of scripts/guest-image, which is built when it is not there.
 """
 
-import argparse
-import collections
 import contextlib
 import dataclasses
-import datetime
 import json
 import os
 import pathlib
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -44,7 +39,7 @@ import threading
 import time
 
 import report
-from peers import ROOT, PeerError, run
+from peers import PeerError, run
 from report import Goal, figure, ratios
 
 import guest  # of the tests: peers.py has put them on the path
@@ -242,10 +237,8 @@ class BerthSide:
         path.write_text(guest_toml("bench", words=load.words, memory=f"{load.memory_mib}M"))
         machine = Machine.create(self._host, "bench", path.read_text())
         try:
-            machine.start(wait=False)
-            agent = machine.agent()
-            wait_for_agent(agent)
-            pid = next(pid for pid, words in self._host.processes().items() if "qemu-system" in words.partition(" ")[0])
+            machine.start()
+            agent, pid = machine.agent(), machine.info()["pid"]
             command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
             found = settle(agent, pid)
             found["cut"] = self._cut(machine, agent)
@@ -260,28 +253,29 @@ class BerthSide:
         idle_ms, _ = longest_write_ms(agent, lambda: time.sleep(SETTLE_S))
         stalled_ms, made = longest_write_ms(agent, lambda: machine.checkpoint("cut", timeout_s=SAVE_TIMEOUT_S))
         self._host.cli("checkpoint", "delete", "bench@cut")
-        shown = re.findall(r"file systems frozen within \d+ us, held for (\d+) us", self._log())
-        if not shown:
-            raise PeerError("the machine's log says nothing about the guest that was frozen")
+        held_us, = self._logged(r"file systems frozen within \d+ us, held for (\d+) us")
         if made["consistency"] != "application":
             raise PeerError(f"the checkpoint is '{made['consistency']}' only: {made['reason']}")
-        return {"frozen_ms": made["frozen_us"] / 1000, "held_ms": int(shown[-1]) / 1000,
+        return {"frozen_ms": made["frozen_us"] / 1000, "held_ms": held_us / 1000,
                 "longest_write_ms": stalled_ms, "at_rest_ms": idle_ms}
 
-    def _log(self):
-        return (self._host.run_dir / "machines" / "bench" / "log").read_text(errors="replace")
+    def _logged(self, pattern):
+        """The numbers of the last such line in the machine's log."""
+        log = (self._host.run_dir / "machines" / "bench" / "log").read_text(errors="replace")
+        lines = list(re.finditer(pattern, log))
+        if not lines:
+            raise PeerError(f"the machine's log has no '{pattern}'")
+        return [int(number) for number in lines[-1].groups()]
 
     def _memory(self, machine, pid):
         with CpuWatch(pid) as watch:
             started = time.monotonic()
             made = machine.checkpoint("memory", "--memory", timeout_s=SAVE_TIMEOUT_S)
             total_ms = (time.monotonic() - started) * 1000
-        shown = re.findall(r"memory saved in (\d+) rounds, (\d+) bytes", self._log())
+        rounds, size = self._logged(r"memory saved in (\d+) rounds, (\d+) bytes")
         self._host.cli("checkpoint", "delete", "bench@memory")
-        if not shown:
-            raise PeerError("the machine's log says nothing about the memory that was saved")
         return {"stopped_ms": made["stopped_us"] / 1000, "not_running_ms": watch.longest_ms, "total_ms": total_ms,
-                "rounds": int(shown[-1][0]), "bytes": int(shown[-1][1])}
+                "rounds": rounds, "bytes": size}
 
     def _remove(self, machine):
         for arguments in (("vm", "stop", "bench", "--force"), ("vm", "delete", "bench")):
@@ -291,66 +285,6 @@ class BerthSide:
 
 
 # --- QEMU.
-
-
-class Monitor:
-    """QMP with its events. Every wait has a limit."""
-
-    def __init__(self, path, timeout_s=30):
-        self._path, self._received, self.events = path, b"", collections.deque()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            self._socket.settimeout(timeout_s)
-            self._socket.connect(str(path))
-            self._message(time.monotonic() + timeout_s)  # the greeting
-            self.call("qmp_capabilities")
-        except OSError as error:
-            self.close()
-            raise PeerError(f"{path}: {error}") from None
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self):
-        self._socket.close()
-
-    def _message(self, deadline):
-        while b"\n" not in self._received:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                data = self._socket.recv(65536)
-            except OSError as error:
-                raise PeerError(f"{self._path}: no answer: {error}") from None
-            if not data:
-                raise PeerError(f"{self._path}: closed by QEMU")
-            self._received += data
-        line, self._received = self._received.split(b"\n", 1)
-        return json.loads(line)
-
-    def call(self, command, arguments=None, descriptor=None, timeout_s=30):
-        request = json.dumps({"execute": command, "arguments": arguments or {}}).encode() + b"\n"
-        if descriptor is None:
-            self._socket.sendall(request)
-        else:
-            socket.send_fds(self._socket, [request], [descriptor])
-        deadline = time.monotonic() + timeout_s
-        while True:
-            message = self._message(deadline)
-            if "event" in message:
-                self.events.append(message)
-            elif "error" in message:
-                raise PeerError(f"QMP {command}: {message['error']['desc']}")
-            else:
-                return message["return"]
-
-    def wait_for(self, wanted, timeout_s=SAVE_TIMEOUT_S):
-        """All events up to the first that is wanted."""
-        deadline = time.monotonic() + timeout_s
-        seen = []
-        while True:
-            seen.append(self.events.popleft() if self.events else self._message(deadline))
-            if "event" in seen[-1] and wanted(seen[-1]):
-                return seen
 
 
 def peer_command(command, directory, disk, shared):
@@ -393,7 +327,7 @@ class PeerGuest:
                                                  stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             qmp_path = self._directory / "qmp.sock"
             wait_until("QEMU's control socket", lambda: self._is_there(qmp_path), 30)
-            self._monitor = Monitor(qmp_path)
+            self._monitor = guest.Qmp(qmp_path, timeout_s=30)
             wait_for_agent(self.agent)
         except BaseException:
             self.close()
@@ -409,22 +343,23 @@ class PeerGuest:
         return self._process.pid
 
     def _capabilities(self, on):
-        self._monitor.call("migrate-set-capabilities", {"capabilities": [
-            {"capability": name, "state": on} for name in ("background-snapshot", "events")]})
+        self._monitor.call("migrate-set-capabilities", capabilities=[
+            {"capability": name, "state": on} for name in ("background-snapshot", "events")])
 
     def background_snapshot(self):
         """A migration to a file that has the memory of the moment when it began."""
         self._capabilities(True)
-        self._monitor.call("migrate-set-parameters", {"max-bandwidth": 1 << 40})  # no limit
+        self._monitor.call("migrate-set-parameters", max_bandwidth=1 << 40)  # no limit
         path = self._setting.directory / "background"
         try:
             with open(path, "wb", buffering=0) as file, CpuWatch(self.pid) as watch:
                 self._monitor.events.clear()
                 started = time.monotonic()
-                self._monitor.call("getfd", {"fdname": "file"}, descriptor=file.fileno())
-                self._monitor.call("migrate", {"uri": "fd:file"})
-                events = self._monitor.wait_for(lambda event: event["event"] == "MIGRATION" and
-                                                event["data"]["status"] in ("completed", "failed", "cancelled"))
+                self._monitor.call("getfd", fdname="file", descriptors=[file.fileno()])
+                self._monitor.call("migrate", uri="fd:file")
+                events = self._monitor.wait_for_event(
+                    lambda event: event["event"] == "MIGRATION" and
+                    event["data"]["status"] in ("completed", "failed", "cancelled"), SAVE_TIMEOUT_S)
                 os.fsync(file.fileno())
                 total_ms = (time.monotonic() - started) * 1000
             outcome = self._monitor.call("query-migrate")
@@ -434,7 +369,7 @@ class PeerGuest:
                     "total_ms": total_ms, "bytes": path.stat().st_size}
         finally:
             path.unlink(missing_ok=True)
-            with contextlib.suppress(PeerError):
+            with contextlib.suppress(guest.GuestError):
                 self._capabilities(False)
 
     def internal_snapshot(self):
@@ -452,11 +387,12 @@ class PeerGuest:
                 "bytes": size}
 
     def _job(self, command, **arguments):
-        self._monitor.call(command, {"job-id": "job", "tag": "point", "devices": [self._node], **arguments})
-        events = self._monitor.wait_for(lambda event: event["event"] == "JOB_STATUS_CHANGE" and
-                                        event["data"] == {"id": "job", "status": "concluded"})
+        self._monitor.call(command, job_id="job", tag="point", devices=[self._node], **arguments)
+        events = self._monitor.wait_for_event(
+            lambda event: event["event"] == "JOB_STATUS_CHANGE" and
+            event["data"] == {"id": "job", "status": "concluded"}, SAVE_TIMEOUT_S)
         error = self._monitor.call("query-jobs")[0].get("error")
-        self._monitor.call("job-dismiss", {"id": "job"})
+        self._monitor.call("job-dismiss", id="job")
         if error:
             raise PeerError(f"{command}: {error}")
         return events
@@ -513,7 +449,7 @@ def choose_memory(setting, command):
     try:
         with PeerGuest(setting, command) as peer:
             peer.background_snapshot()
-    except PeerError as error:
+    except (PeerError, guest.GuestError) as error:
         setting.shared, setting.why_not_shared = False, str(error)
         say(f"QEMU gets memory that is not shared: {error}")
 
@@ -601,53 +537,19 @@ def show(results):
                  ["", "stopped", "CPU not running", "at rest", "total", "rounds", "MiB saved", "MiB/s dirtied"], rows)
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--output", type=pathlib.Path)
-    arguments = parser.parse_args()
-    arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
-    return arguments
-
-
 def main():
-    arguments = parse_arguments()
-    os.environ.setdefault("BERTH_BIN", str(ROOT / "build" / "release" / "berth"))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))  # unwinds, so everything is ended and removed
-    parent = os.environ.get("BERTH_BENCH_DIR") or str(ROOT / "build")
+    arguments = report.parse(report.parser(__doc__))
     guest.image()  # a build of it is no part of any round
-    started = datetime.datetime.now(datetime.timezone.utc)
-    with contextlib.ExitStack() as stack:
-        directories = []
-        for where in (parent, "/dev/shm"):
-            directory = pathlib.Path(tempfile.mkdtemp(prefix="berth-bench-", dir=where))
-            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    with report.Run("vm", arguments) as bench:
+        for directory in bench.directories:
             directory.chmod(0o711)  # Berth's QEMU runs as a user of its own
-            directories.append(directory)
-        setting = Setting(*directories, rounds=arguments.rounds, loads=LOADS[:1] if arguments.quick else LOADS)
-        result = {"date": started.isoformat(timespec="seconds"), "quick": arguments.quick, "rounds": arguments.rounds,
-                  "machine": report.machine(setting.directory), "load_before": report.load()}
-        host = stack.enter_context(BerthHost(directory=setting.run, state_dir=setting.directory / "state"))
-        result["guests"] = measure(setting, host)
-    result["peers_memory"] = {"shared": setting.shared, "why_not_shared": setting.why_not_shared}
-    result["load_after"] = report.load()
-    goals = goals_of(result["guests"])
-    result["goals"] = [goal.json() for goal in goals]
-    show(result["guests"])
-    report.goal_table(goals)
-    machine = result["machine"]
+        setting = Setting(*bench.directories, rounds=arguments.rounds, loads=LOADS[:1] if arguments.quick else LOADS)
+        with BerthHost(directory=setting.run, state_dir=setting.directory / "state") as host:
+            bench.result["guests"] = measure(setting, host)
+    bench.result["peers_memory"] = {"shared": setting.shared, "why_not_shared": setting.why_not_shared}
+    show(bench.result["guests"])
     memory = "shared, as Berth's" if setting.shared else f"not shared ({setting.why_not_shared})"
-    print(f"\nThe memory of QEMU's own guests was {memory}. {machine['cpu']}, {machine['cores']} cores, "
-          f"{machine['memory_bytes'] >> 30} GiB; Linux {machine['kernel']}; {machine['file_system']} on {machine['device']}; "
-          f"{machine['qemu']}; load {result['load_before'][0]:.1f} before, {result['load_after'][0]:.1f} after")
-    output = arguments.output
-    if output is None and not arguments.quick:
-        output = ROOT / "bench" / "results" / f"vm-{started.date().isoformat()}.json"
-    if output is not None:
-        report.write_json(output, result)
-        print(f"written to {output}")
+    bench.finish(goals_of(bench.result["guests"]), remark=f"The memory of QEMU's own guests was {memory}. ")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Every wait has a limit. What goes wrong raises GuestError, whose text holds the 
 """
 
 import base64
+import collections
 import contextlib
 import json
 import os
@@ -84,9 +85,12 @@ class _LineSocket:
     def __exit__(self, *_):
         self.close()
 
-    def send(self, data):
+    def send(self, data, descriptors=()):
         try:
-            self._socket.sendall(data)
+            if descriptors:
+                socket.send_fds(self._socket, [data], descriptors)
+            else:
+                self._socket.sendall(data)
         except OSError as error:
             raise GuestError(f"{self._no_answer}: {error}") from error
 
@@ -215,6 +219,7 @@ class Qmp:
     """QEMU's control socket. Use as a context: it serves one client at a time."""
 
     def __init__(self, path, timeout_s=10):
+        self.events = collections.deque()  # that came while a command was answered, the oldest first
         self._connection = _LineSocket(path, timeout_s)
         try:
             self._connection.line(time.monotonic() + timeout_s)
@@ -227,21 +232,35 @@ class Qmp:
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def close(self):
         self._connection.close()
 
-    def call(self, command, timeout_s=10, **arguments):
-        """One command of QMP; its `return`. Arguments are spelled with _ for -. Events are dropped."""
+    def call(self, command, timeout_s=10, descriptors=(), **arguments):
+        """One command of QMP, with which file descriptors may go; its `return`. Arguments are spelled with _ for -."""
         request = {"execute": command}
         if arguments:
             request["arguments"] = {name.replace("_", "-"): value for name, value in arguments.items()}
-        self._connection.send(json.dumps(request).encode() + b"\n")
+        self._connection.send(json.dumps(request).encode() + b"\n", descriptors)
         deadline = time.monotonic() + timeout_s
         while True:
             answer = json.loads(self._connection.line(deadline))
+            if "event" in answer:
+                self.events.append(answer)
             if "error" in answer:
                 raise GuestError(f"{command}: {answer['error'].get('desc')}")
             if "return" in answer:
                 return answer["return"]
+
+    def wait_for_event(self, wanted, timeout_s):
+        """All events up to the first that is wanted."""
+        deadline = time.monotonic() + timeout_s
+        seen = []
+        while True:
+            seen.append(self.events.popleft() if self.events else json.loads(self._connection.line(deadline)))
+            if "event" in seen[-1] and wanted(seen[-1]):
+                return seen
 
 
 class Console:
