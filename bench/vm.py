@@ -9,14 +9,13 @@ program with the same machine, kernel, disk and words: a migration to a file wit
 snapshot-save into the guest's qcow2 disk. Sides take turns, round by round, each in a guest that was booted for it, so
 that never more than one runs. Every file lies on the same file system and is durable when a time ends.
 
-How long CPUs stood is what each side says of itself: Berth from before it asks QEMU to stop until the guest goes on,
-QEMU from its event STOP (the CPUs stand already) to RESUME. Beside it, the same for all: the longest time in which the
-thread of the guest's CPU did not run at all while the command went on, seen from outside. It has waits for memory
-and for the host's CPUs in it, and cannot be shorter than a tick of the host's clock; "at rest" is the same without
-any command. Berth's checkpoint has the disks in it, background-snapshot's file has not; its total time is that of the
-command line. "Frozen" has the guest's hooks in it, which have the database make a checkpoint while it writes still, and
-the guest's own thaw; "held" is what is ours of it: from the guest's answer that it is frozen until it is told to thaw.
-The longest wait of a writer in the guest shows what the frozen file system costs in all.
+How long CPUs stood is the time between QEMU's events STOP and RESUME, on both sides. Beside it, the same for all: the
+longest time in which the thread of the guest's CPU did not run at all while the command went on, seen from outside. It
+has waits for memory and for the host's CPUs in it, and cannot be shorter than a tick of the host's clock; "at rest" is
+the same without any command. Berth's checkpoint has the disks in it, background-snapshot's file has not; its total time
+is that of the command line. "Frozen" has the guest's hooks in it, which have the database make a checkpoint while it
+writes still, and the guest's own thaw; "held" is what is ours of it: from the guest's answer that it is frozen until it
+is told to thaw. The longest wait of a writer in the guest shows what the frozen file system costs in all.
 
 The result goes to bench/results/vm-DATE.json with the machine's description. --quick shows that everything runs; its
 figures mean nothing, and they go to no file unless --output names one.

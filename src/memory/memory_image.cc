@@ -20,8 +20,12 @@ namespace {
 
 // Stays in the cache of a core between the read and the write.
 constexpr std::size_t piece_max = 256 * KiB;
+// What is written goes to the disk in portions of this size while more is copied, so that little is
+// left for the end.
+constexpr std::uint64_t writeback_portion = 8 * MiB;
 
-/// Memory that costs no fault to write: for the instant when a machine stands still.
+/// Memory for pages, the newest of each. What is touched costs no fault to write: for the instant
+/// when a machine stands still.
 class Staging {
  public:
   Staging() = default;
@@ -31,29 +35,68 @@ class Staging {
     if (memory_ != nullptr) ::munmap(memory_, size_);
   }
 
-  Result<void> prepare(std::size_t size) {
-    void* memory =
-        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
-      return errno_failure(errno, fmt::format("no memory for {} to stage in", format_size(size)));
+  /// For `pages` pages of which `size` bytes can be staged.
+  Result<void> prepare(std::size_t pages, std::size_t size) {
+    constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) return no_memory(errno, size);
     ::madvise(memory, size, MADV_HUGEPAGE);
     ::madvise(memory, size, MADV_DONTDUMP);
-    if (::madvise(memory, size, MADV_POPULATE_WRITE) != 0) {
-      const int error = errno;
-      ::munmap(memory, size);
-      return errno_failure(error, fmt::format("no memory for {} to stage in", format_size(size)));
-    }
     memory_ = static_cast<std::byte*>(memory);
     size_ = size;
+    slots_.assign(pages, no_slot);
     return {};
   }
   bool is_prepared() const { return memory_ != nullptr; }
-  std::size_t size() const { return size_; }
-  MutableBytes bytes() const { return {memory_, size_}; }
+  std::size_t left() const { return size_ - used_ * page_size; }
+
+  Result<void> touch(std::uint64_t bytes) {
+    const std::size_t wanted = std::min<std::uint64_t>(used_ * page_size + bytes, size_);
+    if (wanted <= touched_) return {};
+    if (::madvise(memory_ + touched_, wanted - touched_, MADV_POPULATE_WRITE) != 0)
+      return no_memory(errno, wanted);
+    touched_ = wanted;
+    return {};
+  }
+
+  bool has(std::uint64_t page) const { return page < slots_.size() && slots_[page] != no_slot; }
+  /// Where a run of pages from `page` on lies, as long as it lies in one piece; at most `count`.
+  /// They are staged from now on.
+  MutableBytes place(std::uint64_t page, std::uint64_t count) {
+    const std::uint32_t first = slot(page);
+    std::uint64_t run = 1;
+    while (run < count && (has(page + run) ? slots_[page + run] : used_) == first + run) {
+      slot(page + run);
+      ++run;
+    }
+    return {memory_ + first * page_size, run * page_size};
+  }
+  Bytes at(std::uint64_t page) const {
+    return {memory_ + std::size_t{slots_[page]} * page_size, page_size};
+  }
+  bool is_empty() const { return used_ == 0; }
+  /// The memory stays touched.
+  void clear() {
+    std::ranges::fill(slots_, no_slot);
+    used_ = 0;
+  }
 
  private:
+  static constexpr std::uint32_t no_slot = ~std::uint32_t{0};
+
+  std::uint32_t slot(std::uint64_t page) {
+    if (!has(page)) slots_[page] = used_++;
+    return slots_[page];
+  }
+  static std::unexpected<Error> no_memory(int error, std::size_t size) {
+    return errno_failure(error, fmt::format("no memory for {} to stage in", format_size(size)));
+  }
+
   std::byte* memory_ = nullptr;
   std::size_t size_ = 0;
+  std::size_t touched_ = 0;
+  std::uint32_t used_ = 0;            // slots
+  std::vector<std::uint32_t> slots_;  // by page
 };
 
 Result<void> check_same_size(const MemoryFile& image, const MemoryFile& memory) {
@@ -98,8 +141,6 @@ struct MemoryImageWriter::State {
   std::vector<bool> in_image;  // pages that were written there; all others are holes
   AlignedBuffer buffer{piece_max};
   Staging staging;
-  std::vector<PageRange> staged;  // their bytes lie one after the other in `staging`
-  std::uint64_t staged_length = 0;
 
   Result<void> make_image(const std::string& path);
   Result<void> check_ranges(const std::vector<PageRange>& ranges) const;
@@ -156,14 +197,21 @@ Result<void> MemoryImageWriter::State::copy_piece(std::uint64_t offset, std::uin
   return write_pages(offset, bytes);
 }
 
+/// In the order of the image, whatever order they were staged in.
 Result<void> MemoryImageWriter::State::write_staged() {
-  Bytes bytes = staging.bytes();
-  for (const auto& [offset, length] : staged) {
-    TRY(write_pages(offset, bytes.first(length)));
-    bytes = bytes.subspan(length);
+  if (staging.is_empty()) return {};
+  const std::uint64_t pages = memory.size / page_size;
+  for (std::uint64_t page = 0; page < pages;) {
+    std::size_t length = 0;
+    for (; page + length / page_size < pages && length < piece_max; length += page_size) {
+      const std::uint64_t at = page + length / page_size;
+      if (!staging.has(at)) break;
+      std::ranges::copy(staging.at(at), buffer.first(piece_max).begin() + length);
+    }
+    TRY(write_pages(page * page_size, buffer.first(length)));
+    page += length / page_size + (length < piece_max ? 1 : 0);
   }
-  staged.clear();
-  staged_length = 0;
+  staging.clear();
   return {};
 }
 
@@ -184,6 +232,12 @@ Result<std::unique_ptr<MemoryImageWriter>> MemoryImageWriter::create(const std::
 Result<void> MemoryImageWriter::copy_all(const std::atomic<bool>& stop,
                                          const std::function<void(std::uint64_t)>& report) {
   State& state = *state_;
+  std::uint64_t sent = 0;  // the disk has been told to begin with what lies before
+  const auto send = [&](std::uint64_t until) {
+    (void)::sync_file_range(state.image.fd.get(), static_cast<off_t>(sent),
+                            static_cast<off_t>(until - sent), SYNC_FILE_RANGE_WRITE);
+    sent = until;
+  };
   for (std::uint64_t at = 0; at < state.memory.size;) {
     const auto extent = TRY(state.memory.next_data(at));
     for (at = extent.start; at < extent.end;) {
@@ -191,9 +245,11 @@ Result<void> MemoryImageWriter::copy_all(const std::atomic<bool>& stop,
       const std::uint64_t length = std::min<std::uint64_t>(extent.end - at, piece_max);
       TRY(state.copy_piece(at, length));
       at += length;
+      if (at - sent >= writeback_portion) send(at);
       if (report) report(at);
     }
   }
+  send(state.memory.size);
   if (report) report(state.memory.size);
   return state.memory.check_size();
 }
@@ -208,10 +264,22 @@ Result<void> MemoryImageWriter::copy(const std::vector<PageRange>& ranges) {
   return {};
 }
 
+Result<void> MemoryImageWriter::sync() {
+  const MemoryFile& image = state_->image;
+  if (::fdatasync(image.fd.get()) != 0)
+    return errno_failure(errno, fmt::format("cannot sync the memory image '{}'", image.path));
+  return {};
+}
+
 Result<void> MemoryImageWriter::prepare_staging(std::uint64_t staging_max) {
-  if (state_->staging.is_prepared() || staging_max == 0)
+  State& state = *state_;
+  if (state.staging.is_prepared() || staging_max == 0)
     return failure(ErrorKind::invalid_argument, "staging is prepared once, for at least one byte");
-  return state_->staging.prepare(staging_max);
+  return state.staging.prepare(state.memory.size / page_size, staging_max);
+}
+
+Result<void> MemoryImageWriter::touch_staging(std::uint64_t bytes) {
+  return state_->staging.touch(bytes);
 }
 
 Result<void> MemoryImageWriter::stage(const std::vector<PageRange>& ranges) {
@@ -219,31 +287,39 @@ Result<void> MemoryImageWriter::stage(const std::vector<PageRange>& ranges) {
   if (!state.staging.is_prepared())
     return failure(ErrorKind::precondition, "nothing is prepared to stage in");
   TRY(state.check_ranges(ranges));
-  const std::uint64_t wanted = total_length(ranges);
+  const std::uint64_t wanted = unstaged(ranges);
   const std::uint64_t left = staging_left();
   if (wanted > left) {
     return failure(ErrorKind::limit, fmt::format("{} are to be staged, and there is room for {}",
                                                  format_size(wanted), format_size(left)));
   }
-  for (const PageRange& range : ranges) {
-    TRY(state.memory.read(range.offset,
-                          state.staging.bytes().subspan(state.staged_length, range.length)));
-    state.staged.push_back(range);
-    state.staged_length += range.length;
+  for (const auto& [offset, length] : ranges) {
+    for (std::uint64_t done = 0; done < length;) {
+      const MutableBytes place =
+          state.staging.place((offset + done) / page_size, (length - done) / page_size);
+      TRY(state.memory.read(offset + done, place));
+      done += place.size();
+    }
   }
   return {};
 }
 
-std::uint64_t MemoryImageWriter::staging_left() const {
-  return state_->staging.size() - state_->staged_length;
+std::uint64_t MemoryImageWriter::unstaged(const std::vector<PageRange>& ranges) const {
+  std::uint64_t bytes = 0;
+  for (const auto& [offset, length] : ranges) {
+    for (std::uint64_t at = offset; at < offset + length; at += page_size)
+      bytes += state_->staging.has(at / page_size) ? 0 : page_size;
+  }
+  return bytes;
 }
+
+std::uint64_t MemoryImageWriter::staging_left() const { return state_->staging.left(); }
 
 Result<void> MemoryImageWriter::finish() {
   State& state = *state_;
   TRY(state.memory.check_size());
   TRY(state.write_staged());
-  if (::fdatasync(state.image.fd.get()) != 0)
-    return errno_failure(errno, fmt::format("cannot sync the memory image '{}'", state.image.path));
+  TRY(sync());
   TRY(sync_name(state.image.path));
   state.finished = true;
   return {};

@@ -33,13 +33,20 @@ class MemoryImageWriter {
   /// Copies these ranges as they are now: of the memory's pages, `invalid_argument` otherwise.
   /// Writes first what was staged, which leaves room to stage again.
   Result<void> copy(const std::vector<PageRange>& ranges);
+  /// Waits until what has been copied, and not staged, is on the disk: so that the disk has nothing
+  /// to do for us while the machine stands still.
+  Result<void> sync();
   /// Copies these ranges into memory of our own, as fast as it goes, since no disk is waited for:
-  /// for the last round, while the machine stands still, and for small ones before it. Later calls
-  /// count over earlier ones. At most `staging_max` bytes at a time (`limit`, with nothing staged
-  /// by that call): prepared, touched, before. `precondition` without.
+  /// for the last round, while the machine stands still, and for those before it, whose pages are
+  /// written again and again. A page is staged once, as it was last. `limit`, with nothing staged
+  /// by that call, beyond `staging_max` bytes; `precondition` if staging was never prepared.
   Result<void> prepare_staging(std::uint64_t staging_max);
   Result<void> stage(const std::vector<PageRange>& ranges);
-  /// Bytes that can be staged now.
+  /// Has the memory for so many bytes more at hand, as far as it goes.
+  Result<void> touch_staging(std::uint64_t bytes);
+  /// Bytes of these ranges that are not staged yet.
+  std::uint64_t unstaged(const std::vector<PageRange>& ranges) const;
+  /// Bytes that can be staged now, whatever they are.
   std::uint64_t staging_left() const;
   /// Writes what was staged, and makes the image durable, its name too. The last call.
   Result<void> finish();

@@ -83,8 +83,11 @@ Task<Result<std::string>> DeviceStateReceiver::receive() {
   }
   co_await reading.stop();
   CO_TRY(outcome);
-  CO_TRY(co_await await_migration(loop_, machine_));
   co_return state;
+}
+
+Task<Result<void>> DeviceStateReceiver::completed() {
+  co_return co_await await_migration(loop_, machine_);
 }
 
 Task<Result<void>> load_device_state(UringLoop& loop, Machine& machine, std::string state) {

@@ -24,6 +24,8 @@ class DeviceStateReceiver {
 
   /// The state of a machine that is stopped; it stays so.
   Task<Result<std::string>> receive();
+  /// After receive(): QEMU agrees that it was all, and the machine may go on.
+  Task<Result<void>> completed();
 
  private:
   DeviceStateReceiver(UringLoop& loop, Machine& machine, std::string path,

@@ -448,6 +448,10 @@ void Machine::on_event(const std::string& event, const Json& data) {
     tasks_.spawn(guest_went_off(data.value("reason", std::string())));
   } else if (event == "GUEST_PANICKED") {
     tasks_.spawn(guest_panicked());
+  } else if (event == "STOP") {
+    stands_since_ = loop_.now();
+  } else if (event == "RESUME") {
+    stood_ = loop_.now() - stands_since_;
   } else if (event == "BLOCK_IO_ERROR" && data.is_object()) {
     if (data.value("action", std::string()) != "stop" || std::exchange(retrying_io_, true)) return;
     report_("machine_io_error",

@@ -114,6 +114,8 @@ class Machine {
   /// While it lives, nothing but its owner stops or continues the machine.
   auto hold() { return changing_.lock(); }
   bool is_suspended() const { return wish_.suspended; }
+  /// How long its virtual CPUs stood when they stood last: between QEMU's events STOP and RESUME.
+  Duration stood() const { return stood_; }
 
  private:
   enum class Phase : std::uint8_t { off, starting, on };
@@ -155,6 +157,8 @@ class Machine {
   MachineStart start_;
   Id128 memory_id_;
   std::string memory_file_;
+  Instant stands_since_{};
+  Duration stood_{};
   std::optional<QemuProcess> process_;
   std::uint64_t generation_ = 0;
   UringOperation* waiting_for_end_ = nullptr;

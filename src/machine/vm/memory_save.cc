@@ -17,19 +17,23 @@ namespace berth::machine {
 namespace {
 
 constexpr Duration report_interval = std::chrono::milliseconds(50);
+// What of the staging earlier rounds leave to the last.
+constexpr std::uint64_t room_for_last = memory::RoundLimits{}.staging_max / 4;
 
 /// Only so that others need not wait for it later: what fails here fails there too.
-void sync_disks(const std::vector<std::string>& files) {
-  for (const std::string& path : files) {
-    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    if (file) (void)::fdatasync(file.get());
-  }
+Task<> sync_disks(UringLoop& loop, std::vector<std::string> files) {
+  co_await offload(loop, [&files] {
+    for (const std::string& path : files) {
+      const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+      if (file) (void)::fdatasync(file.get());
+    }
+  });
 }
 
 }  // namespace
 
 MemorySave::MemorySave(UringLoop& loop, Machine& machine)
-    : loop_(loop), machine_(machine), begun_(loop) {}
+    : loop_(loop), machine_(machine), begun_(loop), taking_(loop), ending_(loop) {}
 
 MemorySave::~MemorySave() = default;
 
@@ -44,18 +48,20 @@ Task<Result<void>> MemorySave::begin(std::string directory, Report report, Check
   beginning_ = true;
   directory_ = std::move(directory);
   hold_.emplace(co_await machine_.hold());
-  auto taken = co_await take(report, check);
+  auto stands = co_await copy_and_stop(report, check);
   beginning_ = false;
-  if (!taken) {
+  if (stands) {
+    taking_.spawn(take());
+  } else {
     const auto going_on = co_await go_on();
     if (!going_on) log_warning("{}", going_on.error().message());
     forget();
   }
   begun_.notify_all();
-  co_return taken;
+  co_return stands;
 }
 
-Task<Result<void>> MemorySave::take(const Report& report, const Check& check) {
+Task<Result<void>> MemorySave::copy_and_stop(const Report& report, const Check& check) {
   figures_ = {};
   stop_copying_ = false;
   copied_ = 0;
@@ -68,14 +74,16 @@ Task<Result<void>> MemorySave::take(const Report& report, const Check& check) {
   devices_ = CO_TRY(co_await DeviceStateReceiver::prepare(loop_, machine_));
   CO_TRY(co_await copy_everything(report, check));
   if (!machine_.is_suspended()) CO_TRY(co_await copy_rounds(report, check));
-  co_return co_await stop_and_take();
+  co_return co_await stop();
 }
 
 Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check& check) {
   last_take_ = loop_.now();
   CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
-  CO_TRY(co_await offload(
-      loop_, [this] { return writer_->prepare_staging(memory::RoundLimits{}.staging_max); }));
+  CO_TRY(co_await offload(loop_, [this]() -> Result<void> {
+    TRY(writer_->prepare_staging(memory::RoundLimits{}.staging_max));
+    return writer_->touch_staging(room_for_last / 2);
+  }));
   Gate telling(loop_);
   bool copying = true;
   const auto tell = [](MemorySave& self, const Report& to, const Check& wanted,
@@ -87,8 +95,9 @@ Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check
     }
   };
   telling.spawn(tell(*this, report, check, copying));
-  auto copied = co_await offload(loop_, [this] {
-    return writer_->copy_all(stop_copying_, [this](std::uint64_t done) { copied_ = done; });
+  auto copied = co_await offload(loop_, [this]() -> Result<void> {
+    TRY(writer_->copy_all(stop_copying_, [this](std::uint64_t done) { copied_ = done; }));
+    return writer_->sync();
   });
   copying = false;
   co_await telling.drained();
@@ -100,15 +109,9 @@ Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& ch
   memory::RoundPolicy policy({});
   while (true) {
     CO_TRY(check());
-    // QEMU flushes the disks when it stops: what there is to flush is flushed while it runs.
-    co_await offload(loop_, [files = machine_.disk_files()] { sync_disks(files); });
     const Instant now = loop_.now();
     const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
-    CO_TRY(co_await offload(loop_, [this, &dirty] {
-      // A small one waits for no disk, so that the next is smaller still.
-      const bool is_small = memory::total_length(dirty) <= writer_->staging_left() / 4;
-      return is_small ? writer_->stage(dirty) : writer_->copy(dirty);
-    }));
+    CO_TRY(co_await copy_round(dirty));
     ++figures_.rounds;
     report(machine_.memory_size(), machine_.memory_size());
     const auto decision = policy.next({.bytes_dirty = memory::total_length(dirty),
@@ -136,53 +139,75 @@ Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& ch
   co_return Result<void>{};
 }
 
-Task<Result<void>> MemorySave::stop_and_take() {
+Task<Result<void>> MemorySave::copy_round(const std::vector<memory::PageRange>& dirty) {
+  Gate syncing(loop_);
+  // QEMU flushes the disks when it stops: what there is to flush is flushed while it runs.
+  syncing.spawn(sync_disks(loop_, machine_.disk_files()));
+  const auto copied = co_await offload(loop_, [this, &dirty]() -> Result<void> {
+    // What is staged waits for no disk, so that the next round is smaller.
+    if (writer_->unstaged(dirty) + room_for_last <= writer_->staging_left()) {
+      TRY(writer_->stage(dirty));
+    } else {
+      TRY(writer_->copy(dirty));
+      TRY(writer_->sync());
+    }
+    return writer_->touch_staging(room_for_last / 2);
+  });
+  co_await syncing.drained();
+  co_return copied;
+}
+
+Task<Result<void>> MemorySave::stop() {
   // QEMU's own threads are slowed too: not while everybody waits for them.
   if (std::exchange(slowed_, false)) (void)machine_.slow(100);
-  stopped_at_ = loop_.now();
+  const Instant stopping = loop_.now();
   stopped_ = true;
   CO_TRY(co_await machine_.command("stop", Json::object()));
+  figures_.stopping = loop_.now() - stopping;
+  co_return Result<void>{};
+}
+
+Task<> MemorySave::take() { taken_ = co_await take_rest(); }
+
+Task<Result<void>> MemorySave::take_rest() {
   const Instant saving = loop_.now();
   device_state_ = CO_TRY(co_await devices_->receive());
   const Instant scanning = loop_.now();
   const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
   const Instant copying = loop_.now();
   CO_TRY(co_await offload(loop_, [this, &dirty] { return writer_->stage(dirty); }));
-  figures_.stopping = saving - stopped_at_;
   figures_.saving_devices = scanning - saving;
   figures_.scanning = copying - scanning;
   figures_.copying = loop_.now() - copying;
   figures_.last_round_bytes = memory::total_length(dirty);
   figures_.device_bytes = device_state_.size();
   ++figures_.rounds;
-  co_return Result<void>{};
+  co_return co_await devices_->completed();
 }
 
 Task<Result<void>> MemorySave::go_on() {
   if (std::exchange(slowed_, false)) (void)machine_.slow(100);
   if (!std::exchange(stopped_, false)) co_return Result<void>{};
-  Result<void> outcome;
-  if (!machine_.is_suspended()) {
-    const auto continued = co_await machine_.command("cont", Json::object());
-    if (!continued) outcome = failure(continued.error());
-  }
-  figures_.stopped = loop_.now() - stopped_at_;
-  co_return outcome;
+  if (machine_.is_suspended()) co_return Result<void>{};
+  CO_TRY(co_await machine_.command("cont", Json::object()));
+  figures_.stopped = machine_.stood();
+  co_return Result<void>{};
 }
 
 Task<Result<MemorySaveFigures>> MemorySave::finish() {
+  const auto guard = co_await ending_.lock();
   if (beginning_ || !is_active())
     co_return failure(ErrorKind::precondition, "the machine's memory is not being saved");
-  auto outcome = co_await go_on();
-  if (outcome) outcome = co_await offload(loop_, [this] { return writer_->finish(); });
-  if (outcome) {
-    outcome = co_await offload(
-        loop_, [this] { return write_small_file(directory_ + "/devices", device_state_); });
-  }
+  co_await taking_.drained();
+  const auto going_on = co_await go_on();
+  auto outcome = std::exchange(taken_, {});
+  if (outcome) outcome = going_on;
+  if (outcome) outcome = co_await write_out();
   figures_.bytes = writer_->bytes_written();
   log_info(
-      "memory saved in {} rounds, {} bytes; stopped for {} us: {} to stop, {} for the devices, {} "
-      "to scan, {} to copy {} bytes, the rest to cut the disks and go on",
+      "memory saved in {} rounds, {} bytes; the machine stood for {} us: it took {} to stop, {} "
+      "for "
+      "the devices, {} to scan, {} to copy {} bytes",
       figures_.rounds, figures_.bytes, to_microseconds(figures_.stopped),
       to_microseconds(figures_.stopping), to_microseconds(figures_.saving_devices),
       to_microseconds(figures_.scanning), to_microseconds(figures_.copying),
@@ -194,9 +219,17 @@ Task<Result<MemorySaveFigures>> MemorySave::finish() {
   co_return figures;
 }
 
+Task<Result<void>> MemorySave::write_out() {
+  CO_TRY(co_await offload(loop_, [this] { return writer_->finish(); }));
+  co_return co_await offload(
+      loop_, [this] { return write_small_file(directory_ + "/devices", device_state_); });
+}
+
 Task<> MemorySave::abandon() {
   stop_copying_ = true;
   while (beginning_) co_await begun_.wait();
+  const auto guard = co_await ending_.lock();
+  co_await taking_.drained();
   if (!is_active()) co_return;
   const auto going_on = co_await go_on();
   if (!going_on) log_warning("{}", going_on.error().message());

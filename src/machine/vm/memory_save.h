@@ -1,8 +1,9 @@
 // A running machine's memory and device state, saved to files (DESIGN §6, rule 1): rounds while it
 // runs, then a short stop for the last of them and for the devices.
 //
-//   begin()   copies rounds, stops the virtual CPUs, takes the last round and the device state
-//   …         whoever asked cuts the disks: this is the instant that everything is of
+//   begin()   copies rounds, and stops the virtual CPUs
+//   …         whoever asked cuts the disks: this is the instant that everything is of. Meanwhile
+//             the last round and the device state are taken
 //   finish()  the machine runs on; what was taken is written out and made durable
 //
 // The machine runs on whatever goes wrong, and then nothing of the save is left. One at a time. On
@@ -17,6 +18,7 @@
 #include <string>
 
 #include "async/event.h"
+#include "async/gate.h"
 #include "machine/vm/device_state.h"
 #include "machine/vm/machine.h"
 #include "memory/dirty_scan.h"
@@ -29,9 +31,9 @@ struct MemorySaveFigures {
   std::uint64_t bytes = 0;             // copied in all rounds
   std::uint64_t last_round_bytes = 0;  // while the machine stood still
   std::uint64_t device_bytes = 0;
-  Duration stopped{};   // from before `stop` to after `cont`
-  Duration stopping{};  // parts of that
-  Duration scanning{};
+  Duration stopped{};   // how long the virtual CPUs stood; none if the machine was suspended
+  Duration stopping{};  // how long `stop` took; its virtual CPUs stand before it ends
+  Duration scanning{};  // meanwhile
   Duration copying{};
   Duration saving_devices{};
 };
@@ -41,11 +43,12 @@ class MemorySave {
   MemorySave(UringLoop& loop, Machine& machine);
   ~MemorySave();
 
-  /// Into `directory`/memory and `directory`/devices, which must not exist. `report`: bytes done,
-  /// in all.
+  /// Into `directory`/memory and `directory`/devices, which must not exist. Returns when the
+  /// machine stands still. `report`: bytes done, in all.
   Task<Result<void>> begin(std::string directory,
                            std::function<void(std::uint64_t done, std::uint64_t total)> report,
                            std::function<Result<void>()> check);
+  /// Also fails when something could not be taken that begin() did not wait for.
   Task<Result<MemorySaveFigures>> finish();
   /// The machine runs on, the files go.
   Task<> abandon();
@@ -54,11 +57,15 @@ class MemorySave {
  private:
   using Report = std::function<void(std::uint64_t done, std::uint64_t total)>;
   using Check = std::function<Result<void>()>;
-  Task<Result<void>> take(const Report& report, const Check& check);
+  Task<Result<void>> copy_and_stop(const Report& report, const Check& check);
   Task<Result<void>> copy_everything(const Report& report, const Check& check);
   Task<Result<void>> copy_rounds(const Report& report, const Check& check);
-  Task<Result<void>> stop_and_take();
+  Task<Result<void>> copy_round(const std::vector<memory::PageRange>& dirty);
+  Task<Result<void>> stop();
+  Task<> take();
+  Task<Result<void>> take_rest();
   Task<Result<void>> go_on();
+  Task<Result<void>> write_out();
   void forget();
 
   UringLoop& loop_;
@@ -73,9 +80,11 @@ class MemorySave {
   std::atomic<std::uint64_t> copied_{0};
   bool beginning_ = false;
   Event begun_;
+  Gate taking_;
+  Result<void> taken_;
+  AsyncMutex ending_;  // finish() or abandon()
   bool slowed_ = false;
   bool stopped_ = false;
-  Instant stopped_at_{};
   Instant last_take_{};
   MemorySaveFigures figures_;
 };
