@@ -1,21 +1,21 @@
 #!/usr/bin/python3
-"""The figures of the README, made from the newest result in bench/results.
+"""The figures of the README, made from the newest result of each benchmark in bench/results.
 
     bench/figures.py            writes them between the two marks in README.md
     bench/figures.py --check    exit code 1 where README.md says something else (make check)
 """
 
 import json
-import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from report import ROOT
+
 BEGIN, END = "<!-- figures: made by bench/figures.py -->", "<!-- end of figures -->"
 
 
-def newest_result(directory):
-    """Path and content of the newest run of bench/disk.py, or None."""
-    paths = sorted(directory.glob("disk-*.json"))
+def newest_result(directory, benchmark):
+    """Path and content of the newest run of bench/BENCHMARK.py, or None."""
+    paths = sorted(directory.glob(f"{benchmark}-*.json"))
     return (paths[-1], json.loads(paths[-1].read_text())) if paths else None
 
 
@@ -58,36 +58,72 @@ def goal_table(goals):
                   goal["verdict"])
 
 
-def block(path, result):
-    """What stands between the marks."""
+def cut_table(guests):
+    yield row("a checkpoint, the guest and its database being quiesced, ms", "held for the cut of the disks", "frozen, hooks included",
+              "longest wait of a writer in the guest", "the same at rest")
+    yield "|---|---|---|---|---|"
+    for one in guests.values():
+        yield row(one["title"], spread(one["cut"]["held_ms"], digits=1),
+                  *(spread(one["cut"][name]) for name in ("frozen_ms", "longest_write_ms", "at_rest_ms")))
+
+
+def memory_table(guests):
+    yield row("a checkpoint with memory", "CPUs stood, ms", "all of it, ms", "MiB written")
+    yield "|---|---|---|---|"
+    sides = {"berth": "Berth, disks included", "background": "QEMU's background-snapshot, memory only",
+             "internal": "QEMU's snapshot-save"}
+    for one in guests.values():
+        for side, name in sides.items():
+            yield row(f"{one['title']}: {name}", spread(one[side]["stopped_ms"], digits=1), spread(one[side]["total_ms"]),
+                      f"{one[side]['bytes']['median'] / (1 << 20):,.0f}")
+
+
+def disk_tables(result):
+    return steady_table(result["steady"]), fresh_table(result["fresh"])
+
+
+def vm_tables(result):
+    return cut_table(result["guests"]), memory_table(result["guests"])
+
+
+TABLES = {"disk": disk_tables, "vm": vm_tables}
+
+
+def block(path, result, tables):
+    """What one benchmark found."""
     machine = result["machine"]
     yield ""
-    yield (f"Median and spread of {result['rounds']} interleaved rounds of `make bench-disk` ({path.relative_to(ROOT)}): "
-           f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] >> 30} GiB, Linux {machine['kernel']}, "
-           f"{machine['file_system'].split()[0]} on a virtual disk; {machine['qemu']}; {machine['fio']}.")
-    for table in (steady_table(result["steady"]), fresh_table(result["fresh"]), goal_table(result["goals"])):
+    programs = f"{machine['qemu']}; {machine['fio']}" if "steady" in result else machine["qemu"]
+    yield (f"Median and spread of {result['rounds']} interleaved rounds of `make bench-{path.name.partition('-')[0]}` "
+           f"({path.relative_to(ROOT)}): {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] >> 30} GiB, "
+           f"Linux {machine['kernel']}, {machine['file_system'].split()[0]} on a virtual disk; {programs}.")
+    for table in (*tables(result), goal_table(result["goals"])):
         yield ""
         yield from table
     yield ""
 
 
+def lines(directory):
+    """What stands between the marks."""
+    for benchmark, tables in TABLES.items():
+        if found := newest_result(directory, benchmark):
+            yield from block(*found, tables)
+
+
 def main():
-    found = newest_result(ROOT / "bench" / "results")
-    if found is None:
-        sys.exit("figures: no bench/results/disk-*.json: run make bench-disk")
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         sys.exit(f"figures: README.md has no line {BEGIN!r} and {END!r} after it")
-    made = before + BEGIN + "\n".join(block(*found)) + "\n" + END + after
+    made = before + BEGIN + "\n".join(lines(ROOT / "bench" / "results")) + "\n" + END + after
     if "--check" not in sys.argv[1:]:
         readme.write_text(made)
     elif made != text:
-        sys.exit("figures: README.md does not say what the newest result says; run bench/figures.py")
+        sys.exit("figures: README.md does not say what the newest results say; run bench/figures.py")
     else:
-        print(f"README.md says what {found[0].name} says")
+        print("README.md says what the newest results say")
 
 
 if __name__ == "__main__":
