@@ -87,10 +87,25 @@ Async<Result<void>> end(std::shared_ptr<KeeperConnection> keeper, const Checkpoi
   const Json thawed =
       CO_TRY(co_await keeper->call("guest.thaw", Json::object(), {.timeout = freeze_grace}));
   checkpoint.frozen_us = thawed.value("frozen_us", std::int64_t{0});
-  if (thawed.value("in_time", false)) co_return Result<void>();
+  if (thawed.value("in_time", false)) {
+    const std::string failure_of_hook = thawed.value("hook_failure", std::string());
+    if (failure_of_hook.empty() || checkpoint.consistency != machine::Consistency::application)
+      co_return Result<void>();
+    checkpoint.consistency = machine::Consistency::filesystem;
+    checkpoint.reason = failure_of_hook;
+    co_return Result<void>();
+  }
   checkpoint.consistency = machine::Consistency::crash;
   checkpoint.reason = "the guest was thawed before the disks were cut: its time was over";
   co_return Result<void>();
+}
+
+/// Whether it is what was asked for.
+Result<void> check_wish(const CheckpointWish& wish, const MachineCheckpoint& checkpoint) {
+  if (!wish.application || checkpoint.consistency == machine::Consistency::application) return {};
+  return failure(ErrorKind::precondition,
+                 fmt::format("the checkpoint would be '{}' and no more: {}",
+                             to_string(checkpoint.consistency), checkpoint.reason));
 }
 
 /// Step 3.
@@ -156,10 +171,7 @@ Async<Result<void>> cut_running(Services& services, const CheckpointWish& wish,
   checkpoint.suspended = info.value("state", std::string()) == "suspended";
   checkpoint.stamp = stamp_of(info, record);
   CO_TRY(co_await begin(keeper, wish, directory, checkpoint, job));
-  if (wish.application && checkpoint.consistency != machine::Consistency::application) {
-    auto refused = failure(ErrorKind::precondition,
-                           fmt::format("the checkpoint would be '{}' and no more: {}",
-                                       to_string(checkpoint.consistency), checkpoint.reason));
+  if (auto refused = check_wish(wish, checkpoint); !refused) {
     (void)co_await end(keeper, wish, checkpoint, true);
     co_return refused;
   }
@@ -214,8 +226,10 @@ Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
                                 points.checkpoint_directory(wish.name), checkpoint, job);
   } else {
     describe_stopped(checkpoint, CO_TRY(co_await services.machines.state(wish.machine)));
-    done = co_await cut_disks(services, wish, volumes, {});
+    done = check_wish(wish, checkpoint);
+    if (done) done = co_await cut_disks(services, wish, volumes, {});
   }
+  if (done) done = check_wish(wish, checkpoint);  // the thaw may have said more
   if (done) {
     checkpoint.phase = Phase::whole;
     checkpoint.memory = wish.memory;

@@ -155,7 +155,9 @@ Task<Result<Json>> MachineMethods::freeze(ControlCall& call) {
 
 Task<Result<Json>> MachineMethods::thaw(ControlCall& /*call*/) {
   const auto thawed = CO_TRY(co_await quiescence_.thaw());
-  co_return Json{{"frozen_us", to_microseconds(thawed.frozen)}, {"in_time", thawed.in_time}};
+  co_return Json{{"frozen_us", to_microseconds(thawed.frozen)},
+                 {"in_time", thawed.in_time},
+                 {"hook_failure", thawed.hook_failure}};
 }
 
 Task<Result<Json>> MachineMethods::save_begin(ControlCall& call) {

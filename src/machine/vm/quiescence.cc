@@ -1,6 +1,7 @@
 #include "machine/vm/quiescence.h"
 
 #include <algorithm>
+#include <array>
 
 #include <unistd.h>
 
@@ -19,21 +20,34 @@ constexpr Duration agent_patience = std::chrono::seconds(2);  // to find out whe
 constexpr Duration question_patience = std::chrono::seconds(5);
 constexpr Duration thaw_patience = std::chrono::seconds(10);
 constexpr Duration poll_interval = std::chrono::milliseconds(20);
+constexpr std::size_t hook_line_max = 512;  // bytes; what goes on is cut off
 
-/// Run in the guest: whether its agent calls hooks, and whether there is one to call. The agent is
-/// the parent of what it runs. A dispatcher (as Debian's) with a directory of hooks says nothing by
-/// itself.
+/// Run in the guest. The first line: why its agent calls no hooks; empty where it does. The agent
+/// is the parent of what it runs, and has options and a file of them. A dispatcher (as Debian's)
+/// with a directory of hooks says nothing by itself, and passes over files whose names are those of
+/// backups. It also ends well where its hooks do not: their ends are in its log only. The second
+/// line: how many have failed there in a freeze, empty without a dispatcher. The third: the last.
 constexpr const char* hook_question = R"(
+none() { printf '%s\n\n\n' "$1"; exit 0; }
 words=$(tr '\0' '\n' </proc/$PPID/cmdline)
 hook=$(printf '%s\n' "$words" | sed -n -e 's/^--fsfreeze-hook=//p' -e 's/^-F\(.\)/\1/p' | head -n 1)
 [ -n "$hook" ] || { printf '%s\n' "$words" | grep -q -e '^-F$' -e '^--fsfreeze-hook$' &&
   hook=/etc/qemu/fsfreeze-hook; }
-[ -n "$hook" ] || { echo "the guest's agent runs without --fsfreeze-hook"; exit 0; }
-[ -x "$hook" ] || { echo "the guest has no hook $hook"; exit 0; }
-if [ -d "$hook.d" ] && grep -q 'fsfreeze-hook.d' "$hook"; then
-  for script in "$hook.d"/*; do [ -x "$script" ] && [ -f "$script" ] && exit 0; done
-  echo "the guest has no hooks in $hook.d"
-fi
+[ -n "$hook" ] || hook=$(sed -n 's/^fsfreeze-hook *= *//p' /etc/qemu/qemu-ga.conf 2>/dev/null)
+[ -n "$hook" ] || none "the guest's agent runs without --fsfreeze-hook"
+[ -x "$hook" ] || none "the guest has no hook $hook"
+[ -d "$hook.d" ] && grep -q 'fsfreeze-hook.d' "$hook" || none ""
+count=0
+for script in "$hook.d"/*; do
+  case $script in *~ | *.bak | *.orig | *.rpm* | *.sample | *.dpkg-*) continue ;; esac
+  [ -x "$script" ] && [ -f "$script" ] && count=$((count + 1))
+done
+[ $count -gt 0 ] || none "the guest has no hooks in $hook.d"
+log=$(sed -n 's/^LOGFILE=//p' "$hook")
+echo
+awk '/: execute .* (freeze|thaw)$/ { freezes = /freeze$/ }
+  freezes && /: .* finished with status=[1-9]/ { ++count; last = $(NF - 3) " " $NF }
+  END { print count + 0; print last }' "${log:-/dev/null}" 2>/dev/null || printf '0\n\n'
 )";
 
 /// Run in the guest where a hook has refused: every writable file system on a block device.
@@ -89,12 +103,27 @@ static Task<Result<std::string>> run_in_guest(UringLoop& loop, GuestAgent& agent
   co_return failure(ErrorKind::timed_out, "a question to the guest was not answered in time");
 }
 
-/// Why a freeze that succeeds says nothing about applications; "" where it does.
-Task<Result<std::string>> Quiescence::hook_answer() {
-  std::string answer =
+Task<Result<Quiescence::HookAnswer>> Quiescence::ask_for_hooks() {
+  const std::string text =
       CO_TRY(co_await run_in_guest(loop_, machine_.agent(), hook_question, question_patience));
-  answer.resize(std::min(answer.size(), answer.find('\n')));
-  co_return answer;
+  std::array<std::string, 3> lines;
+  std::size_t at = 0;
+  for (std::string& line : lines) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    line = text.substr(at, std::min(end - at, hook_line_max));
+    at = std::min(end + 1, text.size());
+  }
+  co_return HookAnswer{
+      .reason = std::move(lines[0]), .failures = std::move(lines[1]), .last = std::move(lines[2])};
+}
+
+/// What a dispatcher's hooks did in the freeze that is over; "" if they did it well.
+Task<std::string> Quiescence::hook_failure() {
+  const auto now = co_await ask_for_hooks();
+  if (!now)
+    co_return fmt::format("the guest does not say how its hooks ended: {}", now.error().message());
+  if (now->failures == failures_before_) co_return std::string();
+  co_return fmt::format("a hook of the guest's failed: {}", now->last);
 }
 
 Task<Result<unsigned>> Quiescence::freeze_without_hooks(Duration limit) {
@@ -116,7 +145,7 @@ Task<Result<Quiet>> Quiescence::freeze(Duration limit) {
   if (machine_.is_suspended()) co_return Quiet{.reason = "the machine is suspended"};
   if (const auto there = co_await machine_.agent().ping(agent_patience); !there)
     co_return Quiet{.reason = fmt::format("no guest agent answers: {}", there.error().message())};
-  const auto hooks = co_await hook_answer();
+  const auto hooks = co_await ask_for_hooks();
 
   CO_TRY(write_small_file(marker(), "\n"));
   watchdog_ = CO_TRY(FreezeWatchdog::start(program_, machine_.agent_socket(), limit));
@@ -126,12 +155,12 @@ Task<Result<Quiet>> Quiescence::freeze(Duration limit) {
   if (frozen) {
     quiet.file_systems = *frozen;
     quiet.consistency =
-        hooks && hooks->empty() ? Consistency::application : Consistency::filesystem;
+        hooks && hooks->reason.empty() ? Consistency::application : Consistency::filesystem;
     if (!hooks) {
       quiet.reason =
           fmt::format("the guest does not say whether it has hooks: {}", hooks.error().message());
     } else {
-      quiet.reason = *hooks;
+      quiet.reason = hooks->reason;
     }
   } else {
     quiet.reason = fmt::format("the guest did not quiesce: {}", frozen.error().message());
@@ -144,6 +173,8 @@ Task<Result<Quiet>> Quiescence::freeze(Duration limit) {
   }
   held_since_ = loop_.now();
   file_systems_ = quiet.file_systems;
+  failures_before_ =
+      quiet.consistency == Consistency::application ? hooks->failures : std::string();
   if (quiet.file_systems == 0) {
     quiet.consistency = Consistency::crash;
     if (quiet.reason.empty()) quiet.reason = "the guest has no file system that it can freeze";
@@ -167,6 +198,7 @@ Task<Result<Quiescence::Thawed>> Quiescence::thaw() {
   outcome.in_time = watchdog_->dismiss() || file_systems_ == 0;
   watchdog_.reset();
   ::unlink(marker().c_str());
+  if (!failures_before_.empty()) outcome.hook_failure = co_await hook_failure();
   co_return outcome;
 }
 

@@ -48,6 +48,7 @@ class Quiescence {
     Duration frozen{};  // from the first file system's freeze to the thaw
     bool in_time =
         true;  // false: the watchdog may have been there first, so nothing may be claimed
+    std::string hook_failure;  // known only now: `application` may not be claimed. "" if none
   };
   /// Also when nothing is frozen.
   Task<Result<Thawed>> thaw();
@@ -58,7 +59,13 @@ class Quiescence {
 
  private:
   std::string marker() const;
-  Task<Result<std::string>> hook_answer();
+  /// `reason`: why a freeze that succeeds says nothing about applications, "" if it does.
+  /// `failures`: how many hooks of a dispatcher have ever failed, "" without one; `last` of them.
+  struct HookAnswer {
+    std::string reason, failures, last;
+  };
+  Task<Result<HookAnswer>> ask_for_hooks();
+  Task<std::string> hook_failure();
   Task<Result<unsigned>> freeze_without_hooks(Duration limit);
 
   UringLoop& loop_;
@@ -68,6 +75,7 @@ class Quiescence {
   Instant frozen_since_{};
   Instant held_since_{};  // by us: the guest has answered that it is frozen
   unsigned file_systems_ = 0;
+  std::string failures_before_;  // of a dispatcher's hooks, where `application` hangs on them
 };
 
 }  // namespace berth::machine
