@@ -21,6 +21,7 @@ constexpr Duration connect_slice = std::chrono::milliseconds(200);
 
 constexpr const char* freeze_command = "guest-fsfreeze-freeze";
 constexpr const char* thaw_command = "guest-fsfreeze-thaw";
+constexpr const char* shutdown_command = "guest-shutdown";
 
 }  // namespace
 
@@ -40,6 +41,7 @@ struct GuestAgent::State {
   Task<Result<Json>> take_turn(Call& call);
   Task<Result<std::unique_ptr<Stream>>> connect(const Call& call);
   Task<Result<Json>> converse(Stream& stream, AgentExchange& exchange);
+  Task<> stay(Stream& stream);
   Error explain(Error error, const Call& call, Duration timeout) const;
   void hold(std::unique_ptr<Stream> stream);
   Task<std::unique_ptr<Stream>> take_held();
@@ -90,6 +92,7 @@ Task<Result<Json>> GuestAgent::State::take_turn(Call& call) {
   active = stream.get();
   if (!may_go_on(call)) interrupt();
   auto outcome = co_await converse(*stream, call.exchange);
+  if (call.command == shutdown_command && call.exchange.answer()) co_await stay(*stream);
   active = nullptr;
 
   if (outcome && call.command == freeze_command) hold_until = loop.now() + hold_max;
@@ -120,6 +123,15 @@ Task<Result<Json>> GuestAgent::State::converse(Stream& stream, AgentExchange& ex
     const std::size_t got = CO_TRY(co_await stream.read_some(buffer));
     if (got == 0) co_return failure(ErrorKind::disconnected, "QEMU has ended the connection");
     CO_TRY(exchange.receive(Bytes(buffer).first(got)));
+  }
+}
+
+/// Until QEMU ends the connection or the call's time is over. Whatever is said goes nowhere.
+Task<> GuestAgent::State::stay(Stream& stream) {
+  std::vector<std::byte> buffer(read_size);
+  while (true) {
+    const auto got = co_await stream.read_some(buffer);
+    if (!got || *got == 0) co_return;
   }
 }
 
@@ -175,10 +187,9 @@ Task<Result<std::vector<GuestAddress>>> GuestAgent::addresses(Duration timeout) 
 }
 
 Task<Result<void>> GuestAgent::shutdown(std::string mode, Duration timeout) {
-  const std::string command = "guest-shutdown";
-  AgentExchange exchange(make_agent_token(), command, {{"mode", mode}},
+  AgentExchange exchange(make_agent_token(), shutdown_command, {{"mode", mode}},
                          AgentExchange::Success::silent);
-  const auto outcome = co_await state_->perform(command, exchange, timeout);
+  const auto outcome = co_await state_->perform(shutdown_command, exchange, timeout);
   if (outcome) co_return Result<void>{};
   // The agent went with the guest: QEMU says when that is off.
   const ErrorKind kind = outcome.error().kind();

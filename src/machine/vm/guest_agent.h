@@ -48,9 +48,11 @@ class GuestAgent {
   Task<Result<bool>> is_frozen(Duration timeout);
   /// Global addresses of all interfaces but loopback.
   Task<Result<std::vector<GuestAddress>>> addresses(Duration timeout);
-  /// Asks the guest to power off ("powerdown") or to restart ("reboot"), and does not wait until it
-  /// has. Ends when the agent has taken it on, or went with the guest; asked and silent until
-  /// `timeout`, that is no error either.
+  /// Asks the guest to power off ("powerdown") or to restart ("reboot"), and stays connected until
+  /// QEMU has gone or `timeout` is over: an agent that has something to say when nobody is
+  /// connected tries again without a pause and without end (QEMU 7.2, ga_channel_write_all), and
+  /// the guest, as it shuts down, waits for its agent to end. Asked and silent is no error, nor is
+  /// an agent that went with the guest.
   Task<Result<void>> shutdown(std::string mode, Duration timeout);
 
   /// Ends calls under way with `cancelled`, disconnects, and waits until nothing is left. Any time,

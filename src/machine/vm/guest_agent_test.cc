@@ -41,6 +41,9 @@ class GuestAgentTest : public LoopTest {
   Task<> keep(std::string command, std::optional<Result<Json>>& into, Duration timeout = 20s) {
     into = co_await agent_.call(std::move(command), nullptr, timeout);
   }
+  Task<> keep_shutdown(std::string mode, std::optional<Result<void>>& into) {
+    into = co_await agent_.shutdown(std::move(mode), 20s);
+  }
   template <typename Predicate>
   void until(Predicate predicate) {
     run(*loop_, wait_until(std::move(predicate)));
@@ -276,20 +279,36 @@ TEST_F(GuestAgentTest, TellsTheGuestsAddresses) {
               ElementsAre(GuestAddress{"eth0", "52:54:00:ab:cd:01", "10.0.2.15", 24}));
 }
 
-TEST_F(GuestAgentTest, AShutdownEndsWhenTheAgentHasTakenItOn) {
+TEST_F(GuestAgentTest, AShutdownStaysConnectedUntilQemuHasGone) {
   std::string mode;
   guest_->on("guest-shutdown", [&mode](const Json& arguments) -> std::optional<std::string> {
     mode = arguments["mode"].get<std::string>();
     return std::nullopt;
   });
-  EXPECT_TRUE(run(*loop_, agent_.shutdown("reboot", 20s)));
-  EXPECT_EQ(mode, "reboot");
+  std::optional<Result<void>> outcome;
+  Gate gate(*loop_);
+  gate.spawn(keep_shutdown("powerdown", outcome));
+  until([this] { return guest_->was_asked("guest-ping"); });
+  guest_->say("{\"return\": \"what it says as it ends\"}\n");
+  run(*loop_, [](UringLoop& loop) -> Task<> { co_await loop.sleep(5ms); }(*loop_));
+  EXPECT_FALSE(outcome);
+  EXPECT_TRUE(guest_->has_client());
+  run(*loop_, guest_->close());
+  run(*loop_, gate.drained());
+  EXPECT_TRUE(*outcome);
+  EXPECT_EQ(mode, "powerdown");
+}
+
+TEST_F(GuestAgentTest, AShutdownThatTakesLongerThanItsTimeIsNoError) {
+  guest_->on("guest-shutdown", [](const Json&) { return std::nullopt; });
+  EXPECT_TRUE(run(*loop_, agent_.shutdown("reboot", 50ms)));
+  until([this] { return !guest_->has_client(); });
 }
 
 TEST_F(GuestAgentTest, AShutdownThatTheAgentRefusesIsAPrecondition) {
   guest_->on("guest-shutdown",
              "{\"error\": {\"class\": \"GenericError\", \"desc\": \"mode is invalid\"}}\n");
-  EXPECT_EQ(run(*loop_, agent_.shutdown("sleep", 20s)).error().kind(), ErrorKind::precondition);
+  EXPECT_EQ(run(*loop_, agent_.shutdown("sleep", 300ms)).error().kind(), ErrorKind::precondition);
 }
 
 TEST_F(GuestAgentTest, AShutdownThatTheAgentDoesNotSurviveIsDone) {

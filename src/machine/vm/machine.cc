@@ -40,7 +40,6 @@ constexpr Duration connect_timeout = std::chrono::seconds(2);
 constexpr Duration connect_retry = std::chrono::milliseconds(10);
 constexpr Duration command_timeout = std::chrono::seconds(10);
 constexpr Duration quit_patience = std::chrono::seconds(10);
-constexpr Duration agent_patience = std::chrono::seconds(2);
 constexpr Duration io_retry_first = std::chrono::milliseconds(200);
 constexpr Duration io_retry_max = std::chrono::seconds(5);
 constexpr Duration restart_window = std::chrono::minutes(1);
@@ -369,7 +368,8 @@ Task<Result<void>> Machine::stop(Duration timeout) {
     (void)co_await go_on();  // a guest that stands still does not shut down
     // Both ways: a guest without an agent has ACPI, and one without ACPI may have an agent.
     (void)co_await command("system_powerdown", Json::object());
-    if (record_.specification.agent) (void)co_await agent_->shutdown("powerdown", agent_patience);
+    if (record_.specification.agent && loop_.now() < deadline)
+      (void)co_await agent_->shutdown("powerdown", deadline - loop_.now());
     while (phase_ != Phase::off && loop_.now() < deadline)
       co_await loop_.sleep(
           std::min<Duration>(std::chrono::milliseconds(20), deadline - loop_.now()));
