@@ -48,10 +48,19 @@ class GuestError(Exception):
     """A guest did not do in time what it was asked for."""
 
 
+def _built(script):
+    result = subprocess.run([SCRIPTS / script], stdout=subprocess.PIPE, text=True, check=True)
+    return dict(word.split("=", 1) for line in result.stdout.splitlines() for word in shlex.split(line))
+
+
 def image():
     """Paths of the guest's kernel, initrd and disk, and its cmdline; builds them when they are not cached."""
-    result = subprocess.run([SCRIPTS / "guest-image"], stdout=subprocess.PIPE, text=True, check=True)
-    return dict(word.split("=", 1) for line in result.stdout.splitlines() for word in shlex.split(line))
+    return _built("guest-image")
+
+
+def cloud_image():
+    """Path of a qcow2 such as distributions publish; builds it when it is not cached."""
+    return _built("cloud-image")["image"]
 
 
 def copy_disk(target):
