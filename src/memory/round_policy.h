@@ -25,7 +25,7 @@ struct RoundLimits {
   /// How fast the last round is copied into memory.
   std::uint64_t stage_bytes_per_second = GiB;
   /// The last round never has more bytes than this, if that can be had by waiting or slowing.
-  std::uint64_t staging_max = 256 * MiB;
+  std::uint64_t staging_max = 64 * MiB;
   unsigned rounds_max = 40;
   Duration time_max = std::chrono::seconds(120);  // from the first round's end
   /// What is left to the machine of its CPU time at the slowest, of a hundred.

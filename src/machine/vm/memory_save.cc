@@ -1,5 +1,6 @@
 #include "machine/vm/memory_save.h"
 
+#include <algorithm>
 #include <vector>
 
 #include <fcntl.h>
@@ -10,6 +11,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "machine/host/host_text.h"
 #include "machine/small_file.h"
 #include "memory/round_policy.h"
 
@@ -18,19 +20,69 @@ namespace {
 
 constexpr Duration report_interval = std::chrono::milliseconds(50);
 // What of the staging earlier rounds leave to the last.
-constexpr std::uint64_t room_for_last = memory::RoundLimits{}.staging_max / 4;
+constexpr std::uint64_t room_for_last = memory::RoundLimits{}.staging_max;
+constexpr std::uint64_t staging_usual = 256 * MiB;
+// For disks that are busy: a second, in rounds that stay small.
+constexpr Duration wait_for_disks = std::chrono::milliseconds(20);
+constexpr int waits_max = 50;
 
-/// Only so that others need not wait for it later: what fails here fails there too.
-Task<> sync_disks(UringLoop& loop, std::vector<std::string> files) {
-  co_await offload(loop, [&files] {
-    for (const std::string& path : files) {
-      const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-      if (file) (void)::fdatasync(file.get());
-    }
-  });
+/// Half of a memory may be what is written again and again; no more than a quarter of what the host
+/// has left is taken for it. It is touched as far as it is needed.
+std::uint64_t staging_for(std::uint64_t memory_size) {
+  const auto text = read_small_file("/proc/meminfo");
+  const std::uint64_t available = text ? meminfo_bytes(*text, "MemAvailable").value_or(0) : 0;
+  const std::uint64_t wanted = std::max(memory_size / 2, staging_usual);
+  return std::max(std::min(wanted, available / 4) / MiB * MiB, room_for_last);
+}
+
+std::unexpected<Error> too_fast(const memory::RoundDecision& decision, unsigned rounds) {
+  const std::string slowed = decision.percent == 100
+                                 ? std::string()
+                                 : fmt::format(", though it was slowed to {} %", decision.percent);
+  return failure(ErrorKind::limit,
+                 fmt::format("the guest writes its memory faster than it can be saved: {} after {} "
+                             "rounds{}; suspend it, or try again later",
+                             format_size(decision.last_round_bytes), rounds, slowed));
 }
 
 }  // namespace
+
+/// QEMU flushes a machine's disks when it stops: what there is to flush is flushed while it runs.
+/// What fails here fails there too.
+class MemorySave::DiskSyncing {
+ public:
+  DiskSyncing(UringLoop& loop, std::vector<std::string> files)
+      : loop_(loop), files_(std::move(files)), gate_(loop) {}
+
+  /// Once more, if it has ended; nobody waits.
+  void go_on() {
+    if (gate_.size() == 0) gate_.spawn(run());
+  }
+  /// Whether a flush would find little to do.
+  bool is_quick() const { return last_ && *last_ <= quick; }
+  /// Waits for what is under way.
+  Task<> end() { return gate_.drained(); }
+
+ private:
+  static constexpr Duration quick = std::chrono::milliseconds(20);
+
+  Task<> run() {
+    const Instant started = loop_.now();
+    co_await offload(loop_, [this] { sync(); });
+    last_ = loop_.now() - started;
+  }
+  void sync() const {
+    for (const std::string& path : files_) {
+      const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+      if (file) (void)::fdatasync(file.get());
+    }
+  }
+
+  UringLoop& loop_;
+  const std::vector<std::string> files_;
+  Gate gate_;
+  std::optional<Duration> last_;
+};
 
 MemorySave::MemorySave(UringLoop& loop, Machine& machine)
     : loop_(loop), machine_(machine), begun_(loop), taking_(loop), ending_(loop) {}
@@ -73,7 +125,12 @@ Task<Result<void>> MemorySave::copy_and_stop(const Report& report, const Check& 
       CO_TRY(memory::MemoryImageWriter::create(machine_.memory_file(), directory_ + "/memory"));
   devices_ = CO_TRY(co_await DeviceStateReceiver::prepare(loop_, machine_));
   CO_TRY(co_await copy_everything(report, check));
-  if (!machine_.is_suspended()) CO_TRY(co_await copy_rounds(report, check));
+  if (!machine_.is_suspended()) {
+    DiskSyncing disks(loop_, machine_.disk_files());
+    auto copied = co_await copy_rounds(report, check, disks);
+    co_await disks.end();
+    CO_TRY(std::move(copied));
+  }
   co_return co_await stop();
 }
 
@@ -81,7 +138,7 @@ Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check
   last_take_ = loop_.now();
   CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
   CO_TRY(co_await offload(loop_, [this]() -> Result<void> {
-    TRY(writer_->prepare_staging(memory::RoundLimits{}.staging_max));
+    TRY(writer_->prepare_staging(staging_for(machine_.memory_size())));
     return writer_->touch_staging(room_for_last / 2);
   }));
   Gate telling(loop_);
@@ -105,10 +162,13 @@ Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check
   co_return copied;
 }
 
-Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& check) {
+Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& check,
+                                           DiskSyncing& disks) {
   memory::RoundPolicy policy({});
+  int waits = 0;
   while (true) {
     CO_TRY(check());
+    disks.go_on();
     const Instant now = loop_.now();
     const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
     CO_TRY(co_await copy_round(dirty));
@@ -121,14 +181,10 @@ Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& ch
     log_debug("round {}: {} bytes; the next would be {} bytes", figures_.rounds,
               memory::total_length(dirty), decision.last_round_bytes);
     if (decision.step == memory::RoundDecision::Step::stop_now) {
-      if (!decision.within_goal && decision.last_round_bytes > writer_->staging_left()) {
-        co_return failure(
-            ErrorKind::limit,
-            fmt::format("the guest writes its memory faster than it can be saved: {} after {} "
-                        "rounds, though it was slowed to {} %; suspend it, or try again later",
-                        format_size(decision.last_round_bytes), figures_.rounds, decision.percent));
-      }
-      break;
+      if (!decision.within_goal && decision.last_round_bytes > writer_->staging_left())
+        co_return too_fast(decision, figures_.rounds);
+      if (disks.is_quick() || ++waits > waits_max) break;
+      co_await loop_.sleep(wait_for_disks);
     }
     if (decision.step == memory::RoundDecision::Step::slow_down) {
       slowed_ = true;
@@ -140,10 +196,7 @@ Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& ch
 }
 
 Task<Result<void>> MemorySave::copy_round(const std::vector<memory::PageRange>& dirty) {
-  Gate syncing(loop_);
-  // QEMU flushes the disks when it stops: what there is to flush is flushed while it runs.
-  syncing.spawn(sync_disks(loop_, machine_.disk_files()));
-  const auto copied = co_await offload(loop_, [this, &dirty]() -> Result<void> {
+  co_return co_await offload(loop_, [this, &dirty]() -> Result<void> {
     // What is staged waits for no disk, so that the next round is smaller.
     if (writer_->unstaged(dirty) + room_for_last <= writer_->staging_left()) {
       TRY(writer_->stage(dirty));
@@ -153,8 +206,6 @@ Task<Result<void>> MemorySave::copy_round(const std::vector<memory::PageRange>& 
     }
     return writer_->touch_staging(room_for_last / 2);
   });
-  co_await syncing.drained();
-  co_return copied;
 }
 
 Task<Result<void>> MemorySave::stop() {

@@ -55,11 +55,13 @@ class MemorySave {
   bool is_active() const { return hold_.has_value(); }
 
  private:
+  class DiskSyncing;
   using Report = std::function<void(std::uint64_t done, std::uint64_t total)>;
   using Check = std::function<Result<void>()>;
   Task<Result<void>> copy_and_stop(const Report& report, const Check& check);
   Task<Result<void>> copy_everything(const Report& report, const Check& check);
-  Task<Result<void>> copy_rounds(const Report& report, const Check& check);
+  /// Until there is little left to copy, and to flush.
+  Task<Result<void>> copy_rounds(const Report& report, const Check& check, DiskSyncing& disks);
   Task<Result<void>> copy_round(const std::vector<memory::PageRange>& dirty);
   Task<Result<void>> stop();
   Task<> take();
