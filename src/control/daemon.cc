@@ -22,6 +22,7 @@
 #include "base/units.h"
 #include "control/exit_code.h"
 #include "control/http_server.h"
+#include "control/machine_steps.h"
 #include "control/operations.h"
 #include "control/spawn.h"
 #include "control/version.h"
@@ -169,6 +170,7 @@ class Daemon {
         log_warning("{}", marked.error().message());
     }
     co_await machines_.take_over();
+    co_await settle_machines(services_);
     is_taken_over_ = true;
     taken_over_.notify();
   }

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/fault_point.h"
 #include "base/ids.h"
 #include "base/log.h"
 #include "control/keeper_lists.h"
@@ -102,6 +103,7 @@ Async<Result<Json>> GroupCuts::cut_many(std::vector<CutMember> members, CutWish 
   for (const CutMember& member : members) volumes.push_back(member.volume);
   Catalogue* catalogue = &catalogue_;
   CO_TRY(co_await on_worker(workers_, [=] { return catalogue->add_group(group, volumes); }));
+  fault_point("cutting.prepared");
 
   Json begin = wish_params(wish);
   begin["group"] = group;
@@ -117,15 +119,19 @@ Async<Result<Json>> GroupCuts::cut_many(std::vector<CutMember> members, CutWish 
     CO_TRY(co_await abort(group, members, std::move(*error)));
   }
 
+  fault_point("cutting.begun");
   const Answers outcomes =
       co_await call_all(members, "cut.commit", tickets,
                         telling({.timeout = commit_timeout}, members.size(), wish.writes_go_on));
+  fault_point("cutting.committed");
   if (auto error = first_error(members, outcomes))
     CO_TRY(co_await abort(group, members, std::move(*error)));
   if (auto decided = co_await decide(group, GroupState::committed); !decided) {
     CO_TRY(co_await abort(group, members, std::move(decided).error()));
   }
+  fault_point("cutting.decided");
   co_await settle(group, members, true);
+  fault_point("cutting.settled");
 
   Json parts = Json::array();
   for (std::size_t i = 0; i < members.size(); ++i) {

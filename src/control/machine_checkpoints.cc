@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "base/units.h"
 #include "control/keeper_job.h"
@@ -53,6 +54,7 @@ Async<Result<void>> begin(std::shared_ptr<KeeperConnection> keeper, const Checkp
   if (wish.memory) {
     CO_TRY(co_await keeper->call("memory.begin", {{"directory", directory}},
                                  call_for(job, "saving the memory")));
+    fault_point("making.memory-taken");
     checkpoint.reason = "the memory is part of it: the guest was not asked to rest";
     co_return Result<void>();
   }
@@ -67,6 +69,7 @@ Async<Result<void>> begin(std::shared_ptr<KeeperConnection> keeper, const Checkp
   checkpoint.consistency =
       CO_TRY(machine::consistency_from_string(quiet.value("consistency", std::string("crash"))));
   checkpoint.reason = quiet.value("reason", std::string());
+  fault_point("making.frozen");
   co_return Result<void>();
 }
 
@@ -80,12 +83,14 @@ Async<Result<void>> end(std::shared_ptr<KeeperConnection> keeper, const Checkpoi
   if (wish.memory) {
     const Json figures = CO_TRY(
         co_await keeper->call("memory.finish", Json::object(), {.timeout = memory_finish_timeout}));
+    fault_point("making.memory-finished");
     checkpoint.stopped_us = figures.value("stopped_us", std::int64_t{0});
     co_return Result<void>();
   }
   if (!wish.quiesce) co_return Result<void>();
   const Json thawed =
       CO_TRY(co_await keeper->call("guest.thaw", Json::object(), {.timeout = freeze_grace}));
+  fault_point("making.thawed");
   checkpoint.frozen_us = thawed.value("frozen_us", std::int64_t{0});
   if (thawed.value("in_time", false)) {
     const std::string failure_of_hook = thawed.value("hook_failure", std::string());
@@ -133,6 +138,7 @@ Async<Result<void>> cut_and_tell(Services& services, const CheckpointWish& wish,
                                  std::vector<std::string> volumes,
                                  std::shared_ptr<CutState> state) {
   auto done = co_await cut_disks(services, wish, std::move(volumes), [state] {
+    fault_point("making.writes-go-on");
     state->writes_go_on = true;
     state->changed.notify();
   });
@@ -219,6 +225,7 @@ Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
                       fmt::format("the machine '{}' has no disks", wish.machine));
   CO_TRY(co_await check_name_free(services, volumes, wish.name, PointKind::checkpoint));
   CO_TRY(co_await save(services, wish.machine, checkpoint));
+  fault_point("making.recorded");
 
   Result<void> done;
   if (runs) {
@@ -231,9 +238,11 @@ Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
   }
   if (done) done = check_wish(wish, checkpoint);  // the thaw may have said more
   if (done) {
+    fault_point("making.cut");
     checkpoint.phase = Phase::whole;
     checkpoint.memory = wish.memory;
     done = co_await save(services, wish.machine, checkpoint);
+    fault_point("making.whole");
   }
   if (!done) {
     co_await take_back(services, wish.machine, checkpoint);
@@ -243,6 +252,7 @@ Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
   CO_TRY(co_await on_points(services, wish.machine, [name = wish.name](const MachinePoints& all) {
     return all.set_current(name);
   }));
+  fault_point("making.current");
   co_await services.machines.rest(wish.machine);
   services.events.publish("checkpoint_created", {.machine = wish.machine}, wish.name);
   co_return shown_checkpoint(checkpoint, wish.machine, wish.name);
@@ -279,6 +289,7 @@ Async<Result<void>> delete_checkpoint(Services& services, std::string machine,
   CO_TRY(co_await check_unused(services, found));
   found.phase = Phase::deleting;
   CO_TRY(co_await save(services, machine, found));
+  fault_point("deleting.recorded");
   CO_TRY(co_await drop_checkpoint(services, machine, found));
   co_await services.machines.rest(machine);
   services.events.publish("checkpoint_deleted", {.machine = machine}, checkpoint);
@@ -286,19 +297,16 @@ Async<Result<void>> delete_checkpoint(Services& services, std::string machine,
 }
 
 Async<Result<void>> delete_refpoint(Services& services, std::string machine, std::string refpoint) {
-  const auto lock = co_await services.machines.lock(machine);
-  CO_TRY(co_await services.machines.record(machine));
-  const machine::MachineRefpoint found =
+  const TakenMachine taken = CO_TRY(co_await take_machine(services, machine));
+  machine::MachineRefpoint found =
       CO_TRY(MachinePoints({services.state_dir}, machine).refpoint(refpoint));
-  for (const machine::MachineRefpointPart& part : found.parts) {
-    auto keeper = CO_TRY(co_await services.keepers.use(part.volume));
-    const auto deleted = co_await keeper.call("refpoint.delete", {{"name", refpoint}}, {});
-    if (!deleted && deleted.error().kind() != ErrorKind::not_found)
-      co_return failure(deleted.error());
-  }
-  co_return co_await on_points(services, machine, [refpoint](const MachinePoints& points) {
-    return points.remove_refpoint(refpoint);
-  });
+  found.deleting = true;
+  CO_TRY(co_await on_points(services, machine,
+                            [found](const MachinePoints& points) { return points.save(found); }));
+  fault_point("forgetting.recorded");
+  CO_TRY(co_await drop_refpoint(services, machine, found));
+  co_await services.machines.rest(machine);
+  co_return Result<void>();
 }
 
 Async<Result<Json>> convert_checkpoint(Services& services, std::string machine,
@@ -318,6 +326,7 @@ Async<Result<Json>> convert_checkpoint(Services& services, std::string machine,
   found.phase = Phase::converting;
   found.refpoint = refpoint;
   CO_TRY(co_await save(services, machine, found));
+  fault_point("converting.recorded");
   CO_TRY(co_await finish_conversion(services, machine, found));
   co_await services.machines.rest(machine);
   services.events.publish("refpoint_created", {.machine = machine}, refpoint);
@@ -336,6 +345,7 @@ Async<Result<void>> revert_disks(Services& services, MachineCheckpoint checkpoin
     options.stop = {};  // half of a machine's disks reverted is worse than all of them
     CO_TRY(
         co_await keeper.call("checkpoint.revert", {{"name", checkpoint.name}}, std::move(options)));
+    fault_point("reverting.part");
   }
   co_return Result<void>();
 }
@@ -380,6 +390,7 @@ Async<Result<void>> revert_machine(Services& services, RevertWish wish,
       CO_TRY(co_await find_point(services, volume, checkpoint.name, PointKind::checkpoint));
   }
   if (was_running) CO_TRY(co_await services.machines.stop(wish.machine, Milliseconds(0)));
+  fault_point("reverting.stopped");
   {
     const auto lock = co_await services.machines.lock(wish.machine);
     if (services.machines.is_on(wish.machine))
@@ -388,12 +399,16 @@ Async<Result<void>> revert_machine(Services& services, RevertWish wish,
     CO_TRY(co_await on_points(
         services, wish.machine,
         [name = checkpoint.name](const MachinePoints& all) { return all.set_reverting(name); }));
+    fault_point("reverting.recorded");
     CO_TRY(co_await revert_disks(services, checkpoint, job));
+    fault_point("reverting.parts");
     CO_TRY(co_await on_points(services, wish.machine,
                               [name = checkpoint.name](const MachinePoints& all) -> Result<void> {
                                 TRY(all.set_current(name));
+                                fault_point("reverting.current");
                                 return all.set_reverting("");
                               }));
+    fault_point("reverting.done");
   }
   services.events.publish("machine_reverted", {.machine = wish.machine}, checkpoint.name);
   if (checkpoint.memory && !wish.disks_only) {

@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/fault_point.h"
+#include "base/log.h"
 #include "control/machines.h"
 #include "machine/volume_directory.h"
 
@@ -46,11 +48,16 @@ Async<Result<void>> settle_making(Services& services, std::string machine,
       });
 }
 
-/// Completes what an earlier daemon left half done, or takes it away.
-Async<Result<void>> settle_checkpoints(Services& services, std::string machine) {
+/// Completes what an earlier daemon left half done, or takes it away; whether there was any.
+Async<Result<bool>> settle_checkpoints(Services& services, std::string machine) {
   const auto checkpoints = CO_TRY(co_await on_points(
-      services, machine, [](const MachinePoints& points) { return points.checkpoints(); }));
+      services, machine, [](const MachinePoints& points) -> Result<std::vector<MachineCheckpoint>> {
+        TRY(points.clear_leftovers());
+        return points.checkpoints();
+      }));
+  bool any = false;
   for (const MachineCheckpoint& checkpoint : checkpoints) {
+    any = any || checkpoint.phase != Phase::whole;
     switch (checkpoint.phase) {
       case Phase::whole: break;
       case Phase::making: CO_TRY(co_await settle_making(services, machine, checkpoint)); break;
@@ -60,7 +67,14 @@ Async<Result<void>> settle_checkpoints(Services& services, std::string machine) 
         break;
     }
   }
-  co_return Result<void>();
+  const auto refpoints = CO_TRY(co_await on_points(
+      services, machine, [](const MachinePoints& points) { return points.refpoints(); }));
+  for (const machine::MachineRefpoint& refpoint : refpoints) {
+    if (!refpoint.deleting) continue;
+    any = true;
+    CO_TRY(co_await drop_refpoint(services, machine, refpoint));
+  }
+  co_return any;
 }
 
 }  // namespace
@@ -81,6 +95,19 @@ Async<Result<TakenMachine>> take_machine(Services& services, std::string machine
   taken.record = CO_TRY(co_await services.machines.record(machine));
   CO_TRY(co_await settle_checkpoints(services, machine));
   co_return taken;
+}
+
+Async<void> settle_machines(Services& services) {
+  const auto records = co_await services.machines.list();
+  if (!records) co_return;  // whoever found the machines has said so
+  for (const machine::MachineRecord& record : *records) {
+    const std::string& name = record.specification.name;
+    const auto lock = co_await services.machines.lock(name);
+    const auto settled = co_await settle_checkpoints(services, name);
+    if (!settled)
+      log_warning("the checkpoints of the machine '{}': {}", name, settled.error().message());
+    if (settled && *settled) co_await services.machines.rest(name);
+  }
 }
 
 Async<Result<void>> check_name_free(Services& services, std::vector<std::string> volumes,
@@ -113,11 +140,29 @@ Async<Result<void>> drop_checkpoint(Services& services, std::string machine,
     const auto deleted = co_await keeper.call("checkpoint.delete", {{"name", checkpoint.name}}, {});
     if (!deleted && deleted.error().kind() != ErrorKind::not_found)
       co_return failure(deleted.error());
+    fault_point("deleting.part");
   }
+  fault_point("deleting.parts");
   co_return co_await on_points(services, machine,
                                [name = checkpoint.name](const MachinePoints& points) {
                                  return points.remove_checkpoint(name);
                                });
+}
+
+Async<Result<void>> drop_refpoint(Services& services, std::string machine,
+                                  machine::MachineRefpoint refpoint) {
+  for (const machine::MachineRefpointPart& part : refpoint.parts) {
+    if (!services.volumes.check_exists(part.volume)) continue;
+    auto keeper = CO_TRY(co_await services.keepers.use(part.volume));
+    const auto deleted = co_await keeper.call("refpoint.delete", {{"name", refpoint.name}}, {});
+    if (!deleted && deleted.error().kind() != ErrorKind::not_found)
+      co_return failure(deleted.error());
+    fault_point("forgetting.part");
+  }
+  fault_point("forgetting.parts");
+  co_return co_await on_points(
+      services, machine,
+      [name = refpoint.name](const MachinePoints& points) { return points.remove_refpoint(name); });
 }
 
 Async<Result<void>> finish_conversion(Services& services, std::string machine,
@@ -133,6 +178,7 @@ Async<Result<void>> finish_conversion(Services& services, std::string machine,
         "checkpoint.convert", {{"name", checkpoint.name}, {"refpoint", checkpoint.refpoint}}, {});
     if (!converted && converted.error().kind() != ErrorKind::not_found)
       co_return failure(converted.error());
+    fault_point("converting.part");
     // Also of one that was converted before this was cut short.
     const Json point = CO_TRY(
         co_await find_point(services, disk.volume, checkpoint.refpoint, PointKind::refpoint));
@@ -144,7 +190,9 @@ Async<Result<void>> finish_conversion(Services& services, std::string machine,
   co_return co_await on_points(
       services, machine,
       [refpoint, name = checkpoint.name](const MachinePoints& points) -> Result<void> {
+        fault_point("converting.parts");
         TRY(points.save(refpoint));
+        fault_point("converting.saved");
         return points.remove_checkpoint(name);
       });
 }

@@ -1,6 +1,6 @@
 // The steps that making, deleting and converting a machine's checkpoint are made of, each of which
-// can be done again after it was cut short. Internal to machine_checkpoints.cc and
-// machine_steps.cc; the machine's lock is held.
+// can be done again after it was cut short. Internal to machine_checkpoints.cc, machine_steps.cc
+// and the daemon's start; the machine's lock is held where nothing else is said.
 #pragma once
 
 #include <string>
@@ -27,6 +27,8 @@ struct TakenMachine {
   machine::MachineRecord record;
 };
 Async<Result<TakenMachine>> take_machine(Services& services, std::string machine);
+/// When the daemon starts: the same for every machine, as far as it goes. Takes the locks itself.
+Async<void> settle_machines(Services& services);
 
 /// Calls `function` with the machine's MachinePoints, on a worker: they block, and sync.
 template <typename Function>
@@ -47,6 +49,8 @@ Async<Result<void>> check_unused(Services& services, machine::MachineCheckpoint 
 /// In all disks, where they have it; then the record.
 Async<Result<void>> drop_checkpoint(Services& services, std::string machine,
                                     machine::MachineCheckpoint checkpoint);
+Async<Result<void>> drop_refpoint(Services& services, std::string machine,
+                                  machine::MachineRefpoint refpoint);
 /// Of one whose record says `converting`.
 Async<Result<void>> finish_conversion(Services& services, std::string machine,
                                       machine::MachineCheckpoint checkpoint);

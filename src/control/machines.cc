@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "async/boot_id.h"
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "control/keeper_failure.h"
 #include "control/keeper_process.h"
@@ -25,6 +26,7 @@
 #include "machine/vm/admission.h"
 #include "machine/vm/host_ports.h"
 #include "machine/vm/machine_points.h"
+#include "machine/volume_directory.h"
 
 namespace berth::control {
 using Json = nlohmann::json;
@@ -111,6 +113,11 @@ std::string Machines::log_path(const std::string& name) const {
   return machine::RunLayout{policy_.run_dir}.machine(name) + "/log";
 }
 
+/// Whether one runs, or has ended without its keeper's knowledge.
+bool Machines::has_qemu(const std::string& name) const {
+  return machine::path_exists(machine::RunLayout{policy_.run_dir}.machine(name) + "/launch.json");
+}
+
 // --- The store, from this thread.
 
 Async<Result<std::vector<machine::MachineRecord>>> Machines::list() {
@@ -192,23 +199,28 @@ Async<Result<void>> Machines::attach(std::shared_ptr<Machine> machine) {
                           fmt::format("its keeper (process {}) is of another version of berth",
                                       hello->value("pid", 0)));
       }
+      if (hello && hello->value("over", false)) {
+        hear(*machine, **connection, *hello);
+        co_await await_end(machine, end_patience);
+        co_return failure(ErrorKind::precondition,
+                          fmt::format("the machine '{}' has ended", machine->name));
+      }
       if (hello && hello->value("open", false)) {
-        machine->connection = std::move(*connection);
         if (!ours) {
-          machine->process.pid = CO_TRY(machine->connection->peer_pid());
+          machine->process.pid = CO_TRY((*connection)->peer_pid());
           machine->process.pidfd = CO_TRY(open_pidfd(machine->process.pid));
           machine->alive = true;
           control::start(executor_, watch_process(machine, ++machine->generation));
         }
-        const auto publish = [this, name = machine->name](const std::string& event,
-                                                          std::string message) {
-          events_.publish(event, {.machine = name}, std::move(message));
-        };
-        machine->connection->set_event_handler(publish);
-        if (!std::exchange(machine->heard, true)) {
-          for (const Json& past : hello->value("events", Json::array()))
-            publish(past.value("event", std::string()), past.value("message", std::string()));
+        if (!ours && !hello->value("on", false)) {
+          // Of a daemon that died before it could say what to start.
+          (void)co_await (*connection)
+              ->call("shutdown", Json::object(), {.timeout = hello_timeout});
+          co_await await_end(machine, end_patience);
+          co_return failure(ErrorKind::disconnected, "its keeper had no machine");
         }
+        machine->connection = std::move(*connection);
+        hear(*machine, *machine->connection, *hello);
         co_return Result<void>();
       }
     }
@@ -217,6 +229,17 @@ Async<Result<void>> Machines::attach(std::shared_ptr<Machine> machine) {
   co_return failure(
       ErrorKind::timed_out,
       fmt::format("the keeper of the machine '{}' did not answer in time", machine->name));
+}
+
+/// Passes on what the keeper reports, and once what it had to report before we were connected.
+void Machines::hear(Machine& machine, KeeperConnection& connection, const Json& hello) {
+  const auto publish = [this, name = machine.name](const std::string& event, std::string message) {
+    events_.publish(event, {.machine = name}, std::move(message));
+  };
+  connection.set_event_handler(publish);
+  if (std::exchange(machine.heard, true)) return;
+  for (const Json& past : hello.value("events", Json::array()))
+    publish(past.value("event", std::string()), past.value("message", std::string()));
 }
 
 Async<void> Machines::watch_process(std::shared_ptr<Machine> machine, std::uint64_t generation) {
@@ -239,17 +262,14 @@ Async<void> Machines::keep(std::shared_ptr<Machine> machine) {
     {
       const auto lock = co_await machine->mutex.lock();
       if (machine->is_open() || quitting_) co_return;
-      const auto state = co_await this->state(machine->name);
-      if (!state || !state->running) {
-        co_await release_disks(machine->name);
-        co_return;
-      }
+      if (co_await release_ended(machine->name)) co_return;
       if (!std::exchange(died, true)) {
         events_.publish("keeper_ended", {.machine = machine->name},
                         fmt::format("process {}{}{}", machine->process.pid,
                                     machine->last_end.empty() ? "" : ": ", machine->last_end));
       }
       const auto launched = co_await launch(machine);
+      if (!launched && co_await release_ended(machine->name)) co_return;
       events_.publish(
           launched ? "keeper_started" : "keeper_failed", {.machine = machine->name},
           launched ? fmt::format("process {}", machine->process.pid) : launched.error().message());
@@ -278,18 +298,14 @@ Async<void> Machines::take_over() {
                       fmt::format("process {}", machine->process.pid));
       continue;
     }
-    const auto state = co_await this->state(machine->name);
-    const bool has_qemu = std::filesystem::exists(
-        machine::RunLayout{policy_.run_dir}.machine(machine->name) + "/launch.json");
-    if (has_qemu) {
+    if (has_qemu(machine->name)) {
       // Also of one that ended meanwhile: its keeper says how.
       const auto launched = co_await launch(machine);
-      if (!launched) {
+      if (!launched && !co_await release_ended(machine->name))
         events_.publish("keeper_failed", {.machine = machine->name}, launched.error().message());
-      }
       machine->start_number = ++starts_;
-    } else if (!state || !state->running) {
-      co_await release_disks(machine->name);
+    } else {
+      (void)co_await release_ended(machine->name);
     }
   }
   co_await autostart();
@@ -351,6 +367,16 @@ Async<void> Machines::release_disks(std::string name) {
   if (!known) co_return;
   for (const machine::MachineDisk& disk : known->disks) co_await unserve(name, disk);
   co_await rest(name);
+}
+
+/// Frees the disks of a machine that is not to run, and whose QEMU is gone: one that nobody wants
+/// any more, such as one that was being started by a keeper which died, is its next keeper's to
+/// end.
+Async<bool> Machines::release_ended(std::string name) {
+  const auto state = co_await this->state(name);
+  if ((state && state->running) || has_qemu(name)) co_return false;
+  co_await release_disks(name);
+  co_return true;
 }
 
 Async<void> Machines::rest(std::string name) {
@@ -430,6 +456,8 @@ Async<Result<void>> Machines::start_locked(std::shared_ptr<Machine> machine, Sta
     co_return failure(ErrorKind::precondition,
                       fmt::format("the machine '{}' is running already", name));
   }
+  // One whose machine has ended says goodbye, and has the machine until then.
+  if (machine->alive) co_await await_end(machine, end_patience);
   const machine::MachineRecord record = CO_TRY(co_await this->record(name));
   const std::string reverting = machine::MachinePoints({policy_.state_dir}, name).reverting();
   if (!reverting.empty()) {
@@ -455,6 +483,7 @@ Async<Result<void>> Machines::start_locked(std::shared_ptr<Machine> machine, Sta
     disks.push_back(machine::encode(*served));
   }
   if (done) done = co_await launch(machine);
+  fault_point("resuming.keeper-there");
   if (done) {
     Json request = {{"disks", std::move(disks)}, {"suspended", how.suspended}};
     if (!how.memory.empty()) {
@@ -466,6 +495,7 @@ Async<Result<void>> Machines::start_locked(std::shared_ptr<Machine> machine, Sta
     const auto started = co_await machine->connection->call("machine.start", std::move(request),
                                                             {.timeout = start_timeout});
     if (!started) done = failure(started.error());
+    fault_point("resuming.started");
   }
   if (!done) {
     if (machine->alive) {
@@ -474,7 +504,12 @@ Async<Result<void>> Machines::start_locked(std::shared_ptr<Machine> machine, Sta
       co_await await_end(machine, end_patience);
       machine->opening = false;
     }
-    co_await release_disks(name);
+    // A QEMU that its keeper has left does not end without its disks: the next keeper comes first.
+    if (has_qemu(name)) {
+      control::start(executor_, keep(machine));
+    } else {
+      co_await release_disks(name);
+    }
     co_return done;
   }
   machine->start_number = ++starts_;

@@ -98,10 +98,13 @@ class Machines {
   Async<Result<void>> attach(std::shared_ptr<Machine> machine);
   Async<void> watch_process(std::shared_ptr<Machine> machine, std::uint64_t generation);
   Async<void> keep(std::shared_ptr<Machine> machine);
+  void hear(Machine& machine, KeeperConnection& connection, const nlohmann::json& hello);
   Async<void> release_disks(std::string name);
+  Async<bool> release_ended(std::string name);
   Async<void> await_end(std::shared_ptr<Machine> machine, Milliseconds patience);
   Async<void> autostart();
   std::string log_path(const std::string& name) const;
+  bool has_qemu(const std::string& name) const;
 
   Executor executor_;
   boost::asio::thread_pool& workers_;

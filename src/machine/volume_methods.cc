@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "base/fault_point.h"
 #include "machine/checkpoint_export.h"
 #include "machine/control_messages.h"
 #include "machine/volume_directory.h"
@@ -128,7 +129,10 @@ Task<Result<Json>> VolumeMethods::populate_all(ControlCall& call, std::uint64_t 
 
 Task<Result<Json>> VolumeMethods::checkpoint_create(ControlCall& call) {
   auto cut = CO_TRY(decode_checkpoint_create(call.params()));
-  co_return encode(CO_TRY(co_await volume_->cut(std::move(cut), tell_writes_go_on(call))));
+  fault_point("one-volume.asked");
+  const auto outcome = CO_TRY(co_await volume_->cut(std::move(cut), tell_writes_go_on(call)));
+  fault_point("one-volume.cut");
+  co_return encode(outcome);
 }
 
 Task<Result<Json>> VolumeMethods::checkpoint_list(ControlCall& call) {
@@ -154,14 +158,18 @@ Task<Result<Json>> VolumeMethods::checkpoint_delete(ControlCall& call) {
   disk::Volume& volume = *volume_;
   std::string name = CO_TRY(required_text_param(call.params(), "name"));
   CO_TRY(check_not_lent(name));
+  fault_point("deleting.volume-asked");
   CO_TRY(co_await volume.release_checkpoint(std::move(name)));
+  fault_point("deleting.volume-done");
   co_return nothing();
 }
 
 Task<Result<Json>> VolumeMethods::checkpoint_revert(ControlCall& call) {
   disk::Volume& volume = *volume_;
   std::string name = CO_TRY(required_text_param(call.params(), "name"));
+  fault_point("reverting.volume-asked");
   CO_TRY(co_await volume.revert(std::move(name)));
+  fault_point("reverting.volume-done");
   refresh_summary(options_.state, options_.volume, volume.info());
   co_return nothing();
 }
@@ -172,8 +180,11 @@ Task<Result<Json>> VolumeMethods::checkpoint_convert(ControlCall& call) {
   std::string refpoint = CO_TRY(text_param(call.params(), "refpoint"));
   if (!refpoint.empty()) CO_TRY(check_point_name("reference point", refpoint));
   CO_TRY(check_not_lent(name));
-  co_return encode(
-      CO_TRY(co_await volume.convert_checkpoint(std::move(name), std::move(refpoint))));
+  fault_point("converting.volume-asked");
+  const auto made =
+      CO_TRY(co_await volume.convert_checkpoint(std::move(name), std::move(refpoint)));
+  fault_point("converting.volume-done");
+  co_return encode(made);
 }
 
 Task<Result<Json>> VolumeMethods::checkpoint_export(ControlCall& call) {
@@ -196,6 +207,7 @@ Task<Result<Json>> VolumeMethods::refpoint_list(ControlCall& call) {
 Task<Result<Json>> VolumeMethods::refpoint_delete(ControlCall& call) {
   std::string name = CO_TRY(required_text_param(call.params(), "name"));
   CO_TRY(co_await volume_->delete_refpoint(std::move(name)));
+  fault_point("forgetting.volume-done");
   co_return nothing();
 }
 
@@ -206,7 +218,9 @@ Task<Result<Json>> VolumeMethods::changes(ControlCall& call) {
 
 Task<Result<Json>> VolumeMethods::cut_begin(ControlCall& call) {
   auto request = CO_TRY(decode_cut_begin(call.params()));
+  fault_point("cutting.volume-asked");
   const auto ticket = CO_TRY(co_await volume_->begin_cut(std::move(request.cut), request.lease));
+  fault_point("cutting.volume-closed");
   // Only who began it knows the ticket; and there is one open cut at a time, so one farewell does.
   call.when_client_goes([this, ticket] {
     if (volume_ != nullptr) volume_->abort_cut(ticket);
@@ -216,7 +230,10 @@ Task<Result<Json>> VolumeMethods::cut_begin(ControlCall& call) {
 
 Task<Result<Json>> VolumeMethods::cut_commit(ControlCall& call) {
   const disk::CutTicket ticket{CO_TRY(required_number_param(call.params(), "ticket"))};
-  co_return encode(CO_TRY(co_await volume_->commit_cut(ticket, tell_writes_go_on(call))));
+  fault_point("cutting.volume-told");
+  const auto outcome = CO_TRY(co_await volume_->commit_cut(ticket, tell_writes_go_on(call)));
+  fault_point("cutting.volume-cut");
+  co_return encode(outcome);
 }
 
 Task<Result<Json>> VolumeMethods::cut_abort(ControlCall& call) {
@@ -226,7 +243,9 @@ Task<Result<Json>> VolumeMethods::cut_abort(ControlCall& call) {
 
 Task<Result<Json>> VolumeMethods::group_settle(ControlCall& call) {
   const auto request = CO_TRY(decode_group_settle(call.params()));
+  fault_point("cutting.volume-decided");
   CO_TRY(co_await volume_->settle_group(request.group, request.committed));
+  fault_point("cutting.volume-settled");
   co_return nothing();
 }
 

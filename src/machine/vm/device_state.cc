@@ -40,6 +40,10 @@ Task<Result<void>> await_migration(UringLoop& loop, Machine& machine) {
 
 }  // namespace
 
+std::string device_state_socket(const std::string& qemu_directory) {
+  return qemu_directory + "/devices.sock";
+}
+
 DeviceStateReceiver::DeviceStateReceiver(UringLoop& loop, Machine& machine, std::string path,
                                          std::unique_ptr<SocketListener> listener)
     : loop_(loop), machine_(machine), path_(std::move(path)), listener_(std::move(listener)) {}
@@ -48,7 +52,7 @@ DeviceStateReceiver::~DeviceStateReceiver() { ::unlink(path_.c_str()); }
 
 Task<Result<std::unique_ptr<DeviceStateReceiver>>> DeviceStateReceiver::prepare(UringLoop& loop,
                                                                                 Machine& machine) {
-  const std::string path = machine.qemu_directory() + "/devices.sock";
+  const std::string path = device_state_socket(machine.qemu_directory());
   ::unlink(path.c_str());
   auto listener = CO_TRY(SocketListener::listen_unix(loop, path));
   if (::geteuid() == 0 && ::chown(path.c_str(), machine.record().uid, static_cast<gid_t>(-1)) != 0)
@@ -92,7 +96,7 @@ Task<Result<void>> DeviceStateReceiver::completed() {
 
 Task<Result<void>> load_device_state(UringLoop& loop, Machine& machine, std::string state) {
   CO_TRY(co_await machine.command("migrate-set-capabilities", ignore_shared()));
-  const std::string path = machine.qemu_directory() + "/devices.sock";
+  const std::string path = device_state_socket(machine.qemu_directory());
   CO_TRY(co_await machine.command("migrate-incoming", {{"uri", "unix:" + path}}));
   const auto stream = CO_TRY(co_await connect_unix(loop, path, connect_timeout));
   const std::array<Bytes, 1> parts = {

@@ -15,6 +15,9 @@ namespace berth::machine {
 
 constexpr std::size_t device_state_max = std::size_t{64} << 20;  // bytes
 
+/// Where it goes through; whoever dies meanwhile leaves it.
+std::string device_state_socket(const std::string& qemu_directory);
+
 class DeviceStateReceiver {
  public:
   /// Makes everything ready while the machine still runs.

@@ -18,6 +18,7 @@
 
 #include "async/directories.h"
 #include "async/uring_call.h"
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "base/process.h"
 #include "base/units.h"
@@ -70,6 +71,11 @@ Result<std::string> read_device_state(const std::string& path) {
   if (!file.is_open() || file.bad() || state.empty() || state.size() > device_state_max)
     return failure(ErrorKind::corrupt, fmt::format("there is no device state in '{}'", path));
   return state;
+}
+
+/// QEMU's own copy of the library that is loaded into it, for as long as it starts.
+std::string preload_copy(const std::string& memory_file) {
+  return memory_file.substr(0, memory_file.rfind('/') + 1) + "preload.so";
 }
 
 bool is_root() { return ::geteuid() == 0; }
@@ -167,6 +173,7 @@ Task<Result<void>> Machine::try_launch() {
       return memory::load_memory_image(image, file);
     };
     CO_TRY(co_await offload(loop_, load));
+    fault_point("resuming.memory-there");
   }
   QemuPlaces places{.directory = qemu_directory(),
                     .memory_file = memory_file_,
@@ -183,7 +190,7 @@ Task<Result<void>> Machine::try_launch() {
                  .process_files = group_.process_files(),
                  .gid = gid};
   if (is_root()) how.uid = record_.uid;
-  const std::string library = memory_file_.substr(0, memory_file_.rfind('/')) + "/preload.so";
+  const std::string library = preload_copy(memory_file_);
   if (tracks_memory()) {
     CO_TRY(copy_for(options_.preload, library, record_.uid, gid));
     for (std::string& variable : CO_TRY(memory::preload_environment(library, memory_file_)))
@@ -194,6 +201,7 @@ Task<Result<void>> Machine::try_launch() {
   process_ = CO_TRY(launch_qemu(how));
   tasks_.spawn(watch_process(++generation_));
   CO_TRY(co_await connect_monitor(monitor_patience));
+  if (start_.restore) fault_point("resuming.qemu-there");
   ::unlink(library.c_str());  // it has been loaded
   if (start_.restore) {
     const std::string accelerator = kvm_ ? "kvm" : "tcg";
@@ -207,6 +215,7 @@ Task<Result<void>> Machine::try_launch() {
     }
     std::string devices = CO_TRY(read_device_state(start_.restore->devices));
     CO_TRY(co_await load_device_state(loop_, *this, std::move(devices)));
+    fault_point("resuming.devices-there");
   }
   for (const std::string* copy : {&places.kernel, &places.initrd})
     if (!copy->empty()) ::unlink(copy->c_str());  // QEMU has read them
@@ -340,6 +349,7 @@ bool Machine::may_restart() {
 /// What a QEMU that is gone has left.
 void Machine::clean_up() {
   process_.reset();
+  if (!memory_file_.empty()) ::unlink(preload_copy(memory_file_).c_str());
   if (const auto removed = memory::remove_memory_object(options_.memory_dir, memory_id_); !removed)
     log_warning("{}", removed.error().message());
   memory_file_.clear();
@@ -508,7 +518,7 @@ Task<> Machine::reconnect_monitor() {
 
 // --- Another keeper's machine.
 
-Task<Result<void>> Machine::adopt() {
+Task<Result<bool>> Machine::adopt() {
   record_ = CO_TRY(store_.record(options_.name));
   wish_ = CO_TRY(store_.state(options_.name));
   const bool was_launched = CO_TRY(load_launch());
@@ -524,10 +534,15 @@ Task<Result<void>> Machine::adopt() {
     } else {
       group_.remove();
     }
-    co_return Result<void>{};
+    co_return was_launched;
   }
   phase_ = Phase::on;
   tasks_.spawn(watch_process(++generation_));
+  // Whoever is gone may have been saving its memory: then it is slow, and there is the socket that
+  // its devices were to come from.
+  ::unlink(device_state_socket(qemu_directory()).c_str());
+  if (const auto limited = limit(record_.specification.limits); !limited)
+    log_warning("{}", limited.error().message());
   CO_TRY(co_await connect_monitor(reconnect_patience));
   const std::string status = CO_TRY(co_await guest_status());
   log_info("found QEMU, process {}: {}", process_->pid, status);
@@ -548,13 +563,15 @@ Task<Result<void>> Machine::adopt() {
     report_("machine_resumed", "it had been stopped by a keeper that is gone");
   }
   changed_.notify_all();
-  co_return Result<void>{};
+  co_return true;
 }
 
 Task<> Machine::close() {
   closing_ = true;
+  co_await agent_->close();
   if (waiting_for_end_ != nullptr) loop_.cancel(*waiting_for_end_);
   if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
+  changed_.notify_all();  // nothing will change any more
   co_await tasks_.drained();
 }
 

@@ -61,9 +61,9 @@ class Machine {
   Machine& operator=(const Machine&) = delete;
   ~Machine();
 
-  /// Finds the machine's QEMU if it runs, and has it do what it is meant to do. Before anything
-  /// else.
-  Task<Result<void>> adopt();
+  /// Finds the machine's QEMU if it runs, and has it do what it is meant to do; whether an earlier
+  /// keeper had started one, which may have ended. Before anything else.
+  Task<Result<bool>> adopt();
 
   /// Returns when QEMU runs and answers. Nothing is left behind if it does not.
   Task<Result<void>> start(MachineStart start);

@@ -55,6 +55,7 @@ Task<Result<void>> Machine::detach(std::string node) {
 }
 
 Result<void> Machine::limit(const LimitSpecification& limits) {
+  record_.specification.limits = limits;  // what slow() comes back to
   TRY(group_.limit_cpus(limits.cpus));
   // Memory objects are charged to the group of whoever touches them first: to QEMU's.
   return group_.limit_memory(limits.memory == 0 ? 0 : limits.memory + memory_size());

@@ -59,12 +59,18 @@ class MachineKeeper {
   }
 
   Task<Result<void>> run() {
-    CO_TRY(take_name());
-    CO_TRY(serve_control());
+    outcome_ = take_name();
+    if (outcome_) outcome_ = serve_control();
+    if (!outcome_) {
+      co_await machine_.close();
+      co_return outcome_;
+    }
     tasks_.spawn(watch_signals());
     tasks_.spawn(watch_patience());
-    outcome_ = co_await machine_.adopt();
+    const auto adopted = co_await machine_.adopt();
+    if (!adopted) outcome_ = failure(adopted.error());
     if (outcome_) {
+      is_over_ = *adopted && !machine_.is_on();
       methods_.open();
       is_open_ = true;
       tasks_.spawn(quiescence_.recover());
@@ -137,14 +143,18 @@ class MachineKeeper {
   }
 
   Task<Result<Json>> hello() {
-    co_return Json{{"version", BERTH_VERSION},
+    Json answer = {{"version", BERTH_VERSION},
                    {"pid", ::getpid()},
                    {"machine", options_.machine},
                    {"protocol", control_protocol_version},
                    {"open", is_open_ && !stopping_},
                    {"on", machine_.is_on()},
+                   {"over", is_over_},
                    {"started_at", format_time(started_at_)},
                    {"events", events_.past()}};
+    // Somebody has heard how it ended: there is nothing left to do.
+    if (is_over_) request_stop("the machine's end");
+    co_return answer;
   }
 
   /// QEMU runs on.
@@ -163,6 +173,7 @@ class MachineKeeper {
   Event moved_;
   bool stopping_ = false;
   bool is_open_ = false;
+  bool is_over_ = false;  // what it was to go on with had ended
   Result<void> outcome_;
   ControlServer server_;
   KeeperEvents events_{server_, loop_, remembered_events_max};

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "async/directories.h"
+#include "base/fault_point.h"
 #include "machine/control_messages.h"
 #include "machine/small_file.h"
 #include "machine/volume_directory.h"
@@ -15,6 +16,7 @@ namespace berth::machine {
 namespace {
 
 constexpr const char* checkpoint_format = "berth-machine-checkpoint";
+constexpr const char* record_name = "/checkpoint.json";
 constexpr const char* refpoint_format = "berth-machine-refpoint";
 constexpr int version = 1;
 constexpr std::size_t disks_max = 64;
@@ -118,7 +120,8 @@ Json encode(const MachineRefpoint& refpoint) {
           {"name", refpoint.name},
           {"created_at", refpoint.created_at},
           {"consistency", to_string(refpoint.consistency)},
-          {"parts", std::move(parts)}};
+          {"parts", std::move(parts)},
+          {"deleting", refpoint.deleting}};
 }
 
 Result<MachineRefpoint> decode_refpoint(const Json& json) {
@@ -127,6 +130,7 @@ Result<MachineRefpoint> decode_refpoint(const Json& json) {
   refpoint.created_at = TRY(text_param(json, "created_at"));
   const std::string consistency = TRY(required_text_param(json, "consistency"));
   refpoint.consistency = TRY(consistency_from_string(consistency));
+  refpoint.deleting = TRY(flag_param(json, "deleting"));
   const Json parts = json.value("parts", Json::array());
   if (!parts.is_array() || parts.size() > disks_max)
     return failure(ErrorKind::corrupt, "a reference point has no list of disks");
@@ -182,7 +186,7 @@ Result<std::vector<MachineCheckpoint>> MachinePoints::checkpoints() const {
 
 Result<MachineCheckpoint> MachinePoints::checkpoint(const std::string& name) const {
   TRY(check_point_name("checkpoint", name));
-  auto json = read_record(checkpoint_directory(name) + "/checkpoint.json", checkpoint_format);
+  auto json = read_record(checkpoint_directory(name) + record_name, checkpoint_format);
   if (json) return decode_checkpoint(*json);
   if (json.error().kind() != ErrorKind::not_found) return failure(std::move(json).error());
   return failure(ErrorKind::not_found, fmt::format("the machine has no checkpoint '{}'", name));
@@ -191,7 +195,7 @@ Result<MachineCheckpoint> MachinePoints::checkpoint(const std::string& name) con
 Result<void> MachinePoints::save(const MachineCheckpoint& checkpoint) const {
   const std::string directory = checkpoint_directory(checkpoint.name);
   TRY(make_directories(directory));
-  return write_record(directory + "/checkpoint.json", encode(checkpoint));
+  return write_record(directory + record_name, encode(checkpoint));
 }
 
 Result<void> MachinePoints::remove_checkpoint(const std::string& name) const {
@@ -201,10 +205,23 @@ Result<void> MachinePoints::remove_checkpoint(const std::string& name) const {
     if (child.parent != name) continue;
     child.parent = parent;
     TRY(save(child));
+    fault_point("deleting.child");
   }
   if (current() == name) TRY(set_current(parent));
-  TRY(remove_tree(checkpoint_directory(name)));
+  fault_point("deleting.out-of-tree");
+  const std::string directory = checkpoint_directory(name);
+  ::unlink((directory + record_name).c_str());
+  fault_point("deleting.record-gone");
+  TRY(remove_tree(directory));
   return sync_directory(path_ + "/checkpoints");
+}
+
+Result<void> MachinePoints::clear_leftovers() const {
+  for (const std::string& name : names_in(path_ + "/checkpoints")) {
+    const std::string directory = checkpoint_directory(name);
+    if (!path_exists(directory + record_name)) TRY(remove_tree(directory));
+  }
+  return {};
 }
 
 Result<std::vector<MachineRefpoint>> MachinePoints::refpoints() const {

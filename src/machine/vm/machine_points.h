@@ -4,9 +4,8 @@
 //   NAME/checkpoints/CHECKPOINT/checkpoint.json     MachineCheckpoint
 //   NAME/checkpoints/CHECKPOINT/memory, devices     where it has memory (memory_save.h)
 //   NAME/refpoints/REFPOINT.json                    MachineRefpoint
-//   NAME/current                                    the checkpoint that the machine's life goes on
-//   from NAME/reverting                                  a revert to this checkpoint is not
-//   complete
+//   NAME/current                                    the checkpoint that its life goes on from
+//   NAME/reverting                                  a revert to this checkpoint is not complete
 //
 // The disks' part of a checkpoint is in the volumes, under the same name. Every record is written
 // whole and durably. Blocking.
@@ -64,6 +63,7 @@ struct MachineRefpoint {
   std::string created_at;  // of the cut
   Consistency consistency = Consistency::crash;
   std::vector<MachineRefpointPart> parts;
+  bool deleting = false;  // whoever finds it goes on with that
 };
 
 class MachinePoints {
@@ -77,6 +77,8 @@ class MachinePoints {
   Result<void> save(const MachineCheckpoint& checkpoint) const;
   /// Takes it out of the tree: its children become its parent's.
   Result<void> remove_checkpoint(const std::string& name) const;
+  /// What a dead process has left of making or removing one: a directory without a record.
+  Result<void> clear_leftovers() const;
 
   Result<std::vector<MachineRefpoint>> refpoints() const;
   Result<MachineRefpoint> refpoint(const std::string& name) const;  // not_found

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "base/fault_point.h"
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/units.h"
@@ -121,10 +122,13 @@ Task<Result<void>> MemorySave::copy_and_stop(const Report& report, const Check& 
   scan_ = CO_TRY(co_await offload(loop_, [pid = machine_.pid(), file = machine_.memory_file()] {
     return memory::DirtyScan::attach(pid, file);
   }));
+  fault_point("memory.tracked");
   writer_ =
       CO_TRY(memory::MemoryImageWriter::create(machine_.memory_file(), directory_ + "/memory"));
   devices_ = CO_TRY(co_await DeviceStateReceiver::prepare(loop_, machine_));
+  fault_point("memory.prepared");
   CO_TRY(co_await copy_everything(report, check));
+  fault_point("memory.copied");
   if (!machine_.is_suspended()) {
     DiskSyncing disks(loop_, machine_.disk_files());
     auto copied = co_await copy_rounds(report, check, disks);
@@ -173,6 +177,7 @@ Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& ch
     const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
     CO_TRY(co_await copy_round(dirty));
     ++figures_.rounds;
+    fault_point("memory.round");
     report(machine_.memory_size(), machine_.memory_size());
     const auto decision = policy.next({.bytes_dirty = memory::total_length(dirty),
                                        .since_last_take = now - last_take_,
@@ -214,6 +219,7 @@ Task<Result<void>> MemorySave::stop() {
   const Instant stopping = loop_.now();
   stopped_ = true;
   CO_TRY(co_await machine_.command("stop", Json::object()));
+  fault_point("memory.stopped");
   figures_.stopping = loop_.now() - stopping;
   co_return Result<void>{};
 }
@@ -223,6 +229,7 @@ Task<> MemorySave::take() { taken_ = co_await take_rest(); }
 Task<Result<void>> MemorySave::take_rest() {
   const Instant saving = loop_.now();
   device_state_ = CO_TRY(co_await devices_->receive());
+  fault_point("memory.devices-taken");
   const Instant scanning = loop_.now();
   const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
   const Instant copying = loop_.now();
@@ -233,7 +240,9 @@ Task<Result<void>> MemorySave::take_rest() {
   figures_.last_round_bytes = memory::total_length(dirty);
   figures_.device_bytes = device_state_.size();
   ++figures_.rounds;
-  co_return co_await devices_->completed();
+  CO_TRY(co_await devices_->completed());
+  fault_point("memory.taken");
+  co_return Result<void>{};
 }
 
 Task<Result<void>> MemorySave::go_on() {
@@ -250,10 +259,13 @@ Task<Result<MemorySaveFigures>> MemorySave::finish() {
   if (beginning_ || !is_active())
     co_return failure(ErrorKind::precondition, "the machine's memory is not being saved");
   co_await taking_.drained();
+  fault_point("memory.held");
   const auto going_on = co_await go_on();
+  fault_point("memory.gone-on");
   auto outcome = std::exchange(taken_, {});
   if (outcome) outcome = going_on;
   if (outcome) outcome = co_await write_out();
+  fault_point("memory.complete");
   figures_.bytes = writer_->bytes_written();
   log_info(
       "memory saved in {} rounds, {} bytes; the machine stood for {} us: it took {} to stop, {} "
@@ -272,6 +284,7 @@ Task<Result<MemorySaveFigures>> MemorySave::finish() {
 
 Task<Result<void>> MemorySave::write_out() {
   CO_TRY(co_await offload(loop_, [this] { return writer_->finish(); }));
+  fault_point("memory.written");
   co_return co_await offload(
       loop_, [this] { return write_small_file(directory_ + "/devices", device_state_); });
 }

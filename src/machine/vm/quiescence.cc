@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "machine/control_messages.h"
 #include "machine/small_file.h"
@@ -148,7 +149,9 @@ Task<Result<Quiet>> Quiescence::freeze(Duration limit) {
   const auto hooks = co_await ask_for_hooks();
 
   CO_TRY(write_small_file(marker(), "\n"));
+  fault_point("freezing.marked");
   watchdog_ = CO_TRY(FreezeWatchdog::start(program_, machine_.agent_socket(), limit));
+  fault_point("freezing.watched");
   frozen_since_ = loop_.now();
   Quiet quiet;
   auto frozen = co_await machine_.agent().freeze(limit);
@@ -171,6 +174,7 @@ Task<Result<Quiet>> Quiescence::freeze(Duration limit) {
       if (quiet.file_systems != 0) quiet.consistency = Consistency::filesystem;
     }
   }
+  fault_point("freezing.frozen");
   held_since_ = loop_.now();
   file_systems_ = quiet.file_systems;
   failures_before_ =
@@ -185,6 +189,7 @@ Task<Result<Quiet>> Quiescence::freeze(Duration limit) {
 
 Task<Result<Quiescence::Thawed>> Quiescence::thaw() {
   if (!is_frozen()) co_return Thawed{};
+  fault_point("freezing.held");
   const Instant thawing = loop_.now();
   auto thawed = co_await machine_.agent().thaw(thaw_patience);
   Thawed outcome{.frozen = loop_.now() - frozen_since_};
@@ -195,8 +200,10 @@ Task<Result<Quiescence::Thawed>> Quiescence::thaw() {
   log_info("{} file systems frozen within {} us, held for {} us, thawed within {} us",
            file_systems_, to_microseconds(held_since_ - frozen_since_),
            to_microseconds(thawing - held_since_), to_microseconds(loop_.now() - thawing));
+  fault_point("freezing.thawed");
   outcome.in_time = watchdog_->dismiss() || file_systems_ == 0;
   watchdog_.reset();
+  fault_point("freezing.dismissed");
   ::unlink(marker().c_str());
   if (!failures_before_.empty()) outcome.hook_failure = co_await hook_failure();
   co_return outcome;
