@@ -199,7 +199,7 @@ class BerthHost:
     def log(self):
         """What daemon and keepers wrote to their logs."""
         parts = []
-        for path in [self.log_path, *sorted(self.run_dir.glob("keepers/*/log"))]:
+        for path in [self.log_path, *sorted(self.run_dir.glob("*/*/log"))]:
             if path.exists():
                 parts.append(f"--- {path}\n{path.read_text(errors='replace')}")
         return "\n".join(parts)
@@ -361,6 +361,7 @@ class BerthHost:
                 os.kill(pid, signal.SIGKILL)
                 wait_for_exit(pid)
         problems += [f"a socket is left: {path}" for path in self.sockets()]
+        problems += [line for line in self.log().splitlines() if "CHECK failed" in line]
         problems += [f"memory is left: {path}" for path in self.memory_dir.glob("*/*")]
         text = "\n".join(problems + [self.log()]) if problems else ""
         self._remove()
