@@ -2,9 +2,12 @@
 
 PRESET ?= dev
 JOBS ?= $(shell nproc)
-# Seconds for each fuzz target, and seeded runs for each simulation of `make soak`.
+# Seconds for each fuzz target; seeded runs for each simulation of `make soak`, and what it asks of machines after those:
+# checkpoints of a database, and seconds of a machine's life in random order.
 FUZZ_SECONDS ?= 60
 SOAK_RUNS ?= 1000000
+SOAK_CHECKPOINTS ?= 50
+SOAK_SECONDS ?= 3600
 
 CMAKE_OPTIONS := -DBERTH_WERROR=$(if $(CI),ON,OFF)
 export BERTH_JOBS := $(JOBS)
@@ -68,9 +71,9 @@ fuzz: ready | build/ ## every fuzz target for FUZZ_SECONDS=60
 	$(call build,fuzz,fuzzers)
 	@scripts/fuzz build/fuzz $(FUZZ_SECONDS)
 
-soak: ready | build/ ## every simulation for SOAK_RUNS=1000000 seeded runs
-	$(call build,release,simulations)
-	@scripts/soak build/release $(SOAK_RUNS)
+soak: ready | build/ ## simulations for SOAK_RUNS=1000000 runs each; then machines: SOAK_CHECKPOINTS=50, SOAK_SECONDS=3600
+	$(call build,release,simulations berth installed)
+	@scripts/soak build/release $(SOAK_RUNS) $(SOAK_CHECKPOINTS) $(SOAK_SECONDS)
 
 asan: ready | build/ ## unit, simulation and corpus tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call build,asan,all)

@@ -10,7 +10,8 @@ later may be on the disk, save the one transaction that was under way.
 What is checked:
   1. the file system: on a copy, e2fsck replays the journal; a second, full e2fsck must find nothing to repair;
   2. the database, as its owner would: the guest boots from DISK (its writes are thrown away), so its own kernel replays
-     the journal and PostgreSQL its log; pg_amcheck then compares heaps and indexes, on data with page checksums;
+     the journal and PostgreSQL its log; pg_dump then reads it all, and pg_amcheck compares heaps and indexes, on data
+     with page checksums;
   3. every transaction: serial numbers 1..N all there, 1..last without a gap, every row's SHA-256 (made by the client
      before it was sent), and every account's balance against all transfers (so no transaction is there by half);
   4. the small files that the guest wrote, synced and renamed: their SHA-256.
@@ -127,24 +128,32 @@ def replayed_bytes(log):
 def check_database(disk, committed):
     """Facts about what the guest finds when it boots from the disk."""
     with guest.Guest(raw=disk, snapshot=True, words="berth.load=off") as machine:
-        facts = {"boot_seconds": round(machine.wait_for_agent(90), 1)}
-        status, said, _ = machine.agent.run(_WAIT_FOR_DATABASE, 90)
-        if status != 0:
-            return {**facts, "database": f"does not start: {said.strip()}"}
+        return {"boot_seconds": round(machine.wait_for_agent(90), 1), **check_database_in(machine.agent, committed)}
 
-        _, said, _ = machine.agent.run("grep -oE 'redo (starts|done) at [0-9A-F/]+' /run/berth/postgresql.log")
-        facts["replayed_bytes"] = replayed_bytes(said)
-        status, said, errors = machine.agent.run("pg_amcheck -U postgres -d berth --heapallindexed --parent-check", 120)
-        facts["database"] = "ok" if status == 0 else (said + errors).strip()[-500:]
-        sql = _FACTS_SQL.format(committed=committed, limit=LISTED_MAX)
-        status, said, errors = machine.agent.run(_PSQL.format(sql=sql), 120)
-        if status != 0:
-            return {**facts, "database": f"{facts['database']}; cannot be read: {errors.strip()[-500:]}"}
-        facts.update(json.loads(said))
 
-        _, said, _ = machine.agent.run(_CHECK_SMALL_FILES, 60)
-        count, *bad = said.splitlines()
-        return {**facts, "small_files": int(count), "bad_small_files": [line.split(":")[0] for line in bad[:LISTED_MAX]]}
+def check_database_in(agent, committed):
+    """The same facts, asked of a guest that has booted from the disk, with berth.load=off."""
+    status, said, _ = agent.run(_WAIT_FOR_DATABASE, 90)
+    if status != 0:
+        return {"database": f"does not start: {said.strip()}"}
+
+    _, said, _ = agent.run("grep -oE 'redo (starts|done) at [0-9A-F/]+' /run/berth/postgresql.log")
+    facts = {"replayed_bytes": replayed_bytes(said)}
+    # Every row is read and written out again; then heaps and indexes are compared.
+    status, _, errors = agent.run("pg_dump -U postgres berth >/dev/null", 120)
+    facts["database"] = "ok" if status == 0 else f"cannot be dumped: {errors.strip()[-500:]}"
+    status, said, errors = agent.run("pg_amcheck -U postgres -d berth --heapallindexed --parent-check", 120)
+    if status != 0:
+        facts["database"] = (said + errors).strip()[-500:]
+    sql = _FACTS_SQL.format(committed=committed, limit=LISTED_MAX)
+    status, said, errors = agent.run(_PSQL.format(sql=sql), 120)
+    if status != 0:
+        return {**facts, "database": f"{facts['database']}; cannot be read: {errors.strip()[-500:]}"}
+    facts.update(json.loads(said))
+
+    _, said, _ = agent.run(_CHECK_SMALL_FILES, 60)
+    count, *bad = said.splitlines()
+    return {**facts, "small_files": int(count), "bad_small_files": [line.split(":")[0] for line in bad[:LISTED_MAX]]}
 
 
 def problems(facts, committed, at_most=None):

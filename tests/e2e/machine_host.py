@@ -14,8 +14,8 @@ import time
 import guest
 
 
-def guest_toml(name, *, words="berth.load=off", memory="256M", cpus=1, extra="", disk="root", network='mode = "none"'):
-    """A vm.toml with the test guest: direct boot, its disk copied into a volume."""
+def guest_toml(name, *, words="berth.load=off", memory="256M", cpus=1, extra="", disk="root", network='mode = "none"', image_file=None):
+    """A vm.toml with the test guest: direct boot, its disk, or another image of it, copied into a volume."""
     image = guest.image()
     return f"""
 name = "{name}"
@@ -29,7 +29,7 @@ command_line = "{image['cmdline']} {words}"
 
 [[disk]]
 name = "{disk}"
-image = "{image['disk']}"
+image = "{image_file or image['disk']}"
 
 [[network]]
 {network}

@@ -7,7 +7,6 @@ import subprocess
 
 import pytest
 
-import guest_verify
 from berth_host import BerthHost, program, wait_for_exit
 from machine_host import Machine
 
@@ -30,25 +29,15 @@ def _export(host, point, directory, *options):
     return host.json("checkpoint", "export", point, directory, *options, timeout_s=180)
 
 
-def test_an_application_checkpoint_loses_nothing_and_needs_no_recovery(host, db, tmp_path):
-    acknowledged = db.commits()
+def test_a_checkpoint_says_what_it_is_and_the_load_goes_on(db):
+    """Whether that is true, test_vm_database.py says."""
     made = db.checkpoint("app")
-    after = db.wait_for_commits(acknowledged + 20)  # the load goes on
     assert made["consistency"] == "application" and made["reason"] == ""
     assert 0 < made["frozen_us"] < 10_000_000
-    _export(host, "db@app", tmp_path / "app")
-    facts = guest_verify.verify(tmp_path / "app/root.raw", acknowledged, after)
-    assert facts["problems"] == [] and facts["replayed_bytes"] < 1024, facts
-
-
-def test_a_crash_checkpoint_recovers_and_loses_nothing(host, db, tmp_path):
-    acknowledged = db.commits()
+    db.wait_for_commits(db.commits() + 20)
     made = db.checkpoint("crash", "--no-quiesce")
-    after = db.wait_for_commits(acknowledged + 20)
     assert made["consistency"] == "crash" and made["frozen_us"] == 0
-    _export(host, "db@crash", tmp_path / "crash")
-    facts = guest_verify.verify(tmp_path / "crash/root.raw", acknowledged, after)
-    assert facts["problems"] == [] and facts["replayed_bytes"] > 1024, facts
+    db.wait_for_commits(db.commits() + 20)
 
 
 def test_a_hook_that_refuses_makes_it_filesystem_and_says_so(host, db):
