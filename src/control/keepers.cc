@@ -102,8 +102,11 @@ Async<Result<void>> Keepers::open(std::shared_ptr<Keeper> keeper) {
   if (quitting_) co_return failure(ErrorKind::disconnected, "the daemon is ending");
   CO_TRY(facts_.check_exists(keeper->volume));
   keeper->opening = true;
+  // Its end may not have been seen yet: then it is found here, and is no reason to give up.
+  const bool was_alive = keeper->alive;
   auto opened = co_await attach(keeper);
-  if (!opened && opened.error().kind() == ErrorKind::disconnected && !keeper->alive) {
+  if (!opened && !keeper->alive &&
+      (was_alive || opened.error().kind() == ErrorKind::disconnected)) {
     opened = co_await launch(keeper);
   }
   keeper->opening = false;
