@@ -14,9 +14,11 @@ BEGIN, END = "<!-- figures: made by bench/figures.py -->", "<!-- end of figures 
 
 
 def newest_result(directory, benchmark):
-    """Path and content of the newest run of bench/BENCHMARK.py, or None."""
+    """Path and content of the newest run of bench/BENCHMARK.py."""
     paths = sorted(directory.glob(f"{benchmark}-*.json"))
-    return (paths[-1], json.loads(paths[-1].read_text())) if paths else None
+    if not paths:
+        sys.exit(f"figures: no bench/results/{benchmark}-*.json: run make bench-{benchmark}")
+    return paths[-1], json.loads(paths[-1].read_text())
 
 
 def row(*cells):
@@ -86,15 +88,16 @@ def vm_tables(result):
     return cut_table(result["guests"]), memory_table(result["guests"])
 
 
-TABLES = {"disk": disk_tables, "vm": vm_tables}
+# Of each benchmark: its tables, and the programs that its figures depend on.
+BENCHMARKS = {"disk": (disk_tables, ["qemu", "fio"]), "vm": (vm_tables, ["qemu"])}
 
 
-def block(path, result, tables):
+def block(benchmark, path, result):
     """What one benchmark found."""
-    machine = result["machine"]
+    machine, (tables, used) = result["machine"], BENCHMARKS[benchmark]
+    programs = "; ".join(machine[program] for program in used)
     yield ""
-    programs = f"{machine['qemu']}; {machine['fio']}" if "steady" in result else machine["qemu"]
-    yield (f"Median and spread of {result['rounds']} interleaved rounds of `make bench-{path.name.partition('-')[0]}` "
+    yield (f"Median and spread of {result['rounds']} interleaved rounds of `make bench-{benchmark}` "
            f"({path.relative_to(ROOT)}): {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] >> 30} GiB, "
            f"Linux {machine['kernel']}, {machine['file_system'].split()[0]} on a virtual disk; {programs}.")
     for table in (*tables(result), goal_table(result["goals"])):
@@ -105,9 +108,8 @@ def block(path, result, tables):
 
 def lines(directory):
     """What stands between the marks."""
-    for benchmark, tables in TABLES.items():
-        if found := newest_result(directory, benchmark):
-            yield from block(*found, tables)
+    for benchmark in BENCHMARKS:
+        yield from block(benchmark, *newest_result(directory, benchmark))
 
 
 def main():

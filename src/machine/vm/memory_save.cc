@@ -140,8 +140,8 @@ Task<Result<void>> MemorySave::copy_and_stop(const Report& report, const Check& 
 
 Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check& check) {
   last_take_ = loop_.now();
-  CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
   CO_TRY(co_await offload(loop_, [this]() -> Result<void> {
+    TRY(scan_->take());
     TRY(writer_->prepare_staging(staging_for(machine_.memory_size())));
     return writer_->touch_staging(room_for_last / 2);
   }));
@@ -269,8 +269,7 @@ Task<Result<MemorySaveFigures>> MemorySave::finish() {
   figures_.bytes = writer_->bytes_written();
   log_info(
       "memory saved in {} rounds, {} bytes; the machine stood for {} us: it took {} to stop, {} "
-      "for "
-      "the devices, {} to scan, {} to copy {} bytes",
+      "for the devices, {} to scan, {} to copy {} bytes",
       figures_.rounds, figures_.bytes, to_microseconds(figures_.stopped),
       to_microseconds(figures_.stopping), to_microseconds(figures_.saving_devices),
       to_microseconds(figures_.scanning), to_microseconds(figures_.copying),
