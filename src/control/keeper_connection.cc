@@ -188,6 +188,13 @@ Async<Result<Json>> KeeperConnection::call(std::string method, Json params, Call
   co_return std::move(*call->answer);
 }
 
+void KeeperConnection::hear(const Json& hello, bool& heard, EventHandler handler) {
+  set_event_handler(handler);
+  if (std::exchange(heard, true)) return;
+  for (const Json& past : hello.value("events", Json::array()))
+    handler(past.value("event", std::string()), past.value("message", std::string()));
+}
+
 void KeeperConnection::set_event_handler(EventHandler handler) {
   impl_->on_event = std::move(handler);
 }

@@ -49,6 +49,9 @@ class KeeperConnection final : public KeeperChannel {
                                      CallOptions options) override;
 
   void set_event_handler(EventHandler handler);
+  /// The same, and unless `heard`, first what the keeper had to report before we were connected,
+  /// which is in its answer to `hello`: most of it comes while it starts.
+  void hear(const nlohmann::json& hello, bool& heard, EventHandler handler);
   /// Process id of the process that listens, as the kernel knows it.
   Result<pid_t> peer_pid() const;
   bool is_open() const;

@@ -161,7 +161,11 @@ Async<Result<void>> Keepers::attach(std::shared_ptr<Keeper> keeper) {
     keeper->connection.reset();
     co_return failure(std::move(hello).error());
   }
-  hear(*keeper, *hello);
+  keeper->connection->hear(
+      *hello, keeper->heard,
+      [this, volume = keeper->volume](const std::string& event, std::string message) {
+        events_.publish(event, {.volume = volume, .job = {}}, std::move(message));
+      });
   if (!ours) {
     // Somebody else's child, an earlier daemon's. It lives: it has just answered, so the pid is
     // still its own.
@@ -181,19 +185,6 @@ Async<Result<void>> Keepers::attach(std::shared_ptr<Keeper> keeper) {
   const auto connection = keeper->connection;
   if (opened_hook_) CO_TRY(co_await opened_hook_(*connection, keeper->volume));
   co_return Result<void>();
-}
-
-/// Passes on what the keeper reports, and once what it had to report before we were connected: most
-/// of it comes while it opens the volume.
-void Keepers::hear(Keeper& keeper, const Json& hello) {
-  const auto publish = [this, volume = keeper.volume](const std::string& event,
-                                                      std::string message) {
-    events_.publish(event, {.volume = volume, .job = {}}, std::move(message));
-  };
-  keeper.connection->set_event_handler(publish);
-  if (std::exchange(keeper.heard, true)) return;
-  for (const Json& past : hello.value("events", Json::array()))
-    publish(past.value("event", std::string()), past.value("message", std::string()));
 }
 
 /// Its answer to `hello`.

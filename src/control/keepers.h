@@ -116,7 +116,6 @@ class Keepers {
   Async<Result<void>> open(std::shared_ptr<Keeper> keeper);
   Async<Result<void>> launch(std::shared_ptr<Keeper> keeper);
   Async<Result<void>> attach(std::shared_ptr<Keeper> keeper);
-  void hear(Keeper& keeper, const nlohmann::json& hello);
   Async<Result<nlohmann::json>> await_open(std::shared_ptr<Keeper> keeper);
   Async<Result<void>> refresh_listeners(std::shared_ptr<Keeper> keeper);
   Async<Result<void>> stop(std::shared_ptr<Keeper> keeper);

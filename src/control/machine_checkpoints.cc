@@ -92,16 +92,14 @@ Async<Result<void>> end(std::shared_ptr<KeeperConnection> keeper, const Checkpoi
       CO_TRY(co_await keeper->call("guest.thaw", Json::object(), {.timeout = freeze_grace}));
   fault_point("making.thawed");
   checkpoint.frozen_us = thawed.value("frozen_us", std::int64_t{0});
-  if (thawed.value("in_time", false)) {
-    const std::string failure_of_hook = thawed.value("hook_failure", std::string());
-    if (failure_of_hook.empty() || checkpoint.consistency != machine::Consistency::application)
-      co_return Result<void>();
+  const std::string hook_failure = thawed.value("hook_failure", std::string());
+  if (!thawed.value("in_time", false)) {
+    checkpoint.consistency = machine::Consistency::crash;
+    checkpoint.reason = "the guest was thawed before the disks were cut: its time was over";
+  } else if (!hook_failure.empty() && checkpoint.consistency == machine::Consistency::application) {
     checkpoint.consistency = machine::Consistency::filesystem;
-    checkpoint.reason = failure_of_hook;
-    co_return Result<void>();
+    checkpoint.reason = hook_failure;
   }
-  checkpoint.consistency = machine::Consistency::crash;
-  checkpoint.reason = "the guest was thawed before the disks were cut: its time was over";
   co_return Result<void>();
 }
 
@@ -182,7 +180,8 @@ Async<Result<void>> cut_running(Services& services, const CheckpointWish& wish,
     co_return refused;
   }
   job->report("cutting the disks", 0, 0);
-  co_return co_await cut_and_end(services, keeper, wish, checkpoint);
+  CO_TRY(co_await cut_and_end(services, keeper, wish, checkpoint));
+  co_return check_wish(wish, checkpoint);  // the thaw may have said more
 }
 
 Async<Result<void>> save(Services& services, std::string machine, MachineCheckpoint checkpoint) {
@@ -236,7 +235,6 @@ Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
     done = check_wish(wish, checkpoint);
     if (done) done = co_await cut_disks(services, wish, volumes, {});
   }
-  if (done) done = check_wish(wish, checkpoint);  // the thaw may have said more
   if (done) {
     fault_point("making.cut");
     checkpoint.phase = Phase::whole;

@@ -49,7 +49,7 @@ Async<Result<void>> settle_making(Services& services, std::string machine,
 }
 
 /// Completes what an earlier daemon left half done, or takes it away; whether there was any.
-Async<Result<bool>> settle_checkpoints(Services& services, std::string machine) {
+Async<Result<bool>> settle_points(Services& services, std::string machine) {
   const auto checkpoints = CO_TRY(co_await on_points(
       services, machine, [](const MachinePoints& points) -> Result<std::vector<MachineCheckpoint>> {
         TRY(points.clear_leftovers());
@@ -93,7 +93,7 @@ std::vector<std::string> checkpointed_volumes(const std::vector<machine::Machine
 Async<Result<TakenMachine>> take_machine(Services& services, std::string machine) {
   TakenMachine taken{.lock = co_await services.machines.lock(machine), .record = {}};
   taken.record = CO_TRY(co_await services.machines.record(machine));
-  CO_TRY(co_await settle_checkpoints(services, machine));
+  CO_TRY(co_await settle_points(services, machine));
   co_return taken;
 }
 
@@ -103,7 +103,7 @@ Async<void> settle_machines(Services& services) {
   for (const machine::MachineRecord& record : *records) {
     const std::string& name = record.specification.name;
     const auto lock = co_await services.machines.lock(name);
-    const auto settled = co_await settle_checkpoints(services, name);
+    const auto settled = co_await settle_points(services, name);
     if (!settled)
       log_warning("the checkpoints of the machine '{}': {}", name, settled.error().message());
     if (settled && *settled) co_await services.machines.rest(name);
@@ -132,14 +132,25 @@ Async<Result<void>> check_unused(Services& services, MachineCheckpoint checkpoin
   co_return Result<void>();
 }
 
+namespace {
+
+/// `method` deletes the point; a volume, or a point, that is not there is fine.
+Async<Result<void>> delete_in_volume(Services& services, std::string volume, std::string method,
+                                     std::string point) {
+  if (!services.volumes.check_exists(volume)) co_return Result<void>();
+  auto keeper = CO_TRY(co_await services.keepers.use(std::move(volume)));
+  const auto deleted = co_await keeper.call(std::move(method), {{"name", point}}, {});
+  if (!deleted && deleted.error().kind() != ErrorKind::not_found)
+    co_return failure(deleted.error());
+  co_return Result<void>();
+}
+
+}  // namespace
+
 Async<Result<void>> drop_checkpoint(Services& services, std::string machine,
                                     MachineCheckpoint checkpoint) {
   for (const std::string& volume : checkpointed_volumes(checkpoint.disks)) {
-    if (!services.volumes.check_exists(volume)) continue;
-    auto keeper = CO_TRY(co_await services.keepers.use(volume));
-    const auto deleted = co_await keeper.call("checkpoint.delete", {{"name", checkpoint.name}}, {});
-    if (!deleted && deleted.error().kind() != ErrorKind::not_found)
-      co_return failure(deleted.error());
+    CO_TRY(co_await delete_in_volume(services, volume, "checkpoint.delete", checkpoint.name));
     fault_point("deleting.part");
   }
   fault_point("deleting.parts");
@@ -152,11 +163,7 @@ Async<Result<void>> drop_checkpoint(Services& services, std::string machine,
 Async<Result<void>> drop_refpoint(Services& services, std::string machine,
                                   machine::MachineRefpoint refpoint) {
   for (const machine::MachineRefpointPart& part : refpoint.parts) {
-    if (!services.volumes.check_exists(part.volume)) continue;
-    auto keeper = CO_TRY(co_await services.keepers.use(part.volume));
-    const auto deleted = co_await keeper.call("refpoint.delete", {{"name", refpoint.name}}, {});
-    if (!deleted && deleted.error().kind() != ErrorKind::not_found)
-      co_return failure(deleted.error());
+    CO_TRY(co_await delete_in_volume(services, part.volume, "refpoint.delete", refpoint.name));
     fault_point("forgetting.part");
   }
   fault_point("forgetting.parts");

@@ -231,15 +231,12 @@ Async<Result<void>> Machines::attach(std::shared_ptr<Machine> machine) {
       fmt::format("the keeper of the machine '{}' did not answer in time", machine->name));
 }
 
-/// Passes on what the keeper reports, and once what it had to report before we were connected.
+/// Passes on what the keeper reports.
 void Machines::hear(Machine& machine, KeeperConnection& connection, const Json& hello) {
-  const auto publish = [this, name = machine.name](const std::string& event, std::string message) {
-    events_.publish(event, {.machine = name}, std::move(message));
-  };
-  connection.set_event_handler(publish);
-  if (std::exchange(machine.heard, true)) return;
-  for (const Json& past : hello.value("events", Json::array()))
-    publish(past.value("event", std::string()), past.value("message", std::string()));
+  connection.hear(hello, machine.heard,
+                  [this, name = machine.name](const std::string& event, std::string message) {
+                    events_.publish(event, {.machine = name}, std::move(message));
+                  });
 }
 
 Async<void> Machines::watch_process(std::shared_ptr<Machine> machine, std::uint64_t generation) {
