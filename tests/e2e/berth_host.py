@@ -297,6 +297,10 @@ class BerthHost:
         """Serves a volume; the NBD URI."""
         return self.cli("volume", "serve", name, *options).strip()
 
+    def points(self, noun, of):
+        """The checkpoints ("checkpoint") or reference points ("refpoint") of a volume or a machine, by name."""
+        return {point["name"]: point for point in self.json(noun, "list", of)[f"{noun}s"]}
+
     def changes(self, name, since, *options):
         """[(offset, length), …], and whether they are exact."""
         answer = self.json("changes", name, "--since", since, *options)

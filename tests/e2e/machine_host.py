@@ -99,7 +99,7 @@ class Machine:
         return self.host.json("checkpoint", "create", self.name, "--name", name, *options, timeout_s=timeout_s)
 
     def checkpoints(self):
-        return {each["name"]: each for each in self.host.json("checkpoint", "list", self.name)["checkpoints"]}
+        return self.host.points("checkpoint", self.name)
 
     def commits(self):
         """The last transaction that the guest's client has seen committed; None before the first."""

@@ -9,7 +9,6 @@ import time
 import pytest
 
 import guest
-from berth_host import BerthHost
 from machine_host import Machine
 
 BOOT_S = 300  # an emulated CPU, which others use as well
@@ -51,12 +50,6 @@ runcmd:
 """
 
 
-@pytest.fixture(scope="module", name="host")
-def _host():
-    with BerthHost() as host:
-        yield host
-
-
 @pytest.fixture(scope="module", name="key")
 def _key(tmp_path_factory):
     path = tmp_path_factory.mktemp("ssh") / "key"
@@ -70,8 +63,8 @@ def _port():
 
 
 @pytest.fixture(scope="module", name="cloud")
-def _cloud(host, key, port):
-    machine = Machine.create(host, "cloud", toml=_toml(pathlib.Path(f"{key}.pub").read_text().strip(), port))
+def _cloud(shared_host, key, port):
+    machine = Machine.create(shared_host, "cloud", toml=_toml(pathlib.Path(f"{key}.pub").read_text().strip(), port))
     started = time.monotonic()
     machine.start(wait=False)
     machine.wait_for_agent(BOOT_S)
@@ -123,66 +116,66 @@ def test_the_root_has_grown_to_the_disk(cloud):
     assert int(_run(cloud, "df --output=size -B 1M / | tail -n 1")) > 2800
 
 
-def test_vm_info_shows_the_addresses_that_dhcp_gave(host, cloud):
+def test_vm_info_shows_the_addresses_that_dhcp_gave(shared_host, cloud):
     assert "10.0.2.15" in [address["address"] for address in cloud.info()["addresses"]]
-    assert "10.0.2.15" in host.cli("vm", "info", "cloud")
+    assert "10.0.2.15" in shared_host.cli("vm", "info", "cloud")
 
 
 def test_a_port_of_the_host_leads_to_a_login_with_the_key(cloud, key, port):
     assert _log_in(key, port, "hostname; sudo id -u").splitlines() == ["sunny", "0"]
 
 
-def test_its_disk_is_tracked(host, cloud, tmp_path):
+def test_its_disk_is_tracked(shared_host, cloud, tmp_path):
     cloud.checkpoint("sunday")
-    host.cli("checkpoint", "export", "cloud@sunday", tmp_path / "backup", timeout_s=180)
-    host.cli("checkpoint", "convert", "cloud@sunday")
+    shared_host.cli("checkpoint", "export", "cloud@sunday", tmp_path / "backup", timeout_s=180)
+    shared_host.cli("checkpoint", "convert", "cloud@sunday")
     _run(cloud, "head -c 5000000 /dev/urandom >/var/lib/monday; sync")
     cloud.checkpoint("monday")
-    changed = sum(length for _, length in host.changes("cloud.root", "sunday", "--until", "monday")[0])
+    changed = sum(length for _, length in shared_host.changes("cloud.root", "sunday", "--until", "monday")[0])
     assert 5_000_000 < changed < 200_000_000
-    host.cli("checkpoint", "export", "cloud@monday", tmp_path / "backup", "--since", "sunday", timeout_s=180)
-    host.cli("checkpoint", "export", "cloud@monday", tmp_path / "whole", timeout_s=180)
+    shared_host.cli("checkpoint", "export", "cloud@monday", tmp_path / "backup", "--since", "sunday", timeout_s=180)
+    shared_host.cli("checkpoint", "export", "cloud@monday", tmp_path / "whole", timeout_s=180)
     assert subprocess.run(["cmp", tmp_path / "backup/root.raw", tmp_path / "whole/root.raw"], check=False).returncode == 0
-    host.cli("checkpoint", "delete", "cloud@monday")
+    shared_host.cli("checkpoint", "delete", "cloud@monday")
 
 
-def test_debians_agent_has_file_systems_frozen_and_hears_no_application(host, cloud):
+def test_debians_agent_has_file_systems_frozen_and_hears_no_application(shared_host, cloud):
     made = cloud.checkpoint("frozen")
     assert (made["consistency"], made["reason"]) == ("filesystem", "the guest's agent runs without --fsfreeze-hook"), made
-    host.cli("checkpoint", "delete", "cloud@frozen")
-    refused = host.refused("checkpoint", "create", "cloud", "--name", "wanted", "--require-application", timeout_s=60)
+    shared_host.cli("checkpoint", "delete", "cloud@frozen")
+    refused = shared_host.refused("checkpoint", "create", "cloud", "--name", "wanted", "--require-application", timeout_s=60)
     assert "would be 'filesystem'" in refused.stderr
 
 
-def test_debians_dispatcher_without_hooks_says_nothing_of_applications(host, cloud):
+def test_debians_dispatcher_without_hooks_says_nothing_of_applications(shared_host, cloud):
     _run(cloud, "printf '[general]\\nfsfreeze-hook=/etc/qemu/fsfreeze-hook\\n' >/etc/qemu/qemu-ga.conf")
     _restart_agent(cloud)
     _run(cloud, f"printf '#!/bin/sh\\n' >{HOOK}.sample; chmod +x {HOOK}.sample")
     made = cloud.checkpoint("none")
     assert made["consistency"] == "filesystem" and "no hooks in /etc/qemu/fsfreeze-hook.d" in made["reason"], made
-    host.cli("checkpoint", "delete", "cloud@none")
+    shared_host.cli("checkpoint", "delete", "cloud@none")
 
 
-def test_a_hook_under_debians_dispatcher_is_heard(host, cloud):
+def test_a_hook_under_debians_dispatcher_is_heard(shared_host, cloud):
     _run(cloud, f"printf '#!/bin/sh\\necho $1 >>/var/lib/heard\\n[ ! -e /run/refuse ]\\n' >{HOOK}; chmod +x {HOOK}")
-    made = host.json("checkpoint", "create", "cloud", "--name", "heard", "--require-application", timeout_s=60)
+    made = shared_host.json("checkpoint", "create", "cloud", "--name", "heard", "--require-application", timeout_s=60)
     assert (made["consistency"], made["reason"]) == ("application", ""), made
     assert _run(cloud, "cat /var/lib/heard").split() == ["freeze", "thaw"]
-    host.cli("checkpoint", "delete", "cloud@heard")
+    shared_host.cli("checkpoint", "delete", "cloud@heard")
 
 
-def test_a_hook_that_fails_there_is_not_taken_for_an_application_at_rest(host, cloud):
+def test_a_hook_that_fails_there_is_not_taken_for_an_application_at_rest(shared_host, cloud):
     _run(cloud, "touch /run/refuse")
     made = cloud.checkpoint("failed")
     assert made["consistency"] == "filesystem", made
     assert made["reason"] == f"a hook of the guest's failed: {HOOK} status=1", made
-    host.cli("checkpoint", "delete", "cloud@failed")
-    refused = host.refused("checkpoint", "create", "cloud", "--name", "wanted", "--require-application", timeout_s=60)
+    shared_host.cli("checkpoint", "delete", "cloud@failed")
+    refused = shared_host.refused("checkpoint", "create", "cloud", "--name", "wanted", "--require-application", timeout_s=60)
     assert "would be 'filesystem'" in refused.stderr and refused.returncode == 4
-    assert cloud.checkpoints() == {} and host.json("checkpoint", "list", "cloud.root")["checkpoints"] == []
+    assert cloud.checkpoints() == {} and shared_host.points("checkpoint", "cloud.root") == {}
     _run(cloud, "rm /run/refuse")
     assert cloud.checkpoint("again")["consistency"] == "application"
-    host.cli("checkpoint", "delete", "cloud@again")
+    shared_host.cli("checkpoint", "delete", "cloud@again")
 
 
 def test_it_powers_off_when_asked_by_acpi_alone(cloud):
@@ -196,10 +189,10 @@ def test_it_powers_off_when_asked_by_acpi_alone(cloud):
     assert cloud.state == "stopped" and cloud.info()["last_end"] == "stopped, as asked"
 
 
-def test_off_it_is_at_rest(host, cloud):
-    made = host.json("checkpoint", "create", "cloud", "--name", "off", "--require-application")
+def test_off_it_is_at_rest(shared_host, cloud):
+    made = shared_host.json("checkpoint", "create", "cloud", "--name", "off", "--require-application")
     assert made["consistency"] == "application"
-    host.cli("checkpoint", "delete", "cloud@off")
+    shared_host.cli("checkpoint", "delete", "cloud@off")
 
 
 def test_started_again_it_is_the_same_instance(cloud, key, port):
@@ -220,9 +213,9 @@ def test_it_powers_off_though_its_agent_answers_late(cloud):
     assert cloud.info()["last_end"] == "stopped, as asked"
 
 
-def test_ended_by_force_it_is_not_at_rest(host, cloud):
+def test_ended_by_force_it_is_not_at_rest(shared_host, cloud):
     cloud.start(wait=False)
     cloud.stop("--force")
-    refused = host.refused("checkpoint", "create", "cloud", "--name", "wanted", "--require-application")
+    refused = shared_host.refused("checkpoint", "create", "cloud", "--name", "wanted", "--require-application")
     assert "would be 'crash'" in refused.stderr and cloud.checkpoints() == {}
-    host.cli("vm", "delete", "cloud")
+    shared_host.cli("vm", "delete", "cloud")

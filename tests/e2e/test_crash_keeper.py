@@ -95,7 +95,7 @@ class _Crasher:
             assert hashlib.sha256(found).digest() == digest, f"the checkpoint {name} reads other bytes than before"
 
     def names(self, what):
-        return {point["name"] for point in self.host.json(what, "list", self.volume)[f"{what}s"]}
+        return set(self.host.points(what, self.volume))
 
 
 def test_fifty_keepers_are_killed_under_load_and_nothing_is_lost(host, capsys, record_property):

@@ -383,7 +383,7 @@ class _Host:
             assert changed <= reported, f"blocks {sorted(changed - reported)} differ from {name} and are not among the changes"
             assert reported <= hot, "regions that were never written are among the changes"
             self.over_reported += len(reported - changed)
-        listed = {point["name"]: point for point in self.host.json("checkpoint", "list", "disk")["checkpoints"]}
+        listed = self.host.points("checkpoint", "disk")
         for name, (digest, durable) in list(self.checkpoints.items()):
             assert name in listed, f"the checkpoint {name} is gone"
             assert listed[name]["lost"] is not durable
@@ -401,7 +401,7 @@ class _Host:
         there = name in listed and not listed[name]["lost"]
         assert there or code != 0, "a checkpoint was acknowledged and is gone"
         if len(volumes) > 1:
-            others = {point["name"] for point in self.host.json("checkpoint", "list", "other")["checkpoints"]}
+            others = set(self.host.points("checkpoint", "other"))
             assert (name in others) == (name in listed), "one volume has the checkpoint and the other has not"
         if there:
             check_cut([(cut, read_export(export_uri(self.client.uri, f"disk@{name}")))])

@@ -11,31 +11,25 @@ import subprocess
 import pytest
 
 import guest
-from berth_host import BerthHost, program, wait_for_exit
+from berth_host import program, wait_for_exit
 from machine_host import Machine, guest_toml
 
 
-@pytest.fixture(scope="module", name="host")
-def _host():
-    with BerthHost() as host:
-        yield host
-
-
 @pytest.fixture(scope="module", name="web")
-def _web(host):
-    machine = Machine.create(host, "web")
+def _web(shared_host):
+    machine = Machine.create(shared_host, "web")
     machine.start()
     return machine
 
 
-def test_a_machine_is_shown_as_it_is(host, web):
+def test_a_machine_is_shown_as_it_is(shared_host, web):
     info = web.info()
     assert info["state"] == "running" and info["agent"]
     assert [(disk["name"], disk["volume"], disk["own"]) for disk in info["disks"]] == [("root", "web.root", True)]
     assert info["accelerator"] in ("kvm", "tcg")
     assert os.path.exists(f"/proc/{info['pid']}")
-    assert "web" in host.cli("vm", "list") and "running" in host.cli("vm", "list")
-    assert "answers" in host.cli("vm", "info", "web")
+    assert "web" in shared_host.cli("vm", "list") and "running" in shared_host.cli("vm", "list")
+    assert "answers" in shared_host.cli("vm", "info", "web")
 
 
 def test_qemu_runs_as_a_user_of_its_own_without_privileges(web):
@@ -56,27 +50,27 @@ def test_its_directory_holds_the_whole_machine(web):
     assert link.is_symlink() and link.resolve() == (directory / "disks/root").resolve()
 
 
-def test_a_disk_comes_and_goes_while_it_runs(host, web):
-    host.create("extra", "64M")
-    host.cli("vm", "attach", "web", "extra", "--as", "data")
+def test_a_disk_comes_and_goes_while_it_runs(shared_host, web):
+    shared_host.create("extra", "64M")
+    shared_host.cli("vm", "attach", "web", "extra", "--as", "data")
     script = "for i in $(seq 100); do [ -e /dev/vdb ] && break; sleep 0.1; done; printf berth | dd of=/dev/vdb conv=fsync 2>&1; cat /sys/block/vdb/serial"
     code, output, errors = web.agent().run(script)
     assert code == 0 and "data" in output, output + errors
-    refused = host.refused("volume", "delete", "extra")
+    refused = shared_host.refused("volume", "delete", "extra")
     assert "machine 'web'" in refused.stderr
-    host.cli("vm", "detach", "web", "data", timeout_s=60)
+    shared_host.cli("vm", "detach", "web", "data", timeout_s=60)
     assert web.agent().run("[ ! -e /dev/vdb ]")[0] == 0
     assert [disk["name"] for disk in web.info()["disks"]] == ["root"]
-    uri = host.serve("extra")
+    uri = shared_host.serve("extra")
     assert subprocess.run(["nbdcopy", uri, "-"], capture_output=True, check=True).stdout.startswith(b"berth")
-    host.cli("volume", "unserve", "extra")
-    host.cli("volume", "delete", "extra")
+    shared_host.cli("volume", "unserve", "extra")
+    shared_host.cli("volume", "delete", "extra")
 
 
-def test_its_own_disk_cannot_be_taken_away(host, web):
-    assert "made with the machine" in host.refused("vm", "detach", "web", "root").stderr
-    assert "machine 'web'" in host.refused("volume", "delete", "web.root").stderr
-    assert "running" in host.refused("vm", "delete", "web").stderr
+def test_its_own_disk_cannot_be_taken_away(shared_host, web):
+    assert "made with the machine" in shared_host.refused("vm", "detach", "web", "root").stderr
+    assert "machine 'web'" in shared_host.refused("volume", "delete", "web.root").stderr
+    assert "running" in shared_host.refused("vm", "delete", "web").stderr
 
 
 def test_suspended_it_stands_still(web):
@@ -89,68 +83,68 @@ def test_suspended_it_stands_still(web):
     assert web.state == "running"
 
 
-def test_limits_change_while_it_runs(host, web):
-    host.cli("vm", "set", "web", "--limit-cpus", "0.5", "--autostart", "off")
+def test_limits_change_while_it_runs(shared_host, web):
+    shared_host.cli("vm", "set", "web", "--limit-cpus", "0.5", "--autostart", "off")
     assert web.info()["specification"]["limits"]["cpus"] == 0.5
-    host.cli("vm", "set", "web", "--limit-cpus", "0")
-    assert "number of CPUs" in host.refused("vm", "set", "web", "--limit-cpus", "many").stderr
+    shared_host.cli("vm", "set", "web", "--limit-cpus", "0")
+    assert "number of CPUs" in shared_host.refused("vm", "set", "web", "--limit-cpus", "many").stderr
 
 
-def test_the_console_is_there(host, web):
+def test_the_console_is_there(shared_host, web):
     web.agent().run("for i in $(seq 40); do echo hello from the guest >/dev/ttyS0; sleep 0.2; done >/dev/null 2>&1 &")
-    said = subprocess.run([program(), "vm", "console", "web"], env=host.environment, input=b"\n", capture_output=True,
+    said = subprocess.run([program(), "vm", "console", "web"], env=shared_host.environment, input=b"\n", capture_output=True,
                           timeout=30, check=True).stdout
     assert b"hello from the guest" in said
 
 
-def test_a_daemon_that_dies_disturbs_nobody(host, web):
+def test_a_daemon_that_dies_disturbs_nobody(shared_host, web):
     pid = web.info()["pid"]
-    host.restart(kill=True)
+    shared_host.restart(kill=True)
     assert web.info()["pid"] == pid and web.state == "running"
     web.agent().ping()
 
 
-def test_a_keeper_that_dies_is_replaced_and_qemu_goes_on(host, web):
+def test_a_keeper_that_dies_is_replaced_and_qemu_goes_on(shared_host, web):
     pid, keeper = web.info()["pid"], web.keeper_pid()
-    mark = host.last_event()
+    mark = shared_host.last_event()
     os.kill(keeper, signal.SIGKILL)
     wait_for_exit(keeper)
-    host.wait_for_event("keeper_started", since=mark)
+    shared_host.wait_for_event("keeper_started", since=mark)
     info = web.info()
     assert info["pid"] == pid and info["state"] == "running" and info["agent"]
     assert web.keeper_pid() != keeper
 
 
-def test_a_qemu_that_dies_is_reported_and_started_again(host, web):
+def test_a_qemu_that_dies_is_reported_and_started_again(shared_host, web):
     pid = web.info()["pid"]
-    mark = host.last_event()
+    mark = shared_host.last_event()
     os.kill(pid, signal.SIGKILL)
-    assert "ended by itself" in host.wait_for_event("machine_crashed", since=mark)["message"]
-    host.wait_for_event("machine_restarted", since=mark)
+    assert "ended by itself" in shared_host.wait_for_event("machine_crashed", since=mark)["message"]
+    shared_host.wait_for_event("machine_restarted", since=mark)
     web.wait_for_agent()
     assert web.info()["pid"] != pid
 
 
-def test_with_on_crash_preserve_it_stays_ended(host, web):
-    host.cli("vm", "set", "web", "--on-crash", "preserve")
-    mark = host.last_event()
+def test_with_on_crash_preserve_it_stays_ended(shared_host, web):
+    shared_host.cli("vm", "set", "web", "--on-crash", "preserve")
+    mark = shared_host.last_event()
     os.kill(web.info()["pid"], signal.SIGKILL)
-    host.wait_for_event("machine_stopped", since=mark)
+    shared_host.wait_for_event("machine_stopped", since=mark)
     web.wait_for_state("crashed")
     assert "signal 9" in web.info()["last_end"]
     web.start()
 
 
-def test_a_guest_that_shuts_down_ends_the_machine(host, web):
-    mark = host.last_event()
+def test_a_guest_that_shuts_down_ends_the_machine(shared_host, web):
+    mark = shared_host.last_event()
     web.agent().shutdown()
-    assert host.wait_for_event("machine_stopped", since=mark, timeout_s=60)["message"] == "the guest shut down"
+    assert shared_host.wait_for_event("machine_stopped", since=mark, timeout_s=60)["message"] == "the guest shut down"
     web.wait_for_state("stopped")
-    assert not [path for path in (host.run_dir / "machines/web").rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
-    assert "not running" in host.refused("vm", "stop", "web").stderr
+    assert not [path for path in (shared_host.run_dir / "machines/web").rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
+    assert "not running" in shared_host.refused("vm", "stop", "web").stderr
 
 
-def test_stop_shuts_the_guest_down_and_force_does_not_wait(host, web):
+def test_stop_shuts_the_guest_down_and_force_does_not_wait(shared_host, web):
     web.start()
     web.stop()
     assert web.state == "stopped" and "asked" in web.info()["last_end"] or "shut down" in web.info()["last_end"]
@@ -159,74 +153,74 @@ def test_stop_shuts_the_guest_down_and_force_does_not_wait(host, web):
     assert "force" in web.info()["last_end"]
 
 
-def test_one_disk_has_one_machine_that_writes_it(host, web):
-    host.create("shared", "64M")
+def test_one_disk_has_one_machine_that_writes_it(shared_host, web):
+    shared_host.create("shared", "64M")
     toml = guest_toml("one").replace("[[network]]", '[[disk]]\nname = "shared"\nvolume = "shared"\n\n[[network]]')
-    Machine.create(host, "one", toml=toml)
-    Machine.create(host, "two", toml=toml.replace('name = "one"', 'name = "two"'))
-    host.cli("vm", "start", "one")
-    refused = host.refused("vm", "start", "two")
+    Machine.create(shared_host, "one", toml=toml)
+    Machine.create(shared_host, "two", toml=toml.replace('name = "one"', 'name = "two"'))
+    shared_host.cli("vm", "start", "one")
+    refused = shared_host.refused("vm", "start", "two")
     assert "in use by the machine 'one'" in refused.stderr
-    host.cli("vm", "stop", "one", "--force")
+    shared_host.cli("vm", "stop", "one", "--force")
     for name in ("one", "two"):
-        host.cli("vm", "delete", name)
-    host.cli("volume", "delete", "shared")
-    assert not list((host.state_dir / "volumes").glob("one*"))
+        shared_host.cli("vm", "delete", name)
+    shared_host.cli("volume", "delete", "shared")
+    assert not list((shared_host.state_dir / "volumes").glob("one*"))
 
 
-def _refusal(host, toml, name="bad"):
-    path = host.directory / "bad.toml"
+def _refusal(shared_host, toml, name="bad"):
+    path = shared_host.directory / "bad.toml"
     path.write_text(toml)
-    before = sorted(path.name for path in (host.state_dir / "volumes").iterdir())
-    refused = host.refused("vm", "create", "-f", path)
-    assert sorted(path.name for path in (host.state_dir / "volumes").iterdir()) == before, "something was half made"
-    assert [path.name for path in (host.state_dir / "machines").iterdir() if name in path.name] == []
+    before = sorted(path.name for path in (shared_host.state_dir / "volumes").iterdir())
+    refused = shared_host.refused("vm", "create", "-f", path)
+    assert sorted(path.name for path in (shared_host.state_dir / "volumes").iterdir()) == before, "something was half made"
+    assert [path.name for path in (shared_host.state_dir / "machines").iterdir() if name in path.name] == []
     return refused.stderr
 
 
-def test_a_vm_toml_with_a_mistake_names_the_line_and_what_was_expected(host):
+def test_a_vm_toml_with_a_mistake_names_the_line_and_what_was_expected(shared_host):
     good = guest_toml("bad")
-    assert re.search(r"bad.toml:\d+: .*memroy.*memory", _refusal(host, good.replace("memory =", "memroy =")), re.S)
-    assert re.search(r"bad.toml:\d+: .*cpus", _refusal(host, good.replace("cpus = 1", 'cpus = "many"')))
-    assert re.search(r"bad.toml:\d+: .*memory", _refusal(host, good.replace('"256M"', '"lots"')))
-    assert re.search(r"bad.toml:\d+", _refusal(host, good + "\n[kernel\n"))
+    assert re.search(r"bad.toml:\d+: .*memroy.*memory", _refusal(shared_host, good.replace("memory =", "memroy =")), re.S)
+    assert re.search(r"bad.toml:\d+: .*cpus", _refusal(shared_host, good.replace("cpus = 1", 'cpus = "many"')))
+    assert re.search(r"bad.toml:\d+: .*memory", _refusal(shared_host, good.replace('"256M"', '"lots"')))
+    assert re.search(r"bad.toml:\d+", _refusal(shared_host, good + "\n[kernel\n"))
 
 
-def test_what_is_not_there_is_said_and_nothing_is_half_made(host):
+def test_what_is_not_there_is_said_and_nothing_is_half_made(shared_host):
     good = guest_toml("bad")
     kernel = guest.image()["kernel"]
-    assert "the kernel '/nowhere/vmlinuz'" in _refusal(host, good.replace(kernel, "/nowhere/vmlinuz"))
-    assert "the disk image '/nowhere.raw'" in _refusal(host, good.replace(guest.image()["disk"], "/nowhere.raw"))
+    assert "the kernel '/nowhere/vmlinuz'" in _refusal(shared_host, good.replace(kernel, "/nowhere/vmlinuz"))
+    assert "the disk image '/nowhere.raw'" in _refusal(shared_host, good.replace(guest.image()["disk"], "/nowhere.raw"))
     image = f'image = "{guest.image()["disk"]}"'
-    assert "no volume 'gone'" in _refusal(host, good.replace(image, 'volume = "gone"'))
-    assert "web" in _refusal(host, good.replace(image, 'volume = "web.root"'))
+    assert "no volume 'gone'" in _refusal(shared_host, good.replace(image, 'volume = "gone"'))
+    assert "web" in _refusal(shared_host, good.replace(image, 'volume = "web.root"'))
 
 
-def test_a_port_in_use_and_too_much_memory_are_refused_before_anything_starts(host):
+def test_a_port_in_use_and_too_much_memory_are_refused_before_anything_starts(shared_host):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        machine = Machine.create(host, "ports", network=f'mode = "user"\nforward = ["{port}:22"]')
-        assert f"127.0.0.1:{port}" in host.refused("vm", "start", "ports").stderr
-    host.cli("vm", "set", "ports", "--memory", "3T")
-    refused = host.refused("vm", "start", "ports")
+        machine = Machine.create(shared_host, "ports", network=f'mode = "user"\nforward = ["{port}:22"]')
+        assert f"127.0.0.1:{port}" in shared_host.refused("vm", "start", "ports").stderr
+    shared_host.cli("vm", "set", "ports", "--memory", "3T")
+    refused = shared_host.refused("vm", "start", "ports")
     assert "ports" in refused.stderr and "TiB" in refused.stderr
     assert machine.state == "stopped"
-    host.cli("vm", "delete", "ports")
+    shared_host.cli("vm", "delete", "ports")
 
 
-def test_names_that_are_taken_are_refused(host, web):
-    path = host.directory / "web.toml"
-    assert "already" in host.refused("vm", "create", "-f", path).stderr
-    host.create("occupied")
-    refused = host.refused("vm", "create", "-f", path, "--name", "occupied")
+def test_names_that_are_taken_are_refused(shared_host, web):
+    path = shared_host.directory / "web.toml"
+    assert "already" in shared_host.refused("vm", "create", "-f", path).stderr
+    shared_host.create("occupied")
+    refused = shared_host.refused("vm", "create", "-f", path, "--name", "occupied")
     assert "volume 'occupied'" in refused.stderr
-    host.cli("volume", "delete", "occupied")
+    shared_host.cli("volume", "delete", "occupied")
 
 
-def test_deleted_nothing_of_it_is_left(host, web):
-    host.cli("vm", "delete", "web")
-    assert host.json("vm", "list") == {"machines": []}
-    assert not list((host.state_dir / "machines").iterdir()) and not list((host.state_dir / "volumes").iterdir())
-    assert host.refused("vm", "info", "web").returncode == 3
+def test_deleted_nothing_of_it_is_left(shared_host, web):
+    shared_host.cli("vm", "delete", "web")
+    assert shared_host.json("vm", "list") == {"machines": []}
+    assert not list((shared_host.state_dir / "machines").iterdir()) and not list((shared_host.state_dir / "volumes").iterdir())
+    assert shared_host.refused("vm", "info", "web").returncode == 3

@@ -9,7 +9,6 @@ import os
 import pytest
 
 import guest_verify
-from berth_host import BerthHost
 from machine_host import Machine, guest_toml
 
 COUNT = int(os.environ.get("BERTH_DATABASE_CHECKPOINTS") or 3)
@@ -18,39 +17,25 @@ KINDS = {"application": [], "crash": ["--no-quiesce"], "memory": ["--memory"]}
 REPLAYED_AT_REST_MAX = 1024
 
 
-@pytest.fixture(scope="module", name="host")
-def _host():
-    with BerthHost() as host:
-        yield host
-
-
-@pytest.fixture(scope="module", name="db")
-def _db(host):
-    machine = Machine.create(host, "db", words="")
-    machine.start()
-    machine.wait_for_commits(20)
-    return machine
-
-
 @pytest.mark.parametrize("number", range(COUNT))
-def test_a_second_machine_finds_every_transaction_that_was_acknowledged(host, db, tmp_path, number):
+def test_a_second_machine_finds_every_transaction_that_was_acknowledged(shared_host, db, tmp_path, number):
     kind = list(KINDS)[number % len(KINDS)]
     acknowledged = db.wait_for_commits(db.commits() + 20)
     made = db.checkpoint("point", *KINDS[kind])
     after = db.commits()
     db.wait_for_commits(after + 20)  # the load goes on
     assert made["consistency"] == ("application" if kind == "application" else "crash") and made["memory"] == (kind == "memory")
-    host.json("checkpoint", "export", "db@point", tmp_path / "restored", timeout_s=180)
-    host.cli("checkpoint", "delete", "db@point")
-    host.cli("vm", "suspend", "db")  # this host may have no processors for both
+    shared_host.json("checkpoint", "export", "db@point", tmp_path / "restored", timeout_s=180)
+    shared_host.cli("checkpoint", "delete", "db@point")
+    shared_host.cli("vm", "suspend", "db")  # this host may have no processors for both
 
     disk = tmp_path / "restored/root.raw"
-    second = Machine.create(host, "second", guest_toml("second", image_file=disk))
+    second = Machine.create(shared_host, "second", guest_toml("second", image_file=disk))
     second.start()
     facts = {**guest_verify.check_file_system(disk), **guest_verify.check_database_in(second.agent(), acknowledged)}
     assert guest_verify.problems(facts, acknowledged, after) == [], facts
     assert (facts["replayed_bytes"] < REPLAYED_AT_REST_MAX) == (kind == "application"), facts
     second.stop("--force")
-    host.cli("vm", "delete", "second")
-    host.cli("vm", "resume", "db")
+    shared_host.cli("vm", "delete", "second")
+    shared_host.cli("vm", "resume", "db")
     disk.unlink()

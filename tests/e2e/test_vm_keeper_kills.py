@@ -9,10 +9,8 @@ import signal
 import subprocess
 import time
 
-import pytest
-
 import volume_tools
-from berth_host import BerthHost, wait_for_exit
+from berth_host import wait_for_exit
 from machine_host import Machine
 
 _KILLS = 20
@@ -40,12 +38,6 @@ for (my $number = 1; $number <= RECORDS && !-e "/run/writer.stop"; ++$number) {
   print "$number $took\n";
 }
 """.replace("RECORDS", str(_MAX_RECORDS)).replace("BYTES", str(_RECORD))
-
-
-@pytest.fixture(name="host", scope="module")
-def _host():
-    with BerthHost() as host:
-        yield host
 
 
 class _Writer:
@@ -156,16 +148,16 @@ def _check_records(content, acknowledged):
     assert len(content) <= len(expected) + _RECORD
 
 
-def test_twenty_keepers_are_killed_under_a_guest_that_writes(host, tmp_path, capsys, record_property):
+def test_twenty_keepers_are_killed_under_a_guest_that_writes(shared_host, tmp_path, capsys, record_property):
     chance = random.Random(_SEED)
-    machine = Machine.create(host, "web")
+    machine = Machine.create(shared_host, "web")
     machine.start()
     qemu = machine.info()["pid"]
     machine.checkpoint("start", "--no-quiesce")
-    host.json("checkpoint", "export", "web@start", tmp_path / "disk", timeout_s=180)
-    host.json("checkpoint", "convert", "web@start", "--name", "start")
+    shared_host.json("checkpoint", "export", "web@start", tmp_path / "disk", timeout_s=180)
+    shared_host.json("checkpoint", "convert", "web@start", "--name", "start")
 
-    writer, killer = _Writer(machine), _Killer(host, machine)
+    writer, killer = _Writer(machine), _Killer(shared_host, machine)
     quiet = writer.take_after(100)
     restarts, events, stalls, monitors = [], [], [], []
     for number in range(1, _KILLS + 1):
@@ -206,21 +198,21 @@ def test_twenty_keepers_are_killed_under_a_guest_that_writes(host, tmp_path, cap
 
     # A cut of the running machine has all of it, and going on from the disk of before by what has changed is exact.
     machine.checkpoint("end", "--no-quiesce")
-    host.json("checkpoint", "export", "web@end", tmp_path / "disk", "--since", "start", timeout_s=180)
-    host.json("checkpoint", "export", "web@end", tmp_path / "whole", timeout_s=180)
+    shared_host.json("checkpoint", "export", "web@end", tmp_path / "disk", "--since", "start", timeout_s=180)
+    shared_host.json("checkpoint", "export", "web@end", tmp_path / "whole", timeout_s=180)
     volume_tools.run("cmp", tmp_path / "disk/root.raw", tmp_path / "whole/root.raw", timeout_s=120)
     _check_records(_file_of_guest(tmp_path / "whole/root.raw", "/var/records", tmp_path / "records"), acknowledged)
 
     # So is the disk as it lies there when the machine is off, without anybody's checkpoint between.
-    host.json("checkpoint", "convert", "web@end", "--name", "end")
-    assert host.json("changes", "web.root", "--since", "start")["exact"]
+    shared_host.json("checkpoint", "convert", "web@end", "--name", "end")
+    assert shared_host.json("changes", "web.root", "--since", "start")["exact"]
     machine.stop()
     machine.checkpoint("off")
-    host.json("checkpoint", "export", "web@off", tmp_path / "disk", "--since", "end", timeout_s=180)
-    uri = host.serve("web.root")
+    shared_host.json("checkpoint", "export", "web@off", tmp_path / "disk", "--since", "end", timeout_s=180)
+    uri = shared_host.serve("web.root")
     volume_tools.run("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, tmp_path / "disk/root.raw", timeout_s=120)
-    host.cli("volume", "unserve", "web.root")
+    shared_host.cli("volume", "unserve", "web.root")
     _check_records(_file_of_guest(tmp_path / "disk/root.raw", "/var/records", tmp_path / "records"), acknowledged)
     for point in machine.checkpoints():
-        host.cli("checkpoint", "delete", f"web@{point}")
-    host.cli("vm", "delete", "web")
+        shared_host.cli("checkpoint", "delete", f"web@{point}")
+    shared_host.cli("vm", "delete", "web")

@@ -202,8 +202,7 @@ class Life:
         """3, and no point is there that nobody has made."""
         for noun, points in (("checkpoint", self.expected.checkpoints), ("refpoint", self.expected.refpoints)):
             for place in (NAME, f"{NAME}.root", f"{NAME}.data"):
-                found = {each["name"] for each in self.host.json(noun, "list", place)[f"{noun}s"]}
-                assert found == set(points), f"{noun}s of {place}"
+                assert set(self.host.points(noun, place)) == set(points), f"{noun}s of {place}"
 
     # --- Images of them.
 
@@ -357,8 +356,7 @@ class Life:
 
     def settle(self, kind, name, memory, done):
         """What was cut short has happened or has not; what was done has."""
-        found = {noun: {each["name"]: each for each in self.host.json(noun, "list", NAME)[f"{noun}s"]}
-                 for noun in ("checkpoint", "refpoint")}
+        found = {noun: self.host.points(noun, NAME) for noun in ("checkpoint", "refpoint")}
         if kind == "create":
             assert not done or name in found["checkpoint"], "it was made, and is not there"
             if name in found["checkpoint"]:
