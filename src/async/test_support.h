@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <utility>
 
+#include <sys/mount.h>
+
 #include <gtest/gtest.h>
 
 #include "async/deadline.h"
@@ -32,6 +34,25 @@ class ScratchDirectory {
 
  private:
   std::string path_;
+};
+
+/// A tmpfs over a directory, for as long as this lives; "1m" of it, say.
+class SmallFileSystem {
+ public:
+  SmallFileSystem(const std::string& path, const std::string& size) : path_(path) {
+    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", MS_NODEV | MS_NOSUID | MS_NOEXEC,
+                       ("size=" + size).c_str()) == 0;
+  }
+  SmallFileSystem(const SmallFileSystem&) = delete;
+  SmallFileSystem& operator=(const SmallFileSystem&) = delete;
+  ~SmallFileSystem() {
+    if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
+  }
+  bool mounted() const { return mounted_; }
+
+ private:
+  std::string path_;
+  bool mounted_ = false;
 };
 
 class LoopTest : public testing::Test {

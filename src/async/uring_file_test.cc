@@ -13,7 +13,6 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -188,27 +187,9 @@ TEST_F(UringFileTest, PunchAndZeroWorkWhereTheFileSystemCannotZeroARange) {
   run_test(*loop_, clear_and_check(*MUST(directory->open("data", {.create = true}))));
 }
 
-/// A tmpfs of 1 MiB.
-class SmallFileSystem {
- public:
-  explicit SmallFileSystem(const std::string& path) : path_(path) {
-    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", MS_NODEV | MS_NOEXEC, "size=1m") == 0;
-  }
-  SmallFileSystem(const SmallFileSystem&) = delete;
-  SmallFileSystem& operator=(const SmallFileSystem&) = delete;
-  ~SmallFileSystem() {
-    if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
-  }
-  bool mounted() const { return mounted_; }
-
- private:
-  std::string path_;
-  bool mounted_ = false;
-};
-
 TEST_F(UringFileTest, AFullDiskIsNoSpace) {
   const ScratchDirectory scratch;
-  const SmallFileSystem small(scratch.path());
+  const SmallFileSystem small(scratch.path(), "1m");
   if (!small.mounted()) GTEST_SKIP() << "cannot mount a tmpfs: " << std::strerror(errno);
   const auto directory = MUST(open_directory(*loop_, scratch.path(), false));
   const auto file = MUST(directory->open("data", {.create = true}));

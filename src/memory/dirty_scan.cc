@@ -98,22 +98,6 @@ bool covers_once(const std::vector<Piece>& pieces, std::uint64_t size) {
   return covered >= size;
 }
 
-/// In order, no two that touch.
-std::vector<PageRange> merged(std::vector<PageRange> ranges) {
-  std::ranges::sort(ranges, {}, &PageRange::offset);
-  std::vector<PageRange> result;
-  for (const PageRange& range : ranges) {
-    if (result.empty() || result.back().offset + result.back().length < range.offset) {
-      result.push_back(range);
-      continue;
-    }
-    const std::uint64_t end =
-        std::max(result.back().offset + result.back().length, range.offset + range.length);
-    result.back().length = end - result.back().offset;
-  }
-  return result;
-}
-
 /// What a scan asks for.
 struct Categories {
   std::uint64_t wanted = 0;
@@ -133,6 +117,21 @@ std::uint64_t total_length(const std::vector<PageRange>& ranges) {
   return total;
 }
 
+std::vector<PageRange> merged(std::vector<PageRange> ranges) {
+  std::ranges::sort(ranges, {}, &PageRange::offset);
+  std::vector<PageRange> result;
+  for (const PageRange& range : ranges) {
+    if (result.empty() || result.back().offset + result.back().length < range.offset) {
+      result.push_back(range);
+      continue;
+    }
+    const std::uint64_t end =
+        std::max(result.back().offset + result.back().length, range.offset + range.length);
+    result.back().length = end - result.back().offset;
+  }
+  return result;
+}
+
 struct DirtyScan::State {
   std::string name;  // for messages
   Fd pagemap;
@@ -140,6 +139,7 @@ struct DirtyScan::State {
   FileName file;
   std::uint64_t size = 0;
   bool armed = false;
+  std::vector<Piece> mapped;  // where the memory was at the last take()
   std::string maps_text = std::string(std::size_t{256} << 10, '\0');
   std::vector<PageRegion> regions = std::vector<PageRegion>(regions_at_once);
 
@@ -148,7 +148,8 @@ struct DirtyScan::State {
   Result<std::string_view> read_maps();
   Result<std::vector<Piece>> find_pieces();
   Result<void> arm(const Piece& piece);
-  Result<void> scan(const Piece& piece, Categories categories, std::vector<PageRange>& found);
+  Result<void> scan(const Piece& piece, Categories categories, std::uint64_t flags,
+                    std::vector<PageRange>& found);
   std::unexpected<Error> scan_failure(int errno_value) const;
 };
 
@@ -237,12 +238,12 @@ Result<void> DirtyScan::State::arm(const Piece& piece) {
   return {};
 }
 
-Result<void> DirtyScan::State::scan(const Piece& piece, Categories categories,
+Result<void> DirtyScan::State::scan(const Piece& piece, Categories categories, std::uint64_t flags,
                                     std::vector<PageRange>& found) {
   const std::uint64_t end = piece.address + piece.length;
   for (std::uint64_t at = piece.address; at < end;) {
     PagemapScanArgument argument{.size = sizeof argument,
-                                 .flags = scan_protect_matching | scan_check_async,
+                                 .flags = flags,
                                  .start = at,
                                  .end = end,
                                  .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
@@ -288,16 +289,30 @@ Result<std::unique_ptr<DirtyScan>> DirtyScan::attach(pid_t pid, const std::strin
 
 Result<std::vector<PageRange>> DirtyScan::take() {
   State& state = *state_;
-  const auto pieces = TRY(state.find_pieces());
+  state.mapped = TRY(state.find_pieces());
   if (!state.armed) {
-    for (const Piece& piece : pieces) TRY(state.arm(piece));
+    for (const Piece& piece : state.mapped) TRY(state.arm(piece));
     state.armed = true;
     return std::vector<PageRange>();
   }
+  constexpr std::uint64_t flags = scan_protect_matching | scan_check_async;
   std::vector<PageRange> found;
-  for (const Piece& piece : pieces) {
-    TRY(state.scan(piece, written, found));
-    TRY(state.scan(piece, empty, found));
+  for (const Piece& piece : state.mapped) {
+    TRY(state.scan(piece, written, flags, found));
+    TRY(state.scan(piece, empty, flags, found));
+  }
+  return merged(std::move(found));
+}
+
+Result<std::vector<PageRange>> DirtyScan::written_of(PageRange range) {
+  std::vector<PageRange> found;
+  for (const Piece& piece : state_->mapped) {
+    const std::uint64_t start = std::max(range.offset, piece.offset);
+    const std::uint64_t end = std::min(range.offset + range.length, piece.offset + piece.length);
+    if (start >= end) continue;
+    TRY(state_->scan(
+        {.address = piece.address + (start - piece.offset), .offset = start, .length = end - start},
+        written, scan_check_async, found));
   }
   return merged(std::move(found));
 }

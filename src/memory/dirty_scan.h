@@ -28,6 +28,8 @@ struct PageRange {
   friend bool operator==(const PageRange&, const PageRange&) = default;
 };
 std::uint64_t total_length(const std::vector<PageRange>& ranges);
+/// The same pages in order, no two ranges of which touch.
+std::vector<PageRange> merged(std::vector<PageRange> ranges);
 
 class DirtyScan {
  public:
@@ -47,6 +49,9 @@ class DirtyScan {
   /// anew without registration, or unmapped; then the whole memory is to be copied again, after a
   /// new attach. `disconnected` if the process has ended.
   Result<std::vector<PageRange>> take();
+  /// What of a range has been written since the last take(), in order: a hint of what the next one
+  /// will have, which arms nothing. Not whole where the memory was mapped anew.
+  Result<std::vector<PageRange>> written_of(PageRange range);
 
  private:
   struct State;

@@ -80,6 +80,23 @@ TEST_F(DirtyScanTest, TellsOfAWriteOnceAndOfTheNextOneAgain) {
   EXPECT_THAT(MUST(scan_->take()), ElementsAre(pages(10)));
 }
 
+TEST_F(DirtyScanTest, LookingAtWhatWasWrittenLeavesItForTheNextTake) {
+  start();
+  store(0, 200);
+  const auto unarmed = MUST(DirtyScan::attach(process_.pid(), file_));
+  EXPECT_THAT(MUST(unarmed->written_of(pages(0, 200))), IsEmpty());
+  arm();
+  store(10, 3);
+  store(40);
+  for (int repetition = 0; repetition < 2; ++repetition) {
+    EXPECT_THAT(MUST(scan_->written_of(pages(11, 100))), ElementsAre(pages(11, 2), pages(40)));
+    EXPECT_THAT(MUST(scan_->written_of(pages(100, 50))), IsEmpty());
+    EXPECT_THAT(MUST(scan_->written_of(pages(64 * MiB / page, 5))), IsEmpty());
+  }
+  EXPECT_THAT(MUST(scan_->take()), ElementsAre(pages(10, 3), pages(40)));
+  EXPECT_THAT(MUST(scan_->written_of(pages(0, 100))), IsEmpty());
+}
+
 TEST_F(DirtyScanTest, ReadingIsNoWriting) {
   start();
   arm();

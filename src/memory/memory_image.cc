@@ -13,16 +13,16 @@
 
 #include "base/aligned_buffer.h"
 #include "base/units.h"
+#include "memory/image_output.h"
 #include "memory/memory_file.h"
 
 namespace berth::memory {
 namespace {
 
-// Stays in the cache of a core between the read and the write.
-constexpr std::size_t piece_max = 256 * KiB;
-// What is written goes to the disk in portions of this size while more is copied, so that little is
-// left for the end.
-constexpr std::uint64_t writeback_portion = 8 * MiB;
+// Stays in the cache of a core while it is read and looked at.
+constexpr std::size_t piece_max = ImageOutput::buffer_size;
+// Shorter ranges are not left out of a copy: two writes take the disk longer than these bytes.
+constexpr std::size_t left_out_min = 64 * KiB;
 
 /// Memory for pages, the newest of each. What is touched costs no fault to write: for the instant
 /// when a machine stands still.
@@ -51,7 +51,8 @@ class Staging {
   std::size_t left() const { return size_ - used_ * page_size; }
 
   Result<void> touch(std::uint64_t bytes) {
-    const std::size_t wanted = std::min<std::uint64_t>(used_ * page_size + bytes, size_);
+    const std::size_t wanted =
+        std::min<std::uint64_t>(round_up(used_ * page_size + bytes, page_size), size_);
     if (wanted <= touched_) return {};
     if (::madvise(memory_ + touched_, wanted - touched_, MADV_POPULATE_WRITE) != 0)
       return no_memory(errno, wanted);
@@ -123,6 +124,13 @@ Result<void> write_runs(std::size_t length, IsLeftOut is_left_out, Write write) 
   return {};
 }
 
+void append_page(std::vector<PageRange>& ranges, std::uint64_t offset) {
+  if (!ranges.empty() && ranges.back().offset + ranges.back().length == offset)
+    ranges.back().length += page_size;
+  else
+    ranges.push_back({.offset = offset, .length = page_size});
+}
+
 Result<void> sync_name(const std::string& path) {
   const std::string parent = std::filesystem::absolute(path).parent_path();
   const Fd directory(::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -135,40 +143,28 @@ Result<void> sync_name(const std::string& path) {
 
 struct MemoryImageWriter::State {
   MemoryFile memory;
-  MemoryFile image;
-  bool finished = false;
   std::uint64_t bytes_written = 0;
   std::vector<bool> in_image;  // pages that were written there; all others are holes
-  AlignedBuffer buffer{piece_max};
   Staging staging;
+  std::unique_ptr<ImageOutput> image;  // goes before what it writes from
+  bool finished = false;
 
-  Result<void> make_image(const std::string& path);
   Result<void> check_ranges(const std::vector<PageRange>& ranges) const;
   Result<void> copy_piece(std::uint64_t offset, std::uint64_t length);
+  Result<void> copy_ranges(const std::vector<PageRange>& ranges);
+  Result<void> stage(const std::vector<PageRange>& ranges);
   Result<void> write_pages(std::uint64_t offset, Bytes pages);
   Result<void> write_staged();
 };
 
-Result<void> MemoryImageWriter::State::make_image(const std::string& path) {
-  image = {.path = path,
-           .fd = Fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600)),
-           .size = memory.size};
-  if (!image.fd)
-    return errno_failure(errno, fmt::format("cannot make the memory image '{}'", path));
-  if (::ftruncate(image.fd.get(), static_cast<off_t>(image.size)) != 0) {
-    const int error = errno;
-    ::unlink(path.c_str());
-    return errno_failure(error, fmt::format("cannot make the memory image '{}'", path));
-  }
-  in_image.resize(image.size / page_size);
-  return {};
-}
-
 Result<void> MemoryImageWriter::State::check_ranges(const std::vector<PageRange>& ranges) const {
+  std::uint64_t end = 0;
   for (const auto& [offset, length] : ranges) {
-    if (offset % page_size == 0 && length % page_size == 0 && offset <= memory.size &&
-        length <= memory.size - offset)
+    if (offset % page_size == 0 && length % page_size == 0 && offset >= end &&
+        offset <= memory.size && length <= memory.size - offset) {
+      end = offset + length;
       continue;
+    }
     return failure(
         ErrorKind::invalid_argument,
         fmt::format("{} bytes at {} are no pages of the memory '{}'", length, offset, memory.path));
@@ -183,7 +179,7 @@ Result<void> MemoryImageWriter::State::write_pages(std::uint64_t offset, Bytes p
   };
   return write_runs(pages.size(), stays_hole,
                     [&](std::size_t start, std::size_t end) -> Result<void> {
-                      TRY(image.write(offset + start, pages.subspan(start, end - start)));
+                      TRY(image->write(offset + start, pages.subspan(start, end - start)));
                       for (std::uint64_t at = start; at < end; at += page_size)
                         in_image[(offset + at) / page_size] = true;
                       bytes_written += end - start;
@@ -192,25 +188,52 @@ Result<void> MemoryImageWriter::State::write_pages(std::uint64_t offset, Bytes p
 }
 
 Result<void> MemoryImageWriter::State::copy_piece(std::uint64_t offset, std::uint64_t length) {
-  const MutableBytes bytes = buffer.first(length);
+  const MutableBytes bytes = TRY(image->buffer()).first(length);
   TRY(memory.read(offset, bytes));
   return write_pages(offset, bytes);
 }
 
-/// In the order of the image, whatever order they were staged in.
+Result<void> MemoryImageWriter::State::copy_ranges(const std::vector<PageRange>& ranges) {
+  for (const auto& [offset, length] : ranges) {
+    for (std::uint64_t done = 0; done < length; done += piece_max)
+      TRY(copy_piece(offset + done, std::min<std::uint64_t>(length - done, piece_max)));
+  }
+  return image->settle();
+}
+
+/// There is room for them.
+Result<void> MemoryImageWriter::State::stage(const std::vector<PageRange>& ranges) {
+  for (const auto& [offset, length] : ranges) {
+    for (std::uint64_t done = 0; done < length;) {
+      const MutableBytes place =
+          staging.place((offset + done) / page_size, (length - done) / page_size);
+      TRY(memory.read(offset + done, place));
+      done += place.size();
+    }
+  }
+  return {};
+}
+
+/// In the order of the image, whatever order they were staged in: fewer and longer writes are worth
+/// another copy.
 Result<void> MemoryImageWriter::State::write_staged() {
   if (staging.is_empty()) return {};
-  const std::uint64_t pages = memory.size / page_size;
-  for (std::uint64_t page = 0; page < pages;) {
-    std::size_t length = 0;
-    for (; page + length / page_size < pages && length < piece_max; length += page_size) {
-      const std::uint64_t at = page + length / page_size;
-      if (!staging.has(at)) break;
-      std::ranges::copy(staging.at(at), buffer.first(piece_max).begin() + length);
+  std::vector<PageRange> runs;
+  for (std::uint64_t page = 0; page < in_image.size();) {
+    MutableBytes bytes = TRY(image->buffer());
+    runs.clear();
+    for (std::size_t used = 0; page < in_image.size() && used < bytes.size(); ++page) {
+      if (!staging.has(page)) continue;
+      std::ranges::copy(staging.at(page), bytes.begin() + used);
+      append_page(runs, page * page_size);
+      used += page_size;
     }
-    TRY(write_pages(page * page_size, buffer.first(length)));
-    page += length / page_size + (length < piece_max ? 1 : 0);
+    for (const auto& [offset, length] : runs) {
+      TRY(write_pages(offset, bytes.first(length)));
+      bytes = bytes.subspan(length);
+    }
   }
+  TRY(image->settle());
   staging.clear();
   return {};
 }
@@ -218,58 +241,72 @@ Result<void> MemoryImageWriter::State::write_staged() {
 MemoryImageWriter::MemoryImageWriter(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 MemoryImageWriter::~MemoryImageWriter() {
-  if (!state_->finished) ::unlink(state_->image.path.c_str());
+  if (!state_->finished) ::unlink(state_->image->path().c_str());
 }
 
 Result<std::unique_ptr<MemoryImageWriter>> MemoryImageWriter::create(const std::string& memory_file,
                                                                      const std::string& path) {
   auto state = std::make_unique<State>();
   state->memory = TRY(MemoryFile::open(memory_file, MemoryFile::Access::read));
-  TRY(state->make_image(path));
+  state->image = TRY(ImageOutput::create(path, state->memory.size));
+  state->in_image.resize(state->memory.size / page_size);
   return std::unique_ptr<MemoryImageWriter>(new MemoryImageWriter(std::move(state)));
 }
 
-Result<void> MemoryImageWriter::copy_all(const std::atomic<bool>& stop,
-                                         const std::function<void(std::uint64_t)>& report) {
+Result<std::vector<PageRange>> MemoryImageWriter::copy_all(
+    const std::atomic<bool>& stop, const std::function<void(std::uint64_t)>& report,
+    const LeaveOut& leave_out) {
   State& state = *state_;
-  std::uint64_t sent = 0;  // the disk has been told to begin with what lies before
-  const auto send = [&](std::uint64_t until) {
-    (void)::sync_file_range(state.image.fd.get(), static_cast<off_t>(sent),
-                            static_cast<off_t>(until - sent), SYNC_FILE_RANGE_WRITE);
-    sent = until;
+  std::vector<PageRange> left_out;
+  const auto copy_until = [&](std::uint64_t& at, std::uint64_t end) -> Result<void> {
+    if (at < end) TRY(state.copy_piece(at, end - at));
+    at = end;
+    return {};
   };
   for (std::uint64_t at = 0; at < state.memory.size;) {
     const auto extent = TRY(state.memory.next_data(at));
     for (at = extent.start; at < extent.end;) {
       if (stop) return failure(ErrorKind::cancelled, "copying the memory was cancelled");
-      const std::uint64_t length = std::min<std::uint64_t>(extent.end - at, piece_max);
-      TRY(state.copy_piece(at, length));
-      at += length;
-      if (at - sent >= writeback_portion) send(at);
+      const std::uint64_t end = std::min<std::uint64_t>(extent.end, at + piece_max);
+      if (leave_out) {
+        for (const PageRange& range : TRY(leave_out({.offset = at, .length = end - at}))) {
+          if (range.length < left_out_min) continue;
+          TRY(copy_until(at, range.offset));
+          at += range.length;
+          left_out.push_back(range);
+        }
+      }
+      TRY(copy_until(at, end));
       if (report) report(at);
     }
   }
-  send(state.memory.size);
+  TRY(state.image->settle());
   if (report) report(state.memory.size);
-  return state.memory.check_size();
+  TRY(state.memory.check_size());
+  return left_out;
 }
 
-Result<void> MemoryImageWriter::copy(const std::vector<PageRange>& ranges) {
-  TRY(state_->check_ranges(ranges));
-  TRY(state_->write_staged());
+Result<void> MemoryImageWriter::copy(const std::vector<PageRange>& ranges,
+                                     std::uint64_t staging_reserved) {
+  State& state = *state_;
+  TRY(state.check_ranges(ranges));
+  const auto room = [&] { return staging_left() - std::min(staging_left(), staging_reserved); };
+  if (room() == 0 && unstaged(ranges) > 0) TRY(state.write_staged());
+  std::uint64_t free = room();
+  std::vector<PageRange> staged;
+  std::vector<PageRange> others;
   for (const auto& [offset, length] : ranges) {
-    for (std::uint64_t done = 0; done < length; done += piece_max)
-      TRY(state_->copy_piece(offset + done, std::min<std::uint64_t>(length - done, piece_max)));
+    for (std::uint64_t at = offset; at < offset + length; at += page_size) {
+      const bool has = state.staging.has(at / page_size);
+      append_page(has || free >= page_size ? staged : others, at);
+      if (!has && free >= page_size) free -= page_size;
+    }
   }
-  return {};
+  TRY(state.stage(staged));
+  return state.copy_ranges(others);
 }
 
-Result<void> MemoryImageWriter::sync() {
-  const MemoryFile& image = state_->image;
-  if (::fdatasync(image.fd.get()) != 0)
-    return errno_failure(errno, fmt::format("cannot sync the memory image '{}'", image.path));
-  return {};
-}
+Result<void> MemoryImageWriter::sync() { return state_->image->sync(); }
 
 Result<void> MemoryImageWriter::prepare_staging(std::uint64_t staging_max) {
   State& state = *state_;
@@ -293,15 +330,7 @@ Result<void> MemoryImageWriter::stage(const std::vector<PageRange>& ranges) {
     return failure(ErrorKind::limit, fmt::format("{} are to be staged, and there is room for {}",
                                                  format_size(wanted), format_size(left)));
   }
-  for (const auto& [offset, length] : ranges) {
-    for (std::uint64_t done = 0; done < length;) {
-      const MutableBytes place =
-          state.staging.place((offset + done) / page_size, (length - done) / page_size);
-      TRY(state.memory.read(offset + done, place));
-      done += place.size();
-    }
-  }
-  return {};
+  return state.stage(ranges);
 }
 
 std::uint64_t MemoryImageWriter::unstaged(const std::vector<PageRange>& ranges) const {
@@ -320,7 +349,7 @@ Result<void> MemoryImageWriter::finish() {
   TRY(state.memory.check_size());
   TRY(state.write_staged());
   TRY(sync());
-  TRY(sync_name(state.image.path));
+  TRY(sync_name(state.image->path()));
   state.finished = true;
   return {};
 }

@@ -25,14 +25,21 @@ class MemoryImageWriter {
   /// An image that was not finished is removed.
   ~MemoryImageWriter();
 
-  /// Copies everything that is not zero (holes of the memory object are skipped without reading).
-  /// What is written in the meantime is copied or not: arm a DirtyScan before. `cancelled` soon
-  /// after `stop` becomes true. `report` may be empty: bytes looked at so far.
-  Result<void> copy_all(const std::atomic<bool>& stop,
-                        const std::function<void(std::uint64_t)>& report);
-  /// Copies these ranges as they are now: of the memory's pages, `invalid_argument` otherwise.
-  /// Writes first what was staged, which leaves room to stage again.
-  Result<void> copy(const std::vector<PageRange>& ranges);
+  /// What of a range copy_all() need not copy, in order.
+  using LeaveOut = std::function<Result<std::vector<PageRange>>(PageRange)>;
+  /// Copies everything that is not zero (holes of the memory object are skipped without reading),
+  /// but for longer ranges of what `leave_out` names: what has been written again already is copied
+  /// later anyway. Returns what it left out. What is written in the meantime is copied or not: arm
+  /// a DirtyScan before. `cancelled` soon after `stop` becomes true. `report`: bytes looked at so
+  /// far. Both may be empty.
+  Result<std::vector<PageRange>> copy_all(const std::atomic<bool>& stop,
+                                          const std::function<void(std::uint64_t)>& report,
+                                          const LeaveOut& leave_out);
+  /// Copies these ranges as they are now: of the memory's pages, in order, `invalid_argument`
+  /// otherwise. They are staged (see below) where that leaves room for `staging_reserved` bytes;
+  /// what is not goes to the image. Where there is no room at all, all that was staged goes there
+  /// first.
+  Result<void> copy(const std::vector<PageRange>& ranges, std::uint64_t staging_reserved);
   /// Waits until what has been copied, and not staged, is on the disk: so that the disk has nothing
   /// to do for us while the machine stands still.
   Result<void> sync();
@@ -42,7 +49,7 @@ class MemoryImageWriter {
   /// by that call, beyond `staging_max` bytes; `precondition` if staging was never prepared.
   Result<void> prepare_staging(std::uint64_t staging_max);
   Result<void> stage(const std::vector<PageRange>& ranges);
-  /// Has the memory for so many bytes more at hand, as far as it goes.
+  /// Has the memory for so many bytes more at hand, as far as it goes. May run beside copy_all().
   Result<void> touch_staging(std::uint64_t bytes);
   /// Bytes of these ranges that are not staged yet.
   std::uint64_t unstaged(const std::vector<PageRange>& ranges) const;

@@ -42,7 +42,7 @@ class MemoryImageTest : public testing::Test {
   }
   static void copy_all(MemoryImageWriter& writer) {
     const std::atomic<bool> stop = false;
-    MUST(writer.copy_all(stop, {}));
+    MUST(writer.copy_all(stop, {}, {}));
   }
   void expect_alike() const { EXPECT_EQ(MUST(first_difference(image_, ram_)), size); }
 
@@ -58,10 +58,12 @@ TEST_F(MemoryImageTest, HasEveryByteOfTheMemory) {
   const auto writer = create();
   std::uint64_t reported = 0;
   const std::atomic<bool> stop = false;
-  MUST(writer->copy_all(stop, [&](std::uint64_t bytes) {
-    EXPECT_GE(bytes, reported);
-    reported = bytes;
-  }));
+  MUST(writer->copy_all(stop,
+                        [&](std::uint64_t bytes) {
+                          EXPECT_GE(bytes, reported);
+                          reported = bytes;
+                        },
+                        {}));
   EXPECT_EQ(reported, size);
   MUST(writer->finish());
   expect_alike();
@@ -84,7 +86,7 @@ TEST_F(MemoryImageTest, LookingAtAMemoryAllocatesNothingInIt) {
   const std::uint64_t before = allocated(ram_);
   const auto writer = create();
   copy_all(*writer);
-  MUST(writer->copy({{.offset = 0, .length = size}}));
+  MUST(writer->copy({{.offset = 0, .length = size}}, 0));
   MUST(writer->finish());
   expect_alike();
   EXPECT_EQ(allocated(ram_), before);
@@ -97,7 +99,7 @@ TEST_F(MemoryImageTest, APageThatBecameZeroIsZero) {
   write_at(ram_, 8 * page, std::string(16 * page, '\0'));
   write_at(ram_, 8 * MiB, std::string(page, '\0'));
   MUST(writer->copy(
-      {{.offset = 8 * page, .length = 12 * page}, {.offset = 8 * MiB, .length = page}}));
+      {{.offset = 8 * page, .length = 12 * page}, {.offset = 8 * MiB, .length = page}}, 0));
   MUST(writer->prepare_staging(MiB));
   MUST(writer->stage({{.offset = 20 * page, .length = 4 * page}}));
   MUST(writer->finish());
@@ -109,7 +111,7 @@ TEST_F(MemoryImageTest, CopiesTheRangesThatItIsToldAndNoOthers) {
   const auto writer = create();
   copy_all(*writer);
   write_at(ram_, 0, noise(size, 3));
-  MUST(writer->copy({{.offset = page, .length = 2 * page}, {.offset = MiB, .length = MiB}}));
+  MUST(writer->copy({{.offset = page, .length = 2 * page}, {.offset = MiB, .length = MiB}}, 0));
   MUST(writer->finish());
   EXPECT_EQ(MUST(first_difference(image_, ram_)), 0U);
   EXPECT_EQ(read_at(image_, page, 2 * page), read_at(ram_, page, 2 * page));
@@ -152,24 +154,83 @@ TEST_F(MemoryImageTest, StagesNoMoreThanWasPrepared) {
   expect_alike();
 }
 
-TEST_F(MemoryImageTest, WhatIsCopiedLaterCountsOverWhatWasStagedBefore) {
+TEST_F(MemoryImageTest, WhatFindsNoRoomInTheStagingGoesToTheImage) {
   const auto writer = create();
-  MUST(writer->prepare_staging(4 * page));
-  write_at(ram_, 0, noise(4 * page, 1));
-  MUST(writer->stage({{.offset = 0, .length = 4 * page}}));
-  write_at(ram_, page, noise(2 * page, 2));
-  MUST(writer->copy({{.offset = page, .length = 2 * page}}));
-  EXPECT_EQ(writer->staging_left(), 4 * page);
-  write_at(ram_, 2 * page, noise(page, 3));
-  MUST(writer->stage({{.offset = 2 * page, .length = page}}));
+  MUST(writer->prepare_staging(6 * page));
+  write_at(ram_, 0, noise(8 * page, 1));
+  MUST(writer->copy({{.offset = 0, .length = 8 * page}}, 2 * page));
+  EXPECT_EQ(writer->staging_left(), 2 * page);
+  EXPECT_EQ(writer->bytes_written(), 4 * page);
+  EXPECT_EQ(writer->unstaged({{.offset = 0, .length = 8 * page}}), 4 * page);
+
+  // What is staged is so again, and takes no room; what was in the image is written there again.
+  write_at(ram_, 0, noise(8 * page, 2));
+  MUST(writer->stage({{.offset = 3 * page, .length = 2 * page}}));
+  EXPECT_EQ(writer->staging_left(), page);
+  MUST(writer->copy({{.offset = 0, .length = 3 * page}}, 2 * page));
+  EXPECT_EQ(writer->bytes_written(), 4 * page);
+
+  // No room: what was staged, page 4 as its newest, goes first.
+  MUST(writer->copy({{.offset = 5 * page, .length = 3 * page}}, 2 * page));
+  EXPECT_EQ(writer->bytes_written(), (4 + 5) * page);
+  EXPECT_EQ(writer->staging_left(), 3 * page);
   MUST(writer->finish());
   expect_alike();
+}
+
+TEST_F(MemoryImageTest, WhatIsToBeLeftOutIsNotCopiedAndReturned) {
+  write_at(ram_, 0, noise(3 * MiB, 1));
+  write_at(ram_, size - 16 * page, noise(16 * page, 2));
+  // At both ends of what is asked about, and all of it; one that is too short for it.
+  const PageRange too_short = {.offset = 30 * page, .length = 2 * page};
+  const std::vector<PageRange> wanted = {{.offset = 0, .length = 16 * page},
+                                         too_short,
+                                         {.offset = 40 * page, .length = 20 * page},
+                                         {.offset = MiB - 17 * page, .length = MiB},
+                                         {.offset = size - 16 * page, .length = 16 * page}};
+  const auto leave_out = [&](PageRange asked) -> Result<std::vector<PageRange>> {
+    std::vector<PageRange> found;
+    for (const auto& [offset, length] : wanted) {
+      const std::uint64_t start = std::max(offset, asked.offset);
+      const std::uint64_t end = std::min(offset + length, asked.offset + asked.length);
+      if (start < end) found.push_back({.offset = start, .length = end - start});
+    }
+    return found;
+  };
+  const auto writer = create();
+  const std::atomic<bool> stop = false;
+  const auto left_out = merged(MUST(writer->copy_all(stop, {}, leave_out)));
+  std::vector<PageRange> long_ones = wanted;
+  std::erase(long_ones, too_short);
+  EXPECT_EQ(left_out, long_ones);
+  EXPECT_EQ(writer->bytes_written(), 3 * MiB + 16 * page - total_length(left_out));
+  MUST(writer->copy(left_out, 0));
+  MUST(writer->finish());
+  expect_alike();
+}
+
+TEST_F(MemoryImageTest, WhatCannotBeWrittenIsAnErrorFromThenOn) {
+  const std::string place = directory_ / "small";
+  std::filesystem::create_directory(place);
+  const SmallFileSystem small(place, "1m");
+  if (!small.mounted()) GTEST_SKIP() << "no tmpfs can be mounted here";
+  write_at(ram_, 0, noise(8 * MiB, 1));
+  auto writer = MUST(MemoryImageWriter::create(ram_, place + "/image"));
+  const std::atomic<bool> stop = false;
+  const auto copied = writer->copy_all(stop, {}, {});
+  ASSERT_FALSE(copied);
+  EXPECT_EQ(copied.error().kind(), ErrorKind::no_space) << copied.error().message();
+  const auto finished = writer->finish();
+  ASSERT_FALSE(finished);
+  EXPECT_EQ(finished.error().kind(), ErrorKind::no_space);
+  writer.reset();
+  EXPECT_TRUE(std::filesystem::is_empty(place));
 }
 
 TEST_F(MemoryImageTest, APageIsStagedOnceAsItWasLast) {
   const auto writer = create();
   MUST(writer->prepare_staging(4 * page));
-  MUST(writer->touch_staging(2 * page));
+  MUST(writer->touch_staging(page + 1));
   // Scattered first, so that what is next to each other in the memory is not so where it is staged.
   for (const unsigned at : {7U, 5U, 6U}) {
     write_at(ram_, at * page, noise(page, at));
@@ -212,7 +273,7 @@ TEST_F(MemoryImageTest, RangesThatAreNoPagesOfTheMemoryAreRefused) {
        {PageRange{.offset = 1, .length = page}, PageRange{.offset = 0, .length = 5},
         PageRange{.offset = size, .length = page},
         PageRange{.offset = page, .length = UINT64_MAX - page + 1}}) {
-    for (const auto& refused : {writer->copy({range}), writer->stage({range})}) {
+    for (const auto& refused : {writer->copy({range}, 0), writer->stage({range})}) {
       ASSERT_FALSE(refused);
       EXPECT_EQ(refused.error().kind(), ErrorKind::invalid_argument);
     }
@@ -240,10 +301,12 @@ TEST_F(MemoryImageTest, CopyingEndsSoonAfterItIsCancelled) {
   const auto writer = create();
   std::atomic<bool> stop = false;
   std::uint64_t reported = 0;
-  const auto copied = writer->copy_all(stop, [&](std::uint64_t bytes) {
-    reported = bytes;
-    stop = true;
-  });
+  const auto copied = writer->copy_all(stop,
+                                       [&](std::uint64_t bytes) {
+                                         reported = bytes;
+                                         stop = true;
+                                       },
+                                       {});
   ASSERT_FALSE(copied);
   EXPECT_EQ(copied.error().kind(), ErrorKind::cancelled);
   EXPECT_LE(reported, MiB);
@@ -269,9 +332,13 @@ TEST_F(MemoryImageTest, AMemoryThatIsCutShortUnderItsCopyIsAnErrorAndNoSignal) {
   copy_all(*writer);
   shorten(ram_, size / 2);
   const std::vector<PageRange> gone = {{.offset = size - page, .length = page}};
-  const std::atomic<bool> stop = false;
+  const auto copy_again = [&]() -> Result<void> {
+    const std::atomic<bool> stop = false;
+    TRY(writer->copy_all(stop, {}, {}));
+    return {};
+  };
   for (const auto& result :
-       {writer->copy(gone), writer->stage(gone), writer->copy_all(stop, {}), writer->finish()}) {
+       {writer->copy(gone, size), writer->stage(gone), copy_again(), writer->finish()}) {
     ASSERT_FALSE(result);
     EXPECT_EQ(result.error().kind(), ErrorKind::corrupt) << result.error().message();
   }
@@ -353,7 +420,7 @@ TEST_F(MemoryImageTest, RoundsMakeACopyOfAMemoryThatIsWrittenAllTheTime) {
     for (int round = 0; round < 5; ++round) {
       const auto written = MUST(take_some(*scan));
       in_rounds += total_length(written);
-      MUST(round == 2 ? writer->copy(written) : writer->stage(written));
+      MUST(writer->copy(written, (60 + round) * MiB));
     }
     EXPECT_GE(in_rounds, 5 * page);
     process.tell("halt");

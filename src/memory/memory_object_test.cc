@@ -2,7 +2,6 @@
 
 #include <filesystem>
 
-#include <sys/mount.h>
 #include <sys/stat.h>
 
 #include <gmock/gmock.h>
@@ -112,22 +111,10 @@ TEST_F(MemoryObjectTest, ADirectoryWhoseParentIsMissingIsNotFound) {
   EXPECT_EQ(created.error().kind(), ErrorKind::not_found);
 }
 
-/// On a tmpfs of 64 MiB of its own.
-class SmallMemoryDirectoryTest : public MemoryObjectTest {
- protected:
-  void SetUp() override {
-    std::filesystem::create_directory(memory_dir_);
-    mounted_ =
-        ::mount("tmpfs", memory_dir_.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "size=64m") == 0;
-    if (!mounted_) GTEST_SKIP() << "no tmpfs can be mounted here";
-  }
-  void TearDown() override {
-    if (mounted_) ::umount2(memory_dir_.c_str(), MNT_DETACH);
-  }
-  bool mounted_ = false;
-};
-
-TEST_F(SmallMemoryDirectoryTest, CountsWhatOtherMachinesMayStillTake) {
+TEST_F(MemoryObjectTest, CountsWhatOtherMachinesMayStillTake) {
+  std::filesystem::create_directory(memory_dir_);
+  const SmallFileSystem small(memory_dir_, "64m");
+  if (!small.mounted()) GTEST_SKIP() << "no tmpfs can be mounted here";
   const Id128 other = random_.id();
   const std::string path = MUST(create_memory_object(memory_dir_, other, 40 * MiB, {}));
   const auto refused = create(32 * MiB);

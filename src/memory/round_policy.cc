@@ -8,9 +8,7 @@ namespace {
 
 using Step = RoundDecision::Step;
 
-// A round that gets smaller than this part of the one before is worth another one.
-constexpr double shrinks_well = 0.5;
-// One that does not even get this small has not got smaller.
+// A round that does not get smaller than this part of the one before has not got smaller.
 constexpr double shrinks_at_all = 0.75;
 constexpr unsigned stuck_rounds_max = 2;
 
@@ -33,8 +31,8 @@ RoundDecision RoundPolicy::next(const Round& round) {
   elapsed_s_ += seconds(round.since_last_take);
   const auto bytes = static_cast<double>(round.bytes_dirty);
   const bool first = rounds_ == 1;
-  const bool shrank_well = !first && bytes < shrinks_well * previous_bytes_;
-  stuck_ = !first && bytes > shrinks_at_all * previous_bytes_ ? stuck_ + 1 : 0;
+  const bool shrank = first || bytes <= shrinks_at_all * previous_bytes_;
+  stuck_ = shrank ? 0 : stuck_ + 1;
   previous_bytes_ = bytes;
 
   const double last_round = written_in(seconds(round.copying) + seconds(limits_.stopping), round);
@@ -56,7 +54,7 @@ RoundDecision RoundPolicy::next(const Round& round) {
     decision.step = Step::stop_now;
   } else if (fits) {
     // Another round costs the machine nothing, as long as it makes the pause really shorter.
-    const bool worth_it = (first || shrank_well) && copying > limits_.pause_least / 4;
+    const bool worth_it = shrank && copying > limits_.pause_least / 4;
     decision.step = worth_it ? Step::another_round : Step::stop_now;
   } else if (!is_slowest && stuck_ >= stuck_rounds_max) {
     stuck_ = 0;

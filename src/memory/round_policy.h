@@ -2,7 +2,7 @@
 // and when to stop it for the last round (DESIGN §6, rule 1). Pure: no clock, no I/O.
 //
 //   scan.take(); writer.copy_all();
-//   loop: dirty = scan.take(); writer.copy(dirty); policy.next({dirty, …})
+//   loop: dirty = scan.take(); writer.copy(dirty, …); policy.next({dirty, …})
 //   stop the machine; writer.stage(scan.take()); save its devices; let it go on
 //
 // Not for two threads at once.

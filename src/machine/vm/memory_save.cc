@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "async/deadline.h"
 #include "base/fault_point.h"
 #include "base/fd.h"
 #include "base/log.h"
@@ -116,6 +117,7 @@ Task<Result<void>> MemorySave::begin(std::string directory, Report report, Check
 
 Task<Result<void>> MemorySave::copy_and_stop(const Report& report, const Check& check) {
   figures_ = {};
+  left_out_.clear();
   stop_copying_ = false;
   copied_ = 0;
   CO_TRY(machine_.monitor());
@@ -145,25 +147,56 @@ Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check
     TRY(writer_->prepare_staging(staging_for(machine_.memory_size())));
     return writer_->touch_staging(room_for_last / 2);
   }));
+  looked_at_ = found_written_ = 0;
+  dirty_share_ = 0;
   Gate telling(loop_);
+  Event ended(loop_);
   bool copying = true;
-  const auto tell = [](MemorySave& self, const Report& to, const Check& wanted,
+  const auto tell = [](MemorySave& self, const Report& to, const Check& wanted, Event& changed,
                        bool& busy) -> Task<> {
     while (busy) {
       to(self.copied_, self.machine_.memory_size());
       if (!wanted()) self.stop_copying_ = true;
-      co_await self.loop_.sleep(report_interval);
+      co_await self.ready_staging();
+      if (!busy) break;
+      Deadline tick(self.loop_, report_interval, [&changed] { changed.notify_all(); });
+      co_await changed.wait();
+      co_await tick.stop();
     }
   };
-  telling.spawn(tell(*this, report, check, copying));
+  telling.spawn(tell(*this, report, check, ended, copying));
   auto copied = co_await offload(loop_, [this]() -> Result<void> {
-    TRY(writer_->copy_all(stop_copying_, [this](std::uint64_t done) { copied_ = done; }));
+    left_out_ = TRY(writer_->copy_all(
+        stop_copying_, [this](std::uint64_t done) { copied_ = done; },
+        [this](memory::PageRange range) { return leave_out(range); }));
     return writer_->sync();
   });
   copying = false;
+  ended.notify_all();
   co_await telling.drained();
   ++figures_.rounds;
   co_return copied;
+}
+
+/// What has been written again need not be copied now; how much that is tells how much the next
+/// round will be.
+Result<std::vector<memory::PageRange>> MemorySave::leave_out(memory::PageRange range) {
+  auto written = TRY(scan_->written_of(range));
+  looked_at_ += range.length;
+  found_written_ += memory::total_length(written);
+  dirty_share_ = static_cast<double>(found_written_) / static_cast<double>(looked_at_);
+  return written;
+}
+
+/// Memory takes its time to be found, on a host that is a virtual machine above all: that of the
+/// next rounds is looked for while the disk is busy. What is written of the whole memory until its
+/// end comes to about twice the share that has been seen of each part when its turn came.
+Task<> MemorySave::ready_staging() {
+  const double expected = 2 * dirty_share_ * static_cast<double>(machine_.memory_size());
+  const auto touched = co_await offload(loop_, [this, expected] {
+    return writer_->touch_staging(static_cast<std::uint64_t>(expected) + room_for_last / 2);
+  });
+  if (!touched) log_warning("{}", touched.error().message());
 }
 
 Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& check,
@@ -174,7 +207,7 @@ Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& ch
     CO_TRY(check());
     disks.go_on();
     const Instant now = loop_.now();
-    const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
+    const auto dirty = CO_TRY(co_await take_dirty());
     CO_TRY(co_await copy_round(dirty));
     ++figures_.rounds;
     fault_point("memory.round");
@@ -200,15 +233,21 @@ Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& ch
   co_return Result<void>{};
 }
 
+/// What has to be copied since the last look.
+Task<Result<std::vector<memory::PageRange>>> MemorySave::take_dirty() {
+  co_return co_await offload(loop_, [this]() -> Result<std::vector<memory::PageRange>> {
+    auto dirty = TRY(scan_->take());
+    if (left_out_.empty()) return dirty;
+    dirty.insert(dirty.end(), left_out_.begin(), left_out_.end());
+    left_out_.clear();
+    return memory::merged(std::move(dirty));
+  });
+}
+
 Task<Result<void>> MemorySave::copy_round(const std::vector<memory::PageRange>& dirty) {
   co_return co_await offload(loop_, [this, &dirty]() -> Result<void> {
-    // What is staged waits for no disk, so that the next round is smaller.
-    if (writer_->unstaged(dirty) + room_for_last <= writer_->staging_left()) {
-      TRY(writer_->stage(dirty));
-    } else {
-      TRY(writer_->copy(dirty));
-      TRY(writer_->sync());
-    }
+    TRY(writer_->copy(dirty, room_for_last));
+    TRY(writer_->sync());
     return writer_->touch_staging(room_for_last / 2);
   });
 }
@@ -231,7 +270,7 @@ Task<Result<void>> MemorySave::take_rest() {
   device_state_ = CO_TRY(co_await devices_->receive());
   fault_point("memory.devices-taken");
   const Instant scanning = loop_.now();
-  const auto dirty = CO_TRY(co_await offload(loop_, [this] { return scan_->take(); }));
+  const auto dirty = CO_TRY(co_await take_dirty());
   const Instant copying = loop_.now();
   CO_TRY(co_await offload(loop_, [this, &dirty] { return writer_->stage(dirty); }));
   figures_.saving_devices = scanning - saving;

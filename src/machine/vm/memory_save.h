@@ -62,6 +62,9 @@ class MemorySave {
   Task<Result<void>> copy_everything(const Report& report, const Check& check);
   /// Until there is little left to copy, and to flush.
   Task<Result<void>> copy_rounds(const Report& report, const Check& check, DiskSyncing& disks);
+  Result<std::vector<memory::PageRange>> leave_out(memory::PageRange range);
+  Task<> ready_staging();
+  Task<Result<std::vector<memory::PageRange>>> take_dirty();
   Task<Result<void>> copy_round(const std::vector<memory::PageRange>& dirty);
   Task<Result<void>> stop();
   Task<> take();
@@ -78,8 +81,12 @@ class MemorySave {
   std::string device_state_;
   std::unique_ptr<memory::MemoryImageWriter> writer_;
   std::unique_ptr<memory::DirtyScan> scan_;
+  std::vector<memory::PageRange> left_out_;  // of the copy of everything: the next round has it
   std::atomic<bool> stop_copying_{false};
   std::atomic<std::uint64_t> copied_{0};
+  std::uint64_t looked_at_ = 0;  // by the copy of everything, and what of it had been written again
+  std::uint64_t found_written_ = 0;
+  std::atomic<double> dirty_share_{0};
   bool beginning_ = false;
   Event begun_;
   Gate taking_;

@@ -254,7 +254,7 @@ class Checkpoint {
     MUST(scan_->take());
     auto taken = SteadyClock::now();
     report_["arm_ms"] = milliseconds_since(start);
-    MUST(writer_->copy_all(stop, {}));
+    MUST(writer_->copy_all(stop, {}, {}));
     report_["first_ms"] = milliseconds_since(taken);
     report_["first_bytes"] = writer_->bytes_written();
     report_["rounds"] = Json::array();
@@ -265,9 +265,8 @@ class Checkpoint {
       const Round round{.bytes_dirty = total_length(dirty), .since_last_take = start - taken};
       taken = start;
       const double scan_ms = milliseconds_since(start);
-      // A small round need not wait for the disk. Room is left for the last one.
-      const bool is_small = total_length(dirty) <= writer_->staging_left() / 4;
-      MUST(is_small ? writer_->stage(dirty) : writer_->copy(dirty));
+      // What is staged need not wait for the disk. Room is left for the last round.
+      MUST(writer_->copy(dirty, options_.staging_max / 2));
       Round done = round;
       done.copying = SteadyClock::now() - taken;
       const RoundDecision decision = policy.next(done);
@@ -301,8 +300,7 @@ class Checkpoint {
     const auto last = MUST(scan_->take());
     phase("scan");
     // Too much to be staged where the rounds have not converged: then the pause is long.
-    const bool fits = total_length(last) <= writer_->staging_left();
-    if (!options_.forget_last_round) MUST(fits ? writer_->stage(last) : writer_->copy(last));
+    if (!options_.forget_last_round) MUST(writer_->copy(last, 0));
     phase("stage");
     if (!options_.overlap) migrate();
     monitor_.wait_for_migration("completed");
@@ -310,7 +308,7 @@ class Checkpoint {
     phase("devices");
     // Saving a device may write to the memory of its guest.
     const auto after = MUST(scan_->take());
-    if (!after.empty()) MUST(fits ? writer_->stage(after) : writer_->copy(after));
+    MUST(writer_->copy(after, 0));
     phase("scan again");
     if (!options_.leave_stopped) {
       monitor_.execute("cont");
