@@ -13,12 +13,15 @@ import pytest
 import guest
 from berth_host import program, wait_for_exit
 from machine_host import Machine, guest_toml
+from volume_tools import wait_until
 
 
 @pytest.fixture(scope="module", name="web")
 def _web(shared_host):
     machine = Machine.create(shared_host, "web")
-    machine.start()
+    machine.start(wait=False)
+    assert machine.info()["agent"] is False  # it boots
+    machine.wait_for_agent()
     return machine
 
 
@@ -95,6 +98,15 @@ def test_the_console_is_there(shared_host, web):
     said = subprocess.run([program(), "vm", "console", "web"], env=shared_host.environment, input=b"\n", capture_output=True,
                           timeout=30, check=True).stdout
     assert b"hello from the guest" in said
+
+
+def test_what_a_guest_says_on_its_console_does_not_fill_the_memory(web):
+    path = web.qemu_directory / "console.log"
+    with open(path, "ab") as log:
+        log.write(b"a line of a guest that never stops\n" * 150_000)
+    wait_until(lambda: path.stat().st_size < 2 << 20, "the log's being shortened")
+    web.agent().run("echo and on it goes >/dev/ttyS0")
+    wait_until(lambda: "and on it goes" in web.console_text(), "the guest's next line")
 
 
 def test_a_daemon_that_dies_disturbs_nobody(shared_host, web):
@@ -206,6 +218,8 @@ def test_a_port_in_use_and_too_much_memory_are_refused_before_anything_starts(sh
     shared_host.cli("vm", "set", "ports", "--memory", "3T")
     refused = shared_host.refused("vm", "start", "ports")
     assert "ports" in refused.stderr and "TiB" in refused.stderr
+    shared_host.cli("vm", "set", "ports", "--memory", "256M", "--limit-memory", "64M")
+    assert "QEMU needs about" in shared_host.refused("vm", "start", "ports").stderr
     assert machine.state == "stopped"
     shared_host.cli("vm", "delete", "ports")
 

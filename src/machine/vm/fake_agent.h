@@ -64,6 +64,7 @@ class FakeAgent {
     return std::ranges::find(commands_, command) != commands_.end();
   }
   std::size_t clients() const { return clients_; }
+  bool has_to_say() const { return !outgoing_.empty(); }
   bool has_client() const { return client_ != nullptr; }
   bool is_frozen = false;
 

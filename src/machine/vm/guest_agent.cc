@@ -9,6 +9,7 @@
 
 #include "async/deadline.h"
 #include "async/event.h"
+#include "async/gate.h"
 #include "async/socket.h"
 
 namespace berth::machine {
@@ -18,6 +19,10 @@ constexpr std::size_t read_size = 64 * 1024;  // bytes
 // Where QEMU serves somebody else, and more wait than its socket takes, connecting lasts until they
 // have gone: this is how soon it is noticed that the call is to end.
 constexpr Duration connect_slice = std::chrono::milliseconds(200);
+// An answer is taken as long as it comes without a pause of this length.
+constexpr Duration answer_pause = std::chrono::milliseconds(200);
+// How late an agent that is there may be.
+constexpr Duration linger_max = std::chrono::seconds(30);
 
 constexpr const char* freeze_command = "guest-fsfreeze-freeze";
 constexpr const char* thaw_command = "guest-fsfreeze-thaw";
@@ -32,16 +37,19 @@ struct GuestAgent::State {
     AgentExchange& exchange;
     Instant until;
     bool is_late = false;
+    bool is_connected = false;
   };
 
   State(UringLoop& on, std::string at, Duration how_long)
-      : loop(on), path(std::move(at)), hold_max(how_long), turn(on) {}
+      : loop(on), path(std::move(at)), hold_max(how_long), turn(on), lingering(on) {}
 
   Task<Result<Json>> perform(std::string command, AgentExchange& exchange, Duration timeout);
   Task<Result<Json>> take_turn(Call& call);
   Task<Result<std::unique_ptr<Stream>>> connect(const Call& call);
   Task<Result<Json>> converse(Stream& stream, AgentExchange& exchange);
   Task<> stay(Stream& stream);
+  Task<> linger();
+  Task<> end_lingering();
   Error explain(Error error, const Call& call, Duration timeout) const;
   void hold(std::unique_ptr<Stream> stream);
   Task<std::unique_ptr<Stream>> take_held();
@@ -59,6 +67,8 @@ struct GuestAgent::State {
   std::unique_ptr<Stream> held;  // connected and idle, between a freeze and its thaw
   std::optional<Deadline> hold_ends;
   Instant hold_until{};
+  Stream* lingerer = nullptr;  // connected for an answer that nobody waits for any more
+  Gate lingering;
   bool closed = false;
 };
 
@@ -82,14 +92,18 @@ Task<Result<Json>> GuestAgent::State::perform(std::string command, AgentExchange
   co_await deadline.stop();
   std::erase(queue, &call);
   turn.notify_all();
+  const bool is_owed = call.is_late && call.is_connected && !exchange.answer();
+  if (is_owed && queue.empty() && !closed) lingering.spawn(linger());
   if (!outcome) outcome = failure(explain(std::move(outcome).error(), call, timeout));
   co_return outcome;
 }
 
 Task<Result<Json>> GuestAgent::State::take_turn(Call& call) {
+  co_await end_lingering();
   auto stream = co_await take_held();
   if (!stream) stream = CO_TRY(co_await connect(call));
   active = stream.get();
+  call.is_connected = true;
   if (!may_go_on(call)) interrupt();
   auto outcome = co_await converse(*stream, call.exchange);
   if (call.command == shutdown_command && call.exchange.answer()) co_await stay(*stream);
@@ -133,6 +147,28 @@ Task<> GuestAgent::State::stay(Stream& stream) {
     const auto got = co_await stream.read_some(buffer);
     if (!got || *got == 0) co_return;
   }
+}
+
+/// An agent whose answer nobody is there to take tries to write it again and again, without a pause
+/// (see shutdown()): so one that is late is waited for. Until the next call, which does so itself.
+Task<> GuestAgent::State::linger() {
+  const auto stream = co_await connect_unix(loop, path, connect_slice);
+  if (!stream || !queue.empty() || closed) co_return;
+  lingerer = stream->get();
+  Deadline end(loop, linger_max, [this] { lingerer->shutdown(); });
+  std::vector<std::byte> buffer(read_size);
+  if (const auto got = co_await lingerer->read_some(buffer); got && *got > 0) {
+    Deadline pause(loop, answer_pause, [this] { lingerer->shutdown(); });
+    co_await stay(*lingerer);
+    co_await pause.stop();
+  }
+  co_await end.stop();
+  lingerer = nullptr;
+}
+
+Task<> GuestAgent::State::end_lingering() {
+  if (lingerer != nullptr) lingerer->shutdown();
+  co_await lingering.drained();
 }
 
 Error GuestAgent::State::explain(Error error, const Call& call, Duration timeout) const {
@@ -203,6 +239,7 @@ Task<> GuestAgent::close() {
   state.closed = true;
   state.interrupt();
   state.turn.notify_all();
+  co_await state.end_lingering();
   while (!state.queue.empty()) co_await state.turn.wait();
   // Its destructor disconnects.
   const auto held = co_await state.take_held();

@@ -4,6 +4,7 @@
 // gets past what an earlier client left half done (guest-sync-delimited). After a freeze it stays
 // connected until the thaw, for at most `hold`: an agent whose port nobody has connected
 // sleeps in steps of 100 ms, and the guest would be frozen for so much longer.
+// After a call that ran out of time it stays connected for the answer that may come still.
 // One call at a time; others wait, and their time runs. No agent in the guest is `timed_out`, no
 // QEMU `disconnected`; an agent that refuses is `precondition` with its words. What comes from the
 // guest is bounded and never trusted: `protocol` and `limit` for what no agent says. Source: QEMU,

@@ -138,6 +138,27 @@ TEST_F(GuestAgentTest, GetsPastAnswersThatNobodyTook) {
   EXPECT_EQ(MUST(call("guest-ping")), Json::object());
 }
 
+TEST_F(GuestAgentTest, AnAnswerThatIsLateIsTakenSoThatTheAgentNeedNotTryForever) {
+  guest_->set_running(false);
+  EXPECT_EQ(run(*loop_, agent_.ping(5ms)).error().kind(), ErrorKind::timed_out);
+  until([this] { return guest_->has_client(); });
+  guest_->set_running(true);
+  guest_->say("{\"return\": {}}\n");
+  until([this] { return !guest_->has_client() && !guest_->has_to_say(); });
+  EXPECT_TRUE(run(*loop_, agent_.ping(20s)));
+}
+
+TEST_F(GuestAgentTest, WhoWaitsForALateAnswerGivesWayToTheNextCall) {
+  guest_->set_running(false);
+  for (int repetition = 0; repetition < 3; ++repetition) {
+    EXPECT_EQ(run(*loop_, agent_.ping(5ms)).error().kind(), ErrorKind::timed_out);
+    until([this] { return guest_->has_client(); });
+  }
+  guest_->set_running(true);
+  EXPECT_TRUE(run(*loop_, agent_.ping(20s)));
+  until([this] { return !guest_->has_client(); });
+}
+
 TEST_F(GuestAgentTest, WithoutAnAgentACallTimesOutAndALaterOneWorks) {
   guest_->set_running(false);
   const auto ping = run(*loop_, agent_.ping(5ms));

@@ -108,7 +108,14 @@ std::vector<std::string> Machine::disk_files() const {
   return files;
 }
 
+std::vector<std::string> Machine::logs() const {
+  return {log_path(), qemu_directory() + "/console.log"};
+}
 std::string Machine::agent_socket() const { return qemu_directory() + "/agent.sock"; }
+/// Machines of the same name may run on one host, in state directories of their own.
+std::string Machine::group_name() const {
+  return fmt::format("{}-{}", options_.name, record_.id.to_string().substr(0, 8));
+}
 std::string Machine::log_path() const { return options_.run.machine(options_.name) + "/qemu.log"; }
 
 // --- Starting.
@@ -182,7 +189,7 @@ Task<Result<void>> Machine::try_launch() {
                     .machine_id = record_.id};
   CO_TRY(prepare_boot_files(places));
 
-  group_ = ControlGroup::open(options_.name);
+  group_ = ControlGroup::open(group_name());
   CO_TRY(limit(specification.limits));
   QemuLaunch how{.arguments = {},
                  .environment = {"PATH=/usr/bin:/bin", "LC_ALL=C"},
@@ -523,7 +530,7 @@ Task<Result<bool>> Machine::adopt() {
   wish_ = CO_TRY(store_.state(options_.name));
   const bool was_launched = CO_TRY(load_launch());
   process_ = find_qemu(qemu_directory() + '/');
-  group_ = ControlGroup::open(options_.name);
+  group_ = ControlGroup::open(group_name());
   if (!process_) {
     if (was_launched) {
       // It ended while nobody looked.

@@ -76,7 +76,7 @@ class Machine {
   /// take its time (timed_out).
   Task<Result<void>> attach(AttachedDisk disk);
   Task<Result<void>> detach(std::string node);
-  /// 0 for no limit.
+  /// 0 for no limit. `precondition` where QEMU would not live with it.
   Result<void> limit(const LimitSpecification& limits);
   /// What to do when QEMU or the guest's kernel dies, from now on.
   void set_on_crash(MachineSpecification::OnCrash on_crash) {
@@ -97,6 +97,8 @@ class Machine {
   /// `precondition` unless QEMU runs and answers.
   Result<QmpClient*> monitor();
   GuestAgent& agent() { return *agent_; }
+  /// Whether there is one in the guest now, as far as that can be known without asking it.
+  Task<bool> has_agent();
   /// What is left to the guest of its CPU time, of a hundred; 100 gives it back what it may have.
   Result<void> slow(unsigned percent);
   /// Runs a command of QMP.
@@ -107,6 +109,8 @@ class Machine {
   const MachineRecord& record() const { return record_; }
   /// The data files of its volumes.
   std::vector<std::string> disk_files() const;
+  /// Files that QEMU appends to.
+  std::vector<std::string> logs() const;
   bool tracks_memory() const { return !options_.preload.empty(); }
   std::string agent_socket() const;
   std::string qemu_directory() const;
@@ -143,6 +147,7 @@ class Machine {
   Result<bool> load_launch();
   void remember();
   std::string log_path() const;
+  std::string group_name() const;
 
   UringLoop& loop_;
   const Options options_;

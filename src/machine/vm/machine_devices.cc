@@ -4,7 +4,9 @@
 
 #include <fmt/format.h>
 
+#include "base/units.h"
 #include "machine/control_messages.h"
+#include "machine/vm/admission.h"
 #include "machine/vm/machine.h"
 
 namespace berth::machine {
@@ -55,6 +57,13 @@ Task<Result<void>> Machine::detach(std::string node) {
 }
 
 Result<void> Machine::limit(const LimitSpecification& limits) {
+  const std::uint64_t needed = memory_of(record_.specification, kvm_).overhead;
+  if (limits.memory != 0 && limits.memory < needed) {
+    return failure(ErrorKind::precondition,
+                   fmt::format("limits.memory is {}, and QEMU needs about {} for the machine '{}': "
+                               "raise it, or set 0 for no limit",
+                               format_size(limits.memory), format_size(needed), options_.name));
+  }
   record_.specification.limits = limits;  // what slow() comes back to
   TRY(group_.limit_cpus(limits.cpus));
   // Memory objects are charged to the group of whoever touches them first: to QEMU's.
@@ -81,6 +90,19 @@ Task<std::string> Machine::shown_status() {
   co_return "paused";
 }
 
+/// QEMU says whether somebody in the guest has opened the port (`frontend-open`). What is asked
+/// when nobody has is lost, or answered when nobody waits any more.
+Task<bool> Machine::has_agent() {
+  if (!record_.specification.agent) co_return false;
+  const auto ports = co_await command("query-chardev", Json::object());
+  if (!ports || !ports->is_array()) co_return false;
+  for (const Json& port : *ports) {
+    if (port.is_object() && port.value("label", Json()) == "agent")
+      co_return port.value("frontend-open", Json()) == true;
+  }
+  co_return false;
+}
+
 Task<Json> Machine::info(bool with_addresses) {
   const std::string status = co_await shown_status();
   Json json = {{"state", status}};
@@ -98,7 +120,7 @@ Task<Json> Machine::info(bool with_addresses) {
                {"vnc", record_.specification.vnc ? Json(qemu_directory() + "/vnc.sock") : Json()}});
   Json addresses = Json::array();
   bool answers = false;
-  if (with_addresses && record_.specification.agent && status == "running") {
+  if (with_addresses && status == "running" && co_await has_agent()) {
     const auto found = co_await agent_->addresses(agent_patience);
     answers = found.has_value();
     for (const GuestAddress& address : found.value_or(std::vector<GuestAddress>{})) {

@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "async/deadline.h"
 #include "async/directories.h"
 #include "async/event.h"
 #include "async/gate.h"
@@ -20,6 +21,7 @@
 #include "base/units.h"
 #include "machine/control_server.h"
 #include "machine/keeper_events.h"
+#include "machine/vm/log_file.h"
 #include "machine/vm/machine.h"
 #include "machine/vm/machine_methods.h"
 #include "machine/volume_directory.h"
@@ -28,6 +30,7 @@ namespace berth::machine {
 namespace {
 
 constexpr Duration last_answers_timeout = std::chrono::seconds(2);
+constexpr Duration log_interval = std::chrono::seconds(5);
 constexpr Duration first_start_patience =
     std::chrono::seconds(60);  // of a keeper nobody asks for anything
 constexpr std::size_t remembered_events_max = 32;
@@ -67,6 +70,7 @@ class MachineKeeper {
     }
     tasks_.spawn(watch_signals());
     tasks_.spawn(watch_patience());
+    tasks_.spawn(watch_logs());
     const auto adopted = co_await machine_.adopt();
     if (!adopted) outcome_ = failure(adopted.error());
     if (outcome_) {
@@ -117,6 +121,18 @@ class MachineKeeper {
     while (!stopping_ && !machine_.is_on() && loop_.now() < deadline)
       co_await loop_.sleep(std::chrono::milliseconds(200));
     if (!machine_.is_on()) request_stop("nobody: no machine was started");
+  }
+
+  Task<> watch_logs() {
+    while (!stopping_) {
+      for (const std::string& path : machine_.logs()) {
+        if (const auto trimmed = trim_log(path); !trimmed)
+          log_warning("{}", trimmed.error().message());
+      }
+      Deadline next(loop_, log_interval, [this] { moved_.notify_all(); });
+      co_await moved_.wait();
+      co_await next.stop();
+    }
   }
 
   void request_stop(const char* by) {

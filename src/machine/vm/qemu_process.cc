@@ -11,7 +11,6 @@
 
 #include <fcntl.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,13 +23,9 @@
 namespace berth::machine {
 namespace {
 
-constexpr off_t log_size_max = 1 << 20;  // bytes; then one older log is kept beside it
 constexpr std::size_t last_words_max = 2048;
 
 Result<Fd> open_log(const std::string& path) {
-  struct stat status{};
-  if (::stat(path.c_str(), &status) == 0 && status.st_size > log_size_max)
-    ::rename(path.c_str(), (path + ".1").c_str());
   // A run's last words are its own.
   Fd log(::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   if (!log) return errno_failure(errno, fmt::format("cannot open QEMU's log '{}'", path));

@@ -144,6 +144,7 @@ Task<Result<Quiet>> Quiescence::freeze(Duration limit) {
   if (!machine_.record().specification.agent)
     co_return Quiet{.reason = "the machine is configured without a guest agent"};
   if (machine_.is_suspended()) co_return Quiet{.reason = "the machine is suspended"};
+  if (!co_await machine_.has_agent()) co_return Quiet{.reason = "no guest agent runs"};
   if (const auto there = co_await machine_.agent().ping(agent_patience); !there)
     co_return Quiet{.reason = fmt::format("no guest agent answers: {}", there.error().message())};
   const auto hooks = co_await ask_for_hooks();
