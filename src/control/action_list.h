@@ -1,5 +1,5 @@
 // The parts of the list of actions that have files of their own, and what they share. Internal to
-// actions.cc, machine_actions.cc and machine_point_actions.cc.
+// actions.cc, machine_actions.cc, machine_point_actions.cc and image_operations.cc.
 #pragma once
 
 #include <vector>
@@ -10,6 +10,7 @@ namespace berth::control {
 
 std::vector<Action> machine_actions();        // vm.*
 std::vector<Action> machine_point_actions();  // vm_checkpoint.*, vm_refpoint.*
+std::vector<Action> image_actions();          // image.*
 
 inline Parameter machine_in_path() {
   return {"machine", Parameter::Place::path, Parameter::Type::machine_name,

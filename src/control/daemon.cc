@@ -20,6 +20,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "container/image_store.h"
 #include "control/exit_code.h"
 #include "control/http_server.h"
 #include "control/machine_steps.h"
@@ -34,6 +35,7 @@ namespace {
 namespace asio = boost::asio;
 
 constexpr std::size_t worker_threads = 4;
+constexpr std::size_t image_maker_threads = 2;    // each waits for a program that uses a CPU
 constexpr Milliseconds take_over_patience{5000};  // then requests are taken while it goes on
 constexpr Milliseconds jobs_patience{5000};       // at the end
 constexpr Milliseconds requests_patience{3000};
@@ -99,6 +101,8 @@ class Daemon {
                    .preload = memory::find_preload().value_or(std::string())},
                   keepers_, events_),
         cuts_(io.get_executor(), workers_, *catalogue_, events_),
+        images_(options.state_dir),
+        image_makers_(image_maker_threads),
         jobs_(io.get_executor(), workers_, *catalogue_, events_),
         services_{.executor = io.get_executor(),
                   .workers = workers_,
@@ -109,6 +113,8 @@ class Daemon {
                   .keepers = keepers_,
                   .machines = machines_,
                   .cuts = cuts_,
+                  .images = images_,
+                  .image_makers = image_makers_,
                   .jobs = jobs_,
                   .events = events_,
                   .request_end =
@@ -139,6 +145,11 @@ class Daemon {
  private:
   Async<Result<void>> begin() {
     CO_TRY(co_await jobs_.load());
+    container::ImageStore* images = &images_;
+    // A store of images that cannot be used is no reason to leave machines alone.
+    if (const auto opened = co_await on_worker(workers_, [images] { return images->open(); });
+        !opened)
+      log_warning("no images: {}", opened.error().message());
     const std::vector<std::string> unsettled = CO_TRY(co_await cuts_.resolve());
     keepers_.set_opened_hook([this](KeeperChannel& channel, std::string volume) {
       return cuts_.settle_volume(channel, std::move(volume));
@@ -194,6 +205,8 @@ class Daemon {
   Keepers keepers_;
   Machines machines_;
   GroupCuts cuts_;
+  container::ImageStore images_;
+  asio::thread_pool image_makers_;
   Jobs jobs_;
   Services services_;
   HttpServer server_;

@@ -14,6 +14,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "base/result.h"
+#include "container/image_store.h"
 #include "control/async.h"
 #include "control/events.h"
 #include "control/group_cut.h"
@@ -35,6 +36,8 @@ struct Services {
   Keepers& keepers;
   Machines& machines;
   GroupCuts& cuts;
+  container::ImageStore& images;           // on the workers
+  boost::asio::thread_pool& image_makers;  // where images are made: that may take long
   Jobs& jobs;
   EventLog& events;
   std::function<void()> request_end;  // of the daemon, once open requests are answered
@@ -55,6 +58,7 @@ HandlerTable checkpoint_handlers();
 HandlerTable refpoint_handlers();
 HandlerTable machine_handlers();
 HandlerTable machine_point_handlers();
+HandlerTable image_handlers();
 HandlerTable job_handlers();
 
 /// Null if no action of that name answers at once, or with a job.

@@ -14,6 +14,7 @@ import urllib.parse
 
 import pytest
 import machine_host
+import oci_images
 from berth_host import ROOT, BerthHost, program
 
 
@@ -328,6 +329,27 @@ def test_every_operation_on_a_machine_answers_as_documented(api, tmp_path):
     api("vm.delete", machine="vm3")
     assert api.job("vm.import", **taken, moved=True)["result"]["name"] == "vm3"
     api("vm.delete", machine="vm3")
+
+
+def test_every_operation_on_an_image_answers_as_documented(api, tmp_path):
+    image = oci_images.Image([oci_images.layer([oci_images.file("x", b"x")])], {"Cmd": ["/x"], "Labels": {"a": "b"}})
+    layout = oci_images.write_layout(tmp_path / "image", [("app:1", image)])
+    made = api.job("image.import", archive=str(layout), image="app:1", name="app:2")
+    assert made["state"] == "done" and made["result"]["digest"] == image.digest, made
+    assert api.job("image.import", archive=str(tmp_path / "none"))["error"]["kind"] == "not_found"
+    with oci_images.Registry() as registry:
+        registry.add("app:1", image)
+        pulled = api.job("image.pull", image=f"{registry.address}/app:1", tls_verify="false", timeout_s=10)
+        assert pulled["state"] == "done" and len(pulled["result"]["names"]) == 2, pulled
+    api("image.pull", 400, image="No Name")
+    api("image.pull", 400, image="app", tls_verify=False)
+    assert [each["digest"] for each in api("image.list")["images"]] == [image.digest]
+    assert api("image.info", image="app:2")["config"]["command"] == ["/x"]
+    api("image.info", 404, image="app:3")
+    api("image.info", 400, image="No Name")
+    assert api("image.delete", image="app:2")["deleted"] is False
+    assert api("image.delete", image=image.digest)["deleted"] is True
+    api("image.delete", 404, image=image.digest)
 
 
 def test_every_operation_and_parameter_was_used(api):

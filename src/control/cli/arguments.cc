@@ -29,6 +29,12 @@ std::string whole_backing(const std::string& text) {
   return std::filesystem::exists(text, error) ? absolute_path(text) : text;
 }
 
+/// As other tools write an OCI layout.
+std::string without_oci(const std::string& text) {
+  constexpr std::string_view transport = "oci:";
+  return text.starts_with(transport) ? text.substr(transport.size()) : text;
+}
+
 Result<Json> convert(const Parameter& parameter, const std::vector<std::string>& words) {
   const std::string& word = words.front();
   switch (parameter.type) {
@@ -40,7 +46,7 @@ Result<Json> convert(const Parameter& parameter, const std::vector<std::string>&
       return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not a whole number", word));
     }
     case Type::flag: return true;
-    case Type::path: return absolute_path(word);
+    case Type::path: return absolute_path(parameter.name == "archive" ? without_oci(word) : word);
     case Type::volume_names: return Json(words);
     case Type::text: return parameter.name == "backing" ? whole_backing(word) : word;
     default: return word;

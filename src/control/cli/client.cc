@@ -438,12 +438,17 @@ std::vector<std::string> known_names(const Globals& globals, Names kind) {
                         : kind == Names::refpoints ? Source{"refpoint.list", "refpoints", true}
                         : kind == Names::jobs      ? Source{"job.list", "jobs", false}
                         : kind == Names::machines  ? Source{"vm.list", "machines", false}
+                        : kind == Names::images    ? Source{"image.list", "images", false}
                                                    : Source{"volume.list", "volumes", false};
   std::vector<std::string> names;
   try {
     const auto answer = client_of(globals).call(*find_action(source.action), Json::object());
     if (!answer) return {};
     for (const Json& entry : answer->at(source.list)) {
+      if (kind == Names::images) {
+        for (const Json& name : entry.at("names")) names.push_back(name.get<std::string>());
+        continue;
+      }
       const auto name = entry.at(kind == Names::jobs ? "id" : "name").get<std::string>();
       names.push_back(source.with_volume ? entry.at("volume").get<std::string>() + '@' + name
                                          : name);

@@ -411,6 +411,34 @@ void add_machine_commands(std::vector<Command>& all) {
                  .positionals = {machine()}});
 }
 
+Positional image() {
+  return {"IMAGE", "Name of the image, or at least 12 digits of its digest",
+          "image", true,
+          false,   Names::images};
+}
+
+void add_image_commands(std::vector<Command>& all) {
+  all.push_back(
+      make({.action = "image.pull",
+            .positionals = {{"IMAGE", "Its name, docker:// before it or not", "image"}},
+            .spellings = {{"tls_verify", "--tls-verify", "true|false"},
+                          {"timeout_s", "--timeout", "SECONDS"}},
+            .examples = {{"berth image pull docker://nginx", "docker.io/library/nginx:latest"},
+                         {"berth image pull registry.example.org/team/app:1.2", ""},
+                         {"berth image pull localhost:5000/app --tls-verify=false",
+                          "from a registry without TLS"}}}));
+  all.push_back(
+      make({.action = "image.import",
+            .positionals = {{"DIR|FILE", "An OCI layout, or a tar; oci: before it or not",
+                             "archive", true, false, Names::files}},
+            .examples = {{"berth image import oci:build/app --name app:1.2", "an OCI image layout"},
+                         {"berth image import app.tar",
+                          "as `docker save`, `podman save` or `skopeo copy` wrote it"}}}));
+  all.push_back(make({.action = "image.list"}));
+  all.push_back(make({.action = "image.info", .positionals = {image()}}));
+  all.push_back(make({.action = "image.delete", .positionals = {image()}}));
+}
+
 void add_job_commands(std::vector<Command>& all) {
   all.push_back(make({.action = "job.list"}));
   all.push_back(make({.action = "job.info", .positionals = {job()}}));
@@ -538,6 +566,7 @@ const std::vector<Command>& commands() {
     add_checkpoint_commands(list);
     add_refpoint_commands(list);
     add_machine_commands(list);
+    add_image_commands(list);
     add_job_commands(list);
     add_hidden_commands(list);
     return list;
@@ -576,6 +605,7 @@ std::string_view noun_summary(std::string_view noun) {
   if (noun == "host") return "The daemon and its machine";
   if (noun == "volume") return "Virtual disks";
   if (noun == "vm") return "Virtual machines";
+  if (noun == "image") return "Images of containers";
   if (noun == "checkpoint") return "Restorable images of volumes";
   if (noun == "refpoint") return "Reference points: moments that changes can be asked about";
   if (noun == "job") return "Work that is under way";

@@ -20,6 +20,7 @@ enum class Names : std::uint8_t {
   machines,
   checkpoints,
   refpoints,
+  images,
   jobs,
   files,
   choices

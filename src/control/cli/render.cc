@@ -18,6 +18,8 @@ std::size_t columns_of(std::string_view text) {
       text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; }));
 }
 
+bool is_control(unsigned char c) { return c < 0x20 || c == 0x7f; }
+
 std::string text_of(const Json& value) {
   if (value.is_null()) return "-";
   if (value.is_string()) return value.get<std::string>().empty() ? "-" : value.get<std::string>();
@@ -169,6 +171,63 @@ std::string render_machines(const Json& list) {
                     size_of(machine["memory"]), text_of(machine["disks"])});
   }
   return table({"NAME", "STATE", ">CPUS", ">MEMORY", ">DISKS"}, rows);
+}
+
+/// Of somebody else's making: it may not tell a terminal what to do.
+std::string foreign_text(const Json& value) {
+  std::string text = text_of(value);
+  std::ranges::replace_if(text, is_control, '?');
+  return text;
+}
+
+std::string render_image(const Json& image) {
+  const Json& config = image["config"];
+  const auto words = [](const Json& list) {
+    std::string text;
+    for (const Json& word : list) text += (text.empty() ? "" : " ") + foreign_text(word);
+    return text.empty() ? "-" : text;
+  };
+  return pairs({{"names", words(image["names"])},
+                {"digest", text_of(image["digest"])},
+                {"created", foreign_text(image["created_at"])},
+                {"imported", fmt::format("{}, from {}", text_of(image["imported_at"]),
+                                         text_of(image["source"]))},
+                {"platform", fmt::format("{}/{}", foreign_text(image["os"]),
+                                         foreign_text(image["architecture"]))},
+                {"layers", fmt::format("{}", image["layers"].size())},
+                {"file system",
+                 fmt::format("{}, {}", size_of(image["size"]), text_of(image["file_system"]))},
+                {"entrypoint", words(config["entrypoint"])},
+                {"command", words(config["command"])},
+                {"user", foreign_text(config["user"])},
+                {"working directory", foreign_text(config["working_directory"])},
+                {"ports", words(config["exposed_ports"])},
+                {"volumes", words(config["volumes"])}});
+}
+
+/// A row for each name.
+std::string render_images(const Json& list) {
+  constexpr std::size_t digits_shown = 12;
+  const std::size_t digits_begin = std::string_view("sha256:").size();
+  std::vector<Row> rows;
+  for (const Json& image : list["images"]) {
+    Json names = image["names"];
+    if (names.empty()) names.push_back("<none>");
+    for (const Json& name : names) {
+      rows.push_back({text_of(name), text_of(image["digest"]).substr(digits_begin, digits_shown),
+                      foreign_text(image["created_at"]), size_of(image["size"])});
+    }
+  }
+  return table({"NAME", "DIGEST", "CREATED", ">SIZE"}, rows);
+}
+
+std::string render_deleted_image(const Json& image) {
+  std::string text;
+  for (const Json& name : image["names"]) text += fmt::format("untagged {}\n", text_of(name));
+  if (image["deleted"] == true)
+    text +=
+        fmt::format("deleted {}, freed {}\n", text_of(image["digest"]), size_of(image["freed"]));
+  return text;
 }
 
 std::string render_summary(const Json& volume) {
@@ -352,6 +411,9 @@ std::string render(std::string_view schema, const Json& answer) {
     return fmt::format("the daemon ends; {} machines and {} keepers were ended\n",
                        answer["machines_stopped"].dump(), answer["keepers_stopped"].dump());
   }
+  if (schema == "Image") return render_image(answer);
+  if (schema == "ImageList") return render_images(answer);
+  if (schema == "DeletedImage") return render_deleted_image(answer);
   if (schema == "Machine") return render_machine(answer);
   if (schema == "MachineList") return render_machines(answer);
   if (schema == "MachineCheckpoint") return render_machine_checkpoint(answer);
@@ -410,7 +472,6 @@ std::string progress_line(const Json& job, std::size_t width) {
 std::string render_error(const Error& error) {
   std::string line = error.message();
   if (error.kind() == ErrorKind::full_backup_required) line += ": make a full backup";
-  const auto is_control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
   std::ranges::replace_if(line, is_control, '?');
   return line;
 }
