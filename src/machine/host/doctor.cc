@@ -76,6 +76,9 @@ constexpr std::array probes = {
     Probe{"qemu_storage_daemon", tools, optional, probe_qemu_storage_daemon},
     Probe{"nbdcopy", tools, optional, probe_nbdcopy},
     Probe{"nbdinfo", tools, optional, probe_nbdinfo},
+    Probe{"skopeo", tools, useful, probe_skopeo},
+    Probe{"umoci", tools, useful, probe_umoci},
+    Probe{"mkfs_erofs", tools, useful, probe_mkfs_erofs},
 
     Probe{"open_files", limits, useful, probe_open_files},
     Probe{"locked_memory", limits, optional, probe_locked_memory},

@@ -16,6 +16,7 @@ constexpr std::chrono::milliseconds patience{10'000};
 constexpr Version oldest_qemu = {7, 2, 0};
 constexpr const char* qemu_name = "qemu-system-x86_64";
 constexpr const char* qemu_remedy = "apt-get install qemu-system-x86";
+constexpr const char* image_cost = "no container image can be pulled or imported";
 constexpr const char* qemu_cost = "no virtual machine can be started (planned)";
 
 struct Tool {
@@ -99,6 +100,23 @@ Finding probe_nbdinfo(const HostView& /*host*/) {
                    {},
                    "exports and their changed blocks cannot be looked at by hand",
                    "libnbd-bin"});
+}
+
+Finding probe_skopeo(const HostView& /*host*/) {
+  return look_for({"skopeo", {}, image_cost, "skopeo"});
+}
+
+Finding probe_umoci(const HostView& /*host*/) {
+  return look_for({"umoci", {}, image_cost, "umoci"});
+}
+
+Finding probe_mkfs_erofs(const HostView& /*host*/) {
+  constexpr const char* remedy = "apt-get install erofs-utils";
+  const std::string path = find_program("mkfs.erofs");
+  if (path.empty()) return missing("no mkfs.erofs in PATH", image_cost, remedy);
+  const auto said = run_program({path, "--help"}, patience);  // 1.5 fails where it says its version
+  if (said) return found(path);
+  return missing(fmt::format("{} --help: {}", path, said.error().message()), image_cost, remedy);
 }
 
 }  // namespace berth::machine

@@ -59,6 +59,9 @@ Finding probe_qemu_img(const HostView& host);
 Finding probe_qemu_storage_daemon(const HostView& host);
 Finding probe_nbdcopy(const HostView& host);
 Finding probe_nbdinfo(const HostView& host);
+Finding probe_skopeo(const HostView& host);
+Finding probe_umoci(const HostView& host);
+Finding probe_mkfs_erofs(const HostView& host);
 
 // Limits and access: probe_limits.cc, probe_access.cc.
 Finding probe_open_files(const HostView& host);
