@@ -24,7 +24,7 @@ SMALL = 'name = "small"\nmemory = "128M"\ndisk = [{name = "root", size = "16M"}]
 
 
 def fault_points():
-    """Every point of volumes and machines in the sources, once; test_image.py has those of images."""
+    """Every point of volumes and machines in the sources, once; test_image_death.py has those of images."""
     found = []
     for path in sorted((ROOT / "src").rglob("*.cc")):
         if not path.name.endswith("_test.cc") and path.parent.name != "container":
