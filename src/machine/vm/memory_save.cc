@@ -1,6 +1,7 @@
 #include "machine/vm/memory_save.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include <fcntl.h>
@@ -23,6 +24,7 @@ namespace {
 constexpr Duration report_interval = std::chrono::milliseconds(50);
 // What of the staging earlier rounds leave to the last.
 constexpr std::uint64_t room_for_last = memory::RoundLimits{}.staging_max;
+constexpr std::uint64_t ready_step = 16 * MiB;
 constexpr std::uint64_t staging_usual = 256 * MiB;
 // For disks that are busy: a second, in rounds that stay small.
 constexpr Duration wait_for_disks = std::chrono::milliseconds(20);
@@ -147,7 +149,7 @@ Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check
     TRY(writer_->prepare_staging(staging_for(machine_.memory_size())));
     return writer_->touch_staging(room_for_last / 2);
   }));
-  looked_at_ = found_written_ = 0;
+  looked_at_ = found_written_ = readied_ = 0;
   dirty_share_ = 0;
   Gate telling(loop_);
   Event ended(loop_);
@@ -157,7 +159,7 @@ Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check
     while (busy) {
       to(self.copied_, self.machine_.memory_size());
       if (!wanted()) self.stop_copying_ = true;
-      co_await self.ready_staging();
+      co_await self.ready_staging(busy);
       if (!busy) break;
       Deadline tick(self.loop_, report_interval, [&changed] { changed.notify_all(); });
       co_await changed.wait();
@@ -189,14 +191,22 @@ Result<std::vector<memory::PageRange>> MemorySave::leave_out(memory::PageRange r
 }
 
 /// Memory takes its time to be found, on a host that is a virtual machine above all: that of the
-/// next rounds is looked for while the disk is busy. What is written of the whole memory until its
-/// end comes to about twice the share that has been seen of each part when its turn came.
-Task<> MemorySave::ready_staging() {
-  const double expected = 2 * dirty_share_ * static_cast<double>(machine_.memory_size());
-  const auto touched = co_await offload(loop_, [this, expected] {
-    return writer_->touch_staging(static_cast<std::uint64_t>(expected) + room_for_last / 2);
-  });
-  if (!touched) log_warning("{}", touched.error().message());
+/// next rounds is looked for while the disk is busy, and no longer. What is written of the whole
+/// memory until its end comes to about twice the share that has been seen of each part when its
+/// turn came.
+Task<> MemorySave::ready_staging(const bool& wanted) {
+  const auto expected = [this] {
+    const double bytes = 2 * dirty_share_ * static_cast<double>(machine_.memory_size());
+    return static_cast<std::uint64_t>(bytes) + room_for_last / 2;
+  };
+  while (wanted && readied_ < expected()) {
+    readied_ += ready_step;
+    const auto touched =
+        co_await offload(loop_, [this] { return writer_->touch_staging(readied_); });
+    if (touched) continue;
+    log_warning("{}", touched.error().message());
+    readied_ = std::numeric_limits<std::uint64_t>::max();  // no further attempt
+  }
 }
 
 Task<Result<void>> MemorySave::copy_rounds(const Report& report, const Check& check,

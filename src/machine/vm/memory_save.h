@@ -63,7 +63,7 @@ class MemorySave {
   /// Until there is little left to copy, and to flush.
   Task<Result<void>> copy_rounds(const Report& report, const Check& check, DiskSyncing& disks);
   Result<std::vector<memory::PageRange>> leave_out(memory::PageRange range);
-  Task<> ready_staging();
+  Task<> ready_staging(const bool& wanted);
   Task<Result<std::vector<memory::PageRange>>> take_dirty();
   Task<Result<void>> copy_round(const std::vector<memory::PageRange>& dirty);
   Task<Result<void>> stop();
@@ -87,6 +87,7 @@ class MemorySave {
   std::uint64_t looked_at_ = 0;  // by the copy of everything, and what of it had been written again
   std::uint64_t found_written_ = 0;
   std::atomic<double> dirty_share_{0};
+  std::uint64_t readied_ = 0;  // bytes of the staging
   bool beginning_ = false;
   Event begun_;
   Gate taking_;
