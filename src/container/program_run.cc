@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <csignal>
 
 #include <fcntl.h>
 #include <poll.h>
-#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,76 +22,14 @@ constexpr std::size_t output_kept_max = 16 * 1024;  // bytes, of the end
 constexpr std::size_t words_length_max = 500;       // bytes
 constexpr int look_every_ms = 100;
 
-/// A process group of ours, which is gone with its owner.
-class Group {
- public:
-  explicit Group(pid_t leader) : leader_(leader) {}
-  Group(const Group&) = delete;
-  Group& operator=(const Group&) = delete;
-  ~Group() {
-    if (leader_ > 0) end();
-  }
-  /// As waitpid(2) puts it.
-  int wait() {
-    siginfo_t ended{};
-    while (::waitid(P_PID, static_cast<id_t>(leader_), &ended, WEXITED | WNOWAIT) < 0 &&
-           errno == EINTR) {
-    }
-    return end();  // of whom it has left behind; its number is its own until it is reaped
-  }
-  int end() {
-    ::kill(-leader_, SIGKILL);
-    int status = -1;
-    while (::waitpid(leader_, &status, 0) < 0 && errno == EINTR) {
-    }
-    leader_ = 0;
-    return status;
-  }
-
- private:
-  pid_t leader_;
-};
-
-Result<pid_t> spawn(const ProgramRun& run, const std::string& path, const Fd& output) {
-  // setpriv(1) has the kernel end the program with us.
-  std::vector<std::string> words = {"setpriv", "--pdeathsig", "KILL", "--", path};
-  words.insert(words.end(), run.arguments.begin(), run.arguments.end());
-  std::vector<std::string> variables = run.environment;
-  for (char** variable = environ; *variable != nullptr; ++variable)
-    variables.emplace_back(*variable);
-  const auto pointers = [](std::vector<std::string>& texts) {
-    std::vector<char*> found;
-    for (std::string& text : texts) found.push_back(text.data());
-    found.push_back(nullptr);
-    return found;
-  };
-
-  posix_spawn_file_actions_t files;
-  posix_spawnattr_t attributes;
-  ::posix_spawn_file_actions_init(&files);
-  ::posix_spawnattr_init(&attributes);
-  ::posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-  ::posix_spawn_file_actions_adddup2(&files, output.get(), STDOUT_FILENO);
-  ::posix_spawn_file_actions_adddup2(&files, output.get(), STDERR_FILENO);
-  ::posix_spawn_file_actions_addclosefrom_np(&files, STDERR_FILENO + 1);
-  ::posix_spawn_file_actions_addchdir_np(&files, run.directory.c_str());
-  sigset_t none;
-  sigset_t defaults;
-  sigemptyset(&none);
-  sigemptyset(&defaults);
-  for (const int signal : {SIGHUP, SIGINT, SIGPIPE, SIGTERM}) sigaddset(&defaults, signal);
-  ::posix_spawnattr_setsigmask(&attributes, &none);
-  ::posix_spawnattr_setsigdefault(&attributes, &defaults);
-  ::posix_spawnattr_setpgroup(&attributes, 0);
-  ::posix_spawnattr_setflags(
-      &attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
-  pid_t pid = 0;
-  const int error = ::posix_spawnp(&pid, "setpriv", &files, &attributes, pointers(words).data(),
-                                   pointers(variables).data());
-  ::posix_spawnattr_destroy(&attributes);
-  ::posix_spawn_file_actions_destroy(&files);
-  if (error != 0) return errno_failure(error, "cannot run setpriv");
-  return pid;
+/// setpriv(1) has the kernel end the program with us.
+machine::ProgramStart start_of(const ProgramRun& run, const std::string& path) {
+  machine::ProgramStart start{.arguments = {"setpriv", "--pdeathsig", "KILL", "--", path},
+                              .environment = run.environment,
+                              .directory = run.directory,
+                              .own_group = true};
+  start.arguments.insert(start.arguments.end(), run.arguments.begin(), run.arguments.end());
+  return start;
 }
 
 std::string in_seconds(std::chrono::milliseconds time) {
@@ -171,13 +107,13 @@ Result<void> run_to_end(const ProgramRun& run, const ProgramLimits& limits) {
   if (::pipe2(ends, O_CLOEXEC) != 0) return errno_failure(errno, "cannot make a pipe");
   const Fd reading(ends[0]);
   Fd writing(ends[1]);
-  Group group(TRY(spawn(run, path, writing)));
+  auto child = TRY(machine::ChildProgram::start(start_of(run, path), writing));
   writing.reset();
   auto output = follow(reading, limits);
   if (!output)
     return failure(
         std::move(output).error().with_context(fmt::format("{} was ended", run.program)));
-  const int status = group.wait();
+  const int status = child.wait();
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return {};
   const std::string said = last_words(*output);
   const std::string end = WIFEXITED(status) ? fmt::format("ended with {}", WEXITSTATUS(status))

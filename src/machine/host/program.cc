@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <string_view>
+#include <utility>
 
 #include <fcntl.h>
 #include <poll.h>
@@ -25,58 +26,11 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t output_size_max = 64 * 1024;  // bytes
 
-/// A child that is killed and reaped with its owner, if it was not waited for.
-class Child {
- public:
-  explicit Child(pid_t pid) : pid_(pid) {}
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-  ~Child() {
-    if (pid_ <= 0) return;
-    ::kill(pid_, SIGKILL);
-    wait();
-  }
-  /// As waitpid(2) puts it.
-  int wait() {
-    int status = -1;
-    while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
-    }
-    pid_ = 0;
-    return status;
-  }
-
- private:
-  pid_t pid_;
-};
-
-Result<pid_t> spawn(const std::vector<std::string>& arguments, const Fd& output) {
+std::vector<char*> pointers_to(const std::vector<std::string>& words) {
   std::vector<char*> pointers;
-  for (const std::string& argument : arguments)
-    pointers.push_back(const_cast<char*>(argument.c_str()));
+  for (const std::string& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
   pointers.push_back(nullptr);
-
-  posix_spawn_file_actions_t files;
-  posix_spawnattr_t attributes;
-  ::posix_spawn_file_actions_init(&files);
-  ::posix_spawnattr_init(&attributes);
-  ::posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-  ::posix_spawn_file_actions_adddup2(&files, output.get(), STDOUT_FILENO);
-  ::posix_spawn_file_actions_adddup2(&files, output.get(), STDERR_FILENO);
-  ::posix_spawn_file_actions_addclosefrom_np(&files, STDERR_FILENO + 1);
-  sigset_t none;
-  sigemptyset(&none);
-  sigset_t defaults;
-  sigemptyset(&defaults);
-  sigaddset(&defaults, SIGPIPE);
-  ::posix_spawnattr_setsigmask(&attributes, &none);
-  ::posix_spawnattr_setsigdefault(&attributes, &defaults);
-  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-  pid_t pid = 0;
-  const int error = ::posix_spawn(&pid, pointers[0], &files, &attributes, pointers.data(), environ);
-  ::posix_spawnattr_destroy(&attributes);
-  ::posix_spawn_file_actions_destroy(&files);
-  if (error != 0) return errno_failure(error, fmt::format("cannot run '{}'", arguments[0]));
-  return pid;
+  return pointers;
 }
 
 /// All that comes until the other end is closed.
@@ -100,6 +54,66 @@ Result<std::string> read_until_end(const Fd& from, Clock::time_point deadline) {
 
 }  // namespace
 
+Result<ChildProgram> ChildProgram::start(const ProgramStart& program, const Fd& output) {
+  std::vector<std::string> environment = program.environment;
+  for (char** variable = environ; *variable != nullptr; ++variable)
+    environment.emplace_back(*variable);
+
+  posix_spawn_file_actions_t files;
+  posix_spawnattr_t attributes;
+  ::posix_spawn_file_actions_init(&files);
+  ::posix_spawnattr_init(&attributes);
+  ::posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  ::posix_spawn_file_actions_adddup2(&files, output.get(), STDOUT_FILENO);
+  ::posix_spawn_file_actions_adddup2(&files, output.get(), STDERR_FILENO);
+  ::posix_spawn_file_actions_addclosefrom_np(&files, STDERR_FILENO + 1);
+  if (!program.directory.empty())
+    ::posix_spawn_file_actions_addchdir_np(&files, program.directory.c_str());
+  sigset_t none;
+  sigset_t defaults;
+  sigemptyset(&none);
+  sigemptyset(&defaults);
+  for (const int signal : {SIGHUP, SIGINT, SIGPIPE, SIGTERM}) sigaddset(&defaults, signal);
+  ::posix_spawnattr_setsigmask(&attributes, &none);
+  ::posix_spawnattr_setsigdefault(&attributes, &defaults);
+  ::posix_spawnattr_setpgroup(&attributes, 0);
+  const int group_flag = program.own_group ? POSIX_SPAWN_SETPGROUP : 0;
+  ::posix_spawnattr_setflags(
+      &attributes, static_cast<short>(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | group_flag));
+  pid_t pid = 0;
+  const std::vector<char*> arguments = pointers_to(program.arguments);
+  const int error = ::posix_spawnp(&pid, arguments[0], &files, &attributes, arguments.data(),
+                                   pointers_to(environment).data());
+  ::posix_spawnattr_destroy(&attributes);
+  ::posix_spawn_file_actions_destroy(&files);
+  if (error != 0) return errno_failure(error, fmt::format("cannot run '{}'", arguments[0]));
+  return ChildProgram(pid, program.own_group);
+}
+
+ChildProgram::ChildProgram(ChildProgram&& other) noexcept
+    : pid_(std::exchange(other.pid_, 0)), has_group_(other.has_group_) {}
+
+ChildProgram::~ChildProgram() {
+  if (pid_ > 0) end();
+}
+
+int ChildProgram::wait() {
+  siginfo_t ended{};
+  while (::waitid(P_PID, static_cast<id_t>(pid_), &ended, WEXITED | WNOWAIT) < 0 &&
+         errno == EINTR) {
+  }
+  return end();  // of whom it has left behind, too; its number is its own until it is reaped
+}
+
+int ChildProgram::end() {
+  ::kill(has_group_ ? -pid_ : pid_, SIGKILL);
+  int status = -1;
+  while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+  }
+  pid_ = 0;
+  return status;
+}
+
 std::string find_program(const std::string& name) {
   const char* path = std::getenv("PATH");
   for (const std::string_view directory : split(path == nullptr ? "/usr/bin:/bin" : path, ":")) {
@@ -118,7 +132,7 @@ Result<std::string> run_program(const std::vector<std::string>& arguments,
   if (::pipe2(ends, O_CLOEXEC) != 0) return errno_failure(errno, "cannot make a pipe");
   const Fd reading(ends[0]);
   Fd writing(ends[1]);
-  Child child(TRY(spawn(arguments, writing)));
+  auto child = TRY(ChildProgram::start({.arguments = arguments}, writing));
   writing.reset();
   std::string text = TRY(read_until_end(reading, Clock::now() + patience));
   const int status = child.wait();
