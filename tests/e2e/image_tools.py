@@ -1,4 +1,7 @@
-"""What the tests of container images have in common: a host, images of many kinds of files, and what their layers mean."""
+"""What the tests of container images have in common: a host, images of many kinds of files, and what their layers mean.
+
+    from image_tools import fixture_host, fixture_private_mounts  # noqa: F401 (pytest finds them by their names)
+"""
 
 import contextlib
 import os
@@ -18,8 +21,8 @@ MIB = 1 << 20
 CAPABILITY = "\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
 
 
-
-def need_mounts():
+@pytest.fixture(name="private_mounts", scope="module", autouse=True)
+def fixture_private_mounts():
     """Skips where images cannot be unpacked or looked at."""
     if os.geteuid() != 0 or not take_private_mounts():
         pytest.skip("layers have owners and devices, and are mounted: needs root, and a mount namespace of its own")
@@ -32,6 +35,12 @@ def image_host():
         with BerthHost(directory=place) as host:
             yield host
             leftovers_are_none(host)
+
+
+@pytest.fixture(name="host")
+def fixture_host():
+    with image_host() as host:
+        yield host
 
 
 def leftovers_are_none(host):

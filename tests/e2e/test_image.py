@@ -13,22 +13,11 @@ import tempfile
 
 import pytest
 from berth_host import ROOT, BerthHost, program
-from image_tools import (LAYERS, MIB, check_file_system, image_host, imported, many_layers, mounted, names, need_mounts, refused,
-                         simple)
+from image_tools import fixture_host, fixture_private_mounts  # noqa: F401
+from image_tools import LAYERS, MIB, check_file_system, imported, many_layers, mounted, names, refused, simple
 from oci_images import (CONFIG, LAYER, Image, Layer, digest_of, file, hard_link, layer, symlink, write_docker_archive,
                         write_layout)
 from volume_tools import run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _private_mounts():
-    need_mounts()
-
-
-@pytest.fixture(name="host")
-def _host():
-    with image_host() as host:
-        yield host
 
 
 @pytest.mark.parametrize("kind", ["layout", "oci", "docker"])

@@ -9,21 +9,10 @@ import tempfile
 
 import pytest
 from berth_host import ROOT, BerthHost
-from image_tools import (MIB, check_file_system, image_host, imported, leftovers_are_none, names, need_mounts, refused, simple,
-                         workers)
+from image_tools import fixture_host, fixture_private_mounts  # noqa: F401
+from image_tools import MIB, check_file_system, imported, leftovers_are_none, names, refused, simple, workers
 from oci_images import Image, Registry, digest_of, file, layer, write_layout
 from volume_tools import run, wait_until
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _private_mounts():
-    need_mounts()
-
-
-@pytest.fixture(name="host")
-def _host():
-    with image_host() as host:
-        yield host
 
 
 def fault_points():

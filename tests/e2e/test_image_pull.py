@@ -8,21 +8,10 @@ import threading
 
 import pytest
 from berth_host import program
-from image_tools import (LAYERS, MIB, check_file_system, image_host, many_layers, mounted, names, need_mounts, refused, simple,
-                         workers)
+from image_tools import fixture_host, fixture_private_mounts  # noqa: F401
+from image_tools import LAYERS, MIB, check_file_system, many_layers, mounted, names, refused, simple, workers
 from oci_images import Image, Registry, digest_of, file, layer
 from volume_tools import child
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _private_mounts():
-    need_mounts()
-
-
-@pytest.fixture(name="host")
-def _host():
-    with image_host() as host:
-        yield host
 
 
 @pytest.fixture(name="registry")
