@@ -146,8 +146,7 @@ Task<Result<void>> MemorySave::copy_everything(const Report& report, const Check
   last_take_ = loop_.now();
   CO_TRY(co_await offload(loop_, [this]() -> Result<void> {
     TRY(scan_->take());
-    TRY(writer_->prepare_staging(staging_for(machine_.memory_size())));
-    return writer_->touch_staging(room_for_last / 2);
+    return writer_->prepare_staging(staging_for(machine_.memory_size()));
   }));
   looked_at_ = found_written_ = readied_ = 0;
   dirty_share_ = 0;
