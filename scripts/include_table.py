@@ -28,7 +28,7 @@ MAY_INCLUDE = {
     "machine": _MACHINE,
     "backup": _FEATURE,
     "move": _FEATURE,
-    "container": _FEATURE,
+    "container": {"agent"} | _FEATURE,
     "guard": _FEATURE,
     "privilege": _FEATURE,
     "control": _CONTROL,

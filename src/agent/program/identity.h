@@ -1,0 +1,15 @@
+// Who the guest is: `set_clock`, `set_identity`, `configure`. All of it can be said again at any
+// time, as it is to a clone.
+#pragma once
+
+#include "agent/fields.h"
+
+namespace berth::agent {
+
+Result<void> set_clock(const Fields& fields);
+/// Entropy first: what comes after it may draw on it. Every field may be missing.
+Result<void> set_identity(const Fields& fields);
+/// Names and addresses. Every field may be missing.
+Result<void> configure(const Fields& fields);
+
+}  // namespace berth::agent

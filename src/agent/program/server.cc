@@ -1,0 +1,216 @@
+#include "agent/program/server.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <utility>
+
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "agent/program/guest_files.h"
+#include "agent/program/identity.h"
+#include "agent/program/small_files.h"
+
+namespace berth::agent {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr std::uint64_t default_grace_ms = 10'000;
+constexpr std::uint64_t grace_max_ms = 600'000;
+constexpr milliseconds last_words_max{500};  // for what has been said and has not gone
+constexpr std::size_t read_size = std::size_t{32} << 10;
+
+/// Whether there is a process that is neither the kernel's nor ours. Those who have ended are
+/// reaped elsewhere.
+bool has_children() { return ::waitid(P_ALL, 0, nullptr, WEXITED | WNOWAIT | WNOHANG) == 0; }
+
+}  // namespace
+
+Server::Server(EventLoop& loop, Fd port, std::string boot_error)
+    : loop_(loop), port_(std::move(port)), boot_error_(std::move(boot_error)) {
+  watch_children();
+  set_welcome();
+  // Edge-triggered: a port without a host says so all the time.
+  loop_.watch(port_.get(), EPOLLIN | EPOLLOUT | EPOLLET, [this](std::uint32_t) {
+    may_read_ = true;
+    may_write_ = true;
+  });
+}
+
+void Server::watch_children() {
+  sigset_t all;
+  ::sigfillset(&all);
+  ::sigprocmask(SIG_SETMASK, &all, nullptr);
+  sigset_t ended;
+  ::sigemptyset(&ended);
+  ::sigaddset(&ended, SIGCHLD);
+  children_ = Fd(::signalfd(-1, &ended, SFD_NONBLOCK | SFD_CLOEXEC));
+  loop_.watch(children_.get(), EPOLLIN, [this](std::uint32_t) {
+    std::array<signalfd_siginfo, 16> taken;
+    while (::read(children_.get(), taken.data(), sizeof taken) > 0) {
+    }
+    processes_.reap();
+  });
+}
+
+void Server::set_welcome() {
+  FieldWriter welcome;
+  welcome.text(Tag::kernel, read_line("/proc/sys/kernel/osrelease"));
+  welcome.text(Tag::boot_id, read_line("/proc/sys/kernel/random/boot_id"));
+  if (!boot_error_.empty()) welcome.text(Tag::boot_error, boot_error_);
+  session_.set_welcome({welcome.bytes().begin(), welcome.bytes().end()});
+}
+
+void Server::run() {
+  while (!is_over_) {
+    pump_port();
+    look_at_the_time();
+    if (is_over_) break;
+    loop_.wait(time_left());
+  }
+  // The last answers; nobody may be there to take them.
+  const auto deadline = Clock::now() + last_words_max;
+  while (is_host_there_ && Clock::now() < deadline) {
+    session_.fill_output();
+    if (session_.output().empty()) break;
+    write_port();
+    if (!may_write_) loop_.wait(milliseconds(10));
+  }
+}
+
+void Server::pump_port() {
+  bool goes_on = true;
+  while (goes_on) {
+    goes_on = false;
+    if (may_read_ && session_.backlog() < control_backlog_max) {
+      read_port();
+      goes_on = may_read_;
+    }
+    take_messages();
+    session_.fill_output();
+    if (may_write_ && !session_.output().empty()) {
+      write_port();
+      goes_on = goes_on || may_write_;
+    }
+    // Processes have their turn, also while a host sends without end.
+    if (goes_on) loop_.wait(milliseconds(0));
+  }
+}
+
+void Server::read_port() {
+  std::array<std::byte, read_size> buffer;
+  const ssize_t count = ::read(port_.get(), buffer.data(), buffer.size());
+  // Of the kernel's two ways to tell of a new host, its bytes are often the faster one: so nothing
+  // is forgotten when a host goes, but when the next one greets.
+  is_host_there_ = count != 0;
+  if (count > 0) {
+    session_.receive(Bytes(buffer).first(static_cast<std::size_t>(count)));
+  } else if (count == 0 || errno != EINTR) {
+    may_read_ = false;
+  }
+}
+
+void Server::write_port() {
+  const Bytes bytes = session_.output();
+  const ssize_t count = ::write(port_.get(), bytes.data(), bytes.size());
+  if (count > 0) {
+    session_.mark_written(static_cast<std::size_t>(count));
+  } else if (count == 0 || errno != EINTR) {
+    may_write_ = false;
+  }
+}
+
+void Server::take_messages() {
+  while (session_.backlog() < control_backlog_max) {
+    const auto message = session_.next();
+    if (!message) return;
+    if (message->kind == Message::Kind::request) take_request(*message);
+    if (message->kind == Message::Kind::stream) processes_.stream_changed(message->channel);
+  }
+}
+
+void Server::take_request(const Message& message) {
+  FieldWriter answer;
+  bool is_answered = true;
+  auto served = [&]() -> Result<void> {
+    const Fields fields = TRY(Fields::decode(message.fields));
+    TRY(fields.check_tags());
+    return serve(message, fields, answer, is_answered);
+  }();
+  if (!served) {
+    FieldWriter refusal;
+    write_error(refusal, served.error());
+    session_.answer(message.channel, refusal);
+  } else if (is_answered) {
+    session_.answer(message.channel, answer);
+  }
+}
+
+Result<void> Server::serve(const Message& message, const Fields& fields, FieldWriter& answer,
+                           bool& is_answered) {
+  const auto operation = static_cast<Operation>(message.head);
+  if (operation == Operation::power_off) return begin_power_off(fields);
+  if (!boot_error_.empty()) return failure(ErrorKind::precondition, boot_error_);
+  switch (operation) {
+    case Operation::start:
+      if (ends_at_) return failure(ErrorKind::precondition, "the guest is about to power off");
+      is_answered = false;
+      return processes_.start(message.channel, fields);
+    case Operation::signal: return processes_.send_signal(fields);
+    case Operation::resize: return processes_.resize(fields);
+    case Operation::list: processes_.list(answer); return {};
+    case Operation::forget: return processes_.forget(fields);
+    case Operation::write_file: return write_file_piece(fields);
+    case Operation::read_file: return read_file_piece(fields, answer);
+    case Operation::set_clock: return set_clock(fields);
+    case Operation::set_identity: return set_identity(fields);
+    case Operation::configure: return configure(fields);
+    case Operation::sync: ::sync(); return {};
+    case Operation::power_off: break;
+  }
+  return failure(ErrorKind::unsupported,
+                 "this agent does not know operation " + std::to_string(message.head));
+}
+
+Result<void> Server::begin_power_off(const Fields& fields) {
+  const std::uint64_t grace_ms = TRY(fields.number_or(Tag::grace_ms, default_grace_ms));
+  if (!ends_at_) ::kill(-1, SIGTERM);
+  ends_at_ = Clock::now() + milliseconds(std::min(grace_ms, grace_max_ms));
+  return {};
+}
+
+void Server::look_at_the_time() {
+  const auto now = Clock::now();
+  const auto linger_ms = processes_.linger_ms();
+  if (!linger_ms || is_host_there_) {
+    alone_since_.reset();
+  } else {
+    if (!alone_since_) alone_since_ = now;
+    if (!ends_at_ && now >= *alone_since_ + milliseconds(*linger_ms)) {
+      ::kill(-1, SIGTERM);
+      ends_at_ = now + milliseconds(default_grace_ms);
+    }
+  }
+  if (!ends_at_) return;
+  if (now >= *ends_at_ && !is_killed_) {
+    ::kill(-1, SIGKILL);
+    is_killed_ = true;
+    ends_at_ = now + last_words_max;
+  }
+  is_over_ = !has_children() || (is_killed_ && now >= *ends_at_);
+}
+
+std::optional<milliseconds> Server::time_left() const {
+  std::optional<Clock::time_point> until = ends_at_;
+  if (alone_since_ && !until) until = *alone_since_ + milliseconds(*processes_.linger_ms());
+  if (!until) return std::nullopt;
+  const auto left = std::chrono::ceil<milliseconds>(*until - Clock::now());
+  return std::max(left, milliseconds(0));
+}
+
+}  // namespace berth::agent

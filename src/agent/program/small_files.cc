@@ -1,0 +1,74 @@
+#include "agent/program/small_files.h"
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace berth::agent {
+
+Result<std::string> read_small_file(const std::string& path) {
+  const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  if (!file) return errno_failure(errno, "cannot open " + path);
+  struct stat status{};
+  if (::fstat(file.get(), &status) != 0) return errno_failure(errno, "cannot look at " + path);
+  if (!S_ISREG(status.st_mode)) {
+    return failure(ErrorKind::precondition, path + " is not a regular file");
+  }
+  std::string text;
+  std::array<char, 16384> buffer{};
+  while (true) {
+    const ssize_t count = ::read(file.get(), buffer.data(), buffer.size());
+    if (count < 0) return errno_failure(errno, "cannot read " + path);
+    if (count == 0) return text;
+    text.append(buffer.data(), static_cast<std::size_t>(count));
+    if (text.size() > small_file_max) {
+      return failure(ErrorKind::limit,
+                     path + " has more than " + std::to_string(small_file_max) + " bytes");
+    }
+  }
+}
+
+std::string read_line(const std::string& path) {
+  auto text = read_small_file(path);
+  if (!text) return {};
+  while (text->ends_with('\n')) text->pop_back();
+  return std::move(*text);
+}
+
+Result<void> write_all(int fd, Bytes bytes) {
+  while (!bytes.empty()) {
+    const ssize_t count = ::write(fd, bytes.data(), bytes.size());
+    if (count < 0) return errno_failure(errno, "cannot write");
+    bytes = bytes.subspan(static_cast<std::size_t>(count));
+  }
+  return {};
+}
+
+Result<void> write_setting(const std::string& path, std::string_view text) {
+  const Fd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!file) return errno_failure(errno, "cannot open " + path);
+  return write_all(file.get(), as_bytes(text));
+}
+
+Result<void> replace_file(const std::string& path, std::string_view text, mode_t mode) {
+  const std::string made = path + ".berth-new";
+  ::unlink(made.c_str());
+  {
+    const Fd file(::open(made.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
+    if (!file) return errno_failure(errno, "cannot make " + made);
+    ::fchmod(file.get(), mode);
+    TRY(write_all(file.get(), as_bytes(text)));
+  }
+  if (std::rename(made.c_str(), path.c_str()) != 0) {
+    const int why = errno;
+    ::unlink(made.c_str());
+    return errno_failure(why, "cannot replace " + path);
+  }
+  return {};
+}
+
+}  // namespace berth::agent
