@@ -48,19 +48,20 @@ class GuestError(Exception):
     """A guest did not do in time what it was asked for."""
 
 
-def _built(script):
+def built(script):
+    """What a script of scripts/ says of what it has built, by key."""
     result = subprocess.run([SCRIPTS / script], stdout=subprocess.PIPE, text=True, check=True)
     return dict(word.split("=", 1) for line in result.stdout.splitlines() for word in shlex.split(line))
 
 
 def image():
     """Paths of the guest's kernel, initrd and disk, and its cmdline; builds them when they are not cached."""
-    return _built("guest-image")
+    return built("guest-image")
 
 
 def cloud_image():
     """Path of a qcow2 such as distributions publish; builds it when it is not cached."""
-    return _built("cloud-image")["image"]
+    return built("cloud-image")["image"]
 
 
 def copy_disk(target):

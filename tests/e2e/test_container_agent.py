@@ -1,0 +1,369 @@
+"""The agent that is PID 1 of microVMs (docs/formats/container-agent.md), in real guests."""
+
+import hashlib
+import os
+import signal
+import struct
+import subprocess
+import time
+
+import pytest
+from agent_client import MAIN, AgentError, AgentTimeout, Incoming, frame
+from agent_machine import MicroVm
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def machine():
+    with MicroVm() as started:
+        try:
+            assert "boot_error" not in started.agent.greet()
+        except (AgentTimeout, AssertionError) as error:
+            raise AssertionError(f"{error}\n{started.agent.welcome}\n{started.console()}") from error
+        print(f"QEMU's start to the welcome: {time.monotonic() - started.started_at:.2f} s")
+        yield started
+
+
+@pytest.fixture
+def agent(machine):
+    yield machine.agent
+    running = [number for number, process in machine.agent.list().items() if not process.keys() & {"exit_code", "exit_signal"}]
+    for number in running:
+        machine.agent.call("signal", process=number, signal=signal.SIGKILL)
+    assert running == [], "a test has left processes"
+
+
+def test_output_and_errors_are_apart_and_the_exit_code_is_the_programs(agent):
+    assert agent.run("sh", "-c", "echo out; echo err >&2; exit 3") == (3, b"out\n", b"err\n")
+    for code in (0, 1, 127, 255):
+        assert agent.run("sh", "-c", f"exit {code}")[0] == code
+
+
+def test_a_signal_is_told_from_an_exit_code(agent):
+    assert agent.run("sh", "-c", "kill -KILL $$")[0] == -signal.SIGKILL
+    process = agent.start("sleep", "1000")
+    process.signal(signal.SIGTERM)
+    assert process.wait() == -signal.SIGTERM
+    with pytest.raises(AgentError) as refused:
+        process.signal(signal.SIGTERM)
+    assert refused.value.kind == "precondition"
+    process.forget()
+
+
+def test_a_signal_to_the_group_reaches_children(agent):
+    process = agent.start("sh", "-c", "sleep 1000 | sleep 1000; echo unreached")
+    process.signal(signal.SIGTERM, scope=1)
+    assert process.wait() == -signal.SIGTERM
+    assert process.output() == b""  # nobody has it open any more
+
+
+def test_input_comes_to_its_end(agent):
+    process = agent.start("sha256sum", has_input=True)
+    data = os.urandom(MIB)
+    process.send(data, end=True)
+    assert process.output().split()[0].decode() == hashlib.sha256(data).hexdigest()
+    assert process.wait() == 0
+
+
+def test_a_program_that_reads_no_input_does_not_stop_its_host(agent):
+    process = agent.start("sh", "-c", "exec <&-; echo closed; sleep 0.2", has_input=True)
+    process.wait_for_output(b"closed")
+    process.send(bytes(MIB), end=True)
+    assert agent.outgoing[process.input]["stopped"]
+    assert process.wait() == 0
+
+
+def test_without_an_input_there_is_none(agent):
+    assert agent.run("cat") == (0, b"", b"")
+
+
+def test_a_slow_reader_stops_nobody_else(agent):
+    slow = agent.start("sh", "-c", "dd if=/dev/zero bs=1M count=64 2>/dev/null", read=False)
+    assert agent.shell("echo at once", timeout_s=10) == "at once\n"
+    stream = agent.incoming[slow.outputs[0]]
+    agent.grant(slow.outputs[0], 1000)
+    agent.wait_until(lambda: stream.received == 1000)
+    started = time.monotonic()
+    assert agent.shell("echo at once", timeout_s=10) == "at once\n"
+    print(f"a process beside a full stream: {1000 * (time.monotonic() - started):.0f} ms")
+    stream.is_read = agent.incoming[slow.outputs[1]].is_read = True
+    agent.grant(slow.outputs[0])
+    agent.grant(slow.outputs[1])
+    started = time.monotonic()
+    assert slow.output(120) == bytes(64 * MIB)
+    print(f"64 MiB of output: {64 / (time.monotonic() - started):.0f} MiB/s")
+    assert slow.wait() == 0
+    slow.forget()
+
+
+def test_a_terminal_is_one(agent):
+    process = agent.start("sh", "-c", "tty; stty size; trap 'stty size' WINCH; read line; echo got $line; exec sleep 1000",
+                          terminal=True, rows=30, columns=100)
+    assert process.wait_for_output(b"30 100").startswith(b"/dev/pts/")
+    agent.call("resize", process=process.number, rows=50, columns=132)
+    process.send(b"typed\r")
+    process.wait_for_output(b"got typed")
+    process.send(b"\x03")
+    assert process.wait() == -signal.SIGINT
+    process.output()
+
+
+def test_a_resize_reaches_the_program(agent):
+    process = agent.start("sh", "-c", "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done", terminal=True)
+    process.wait_for_output(b"ready")
+    agent.call("resize", process=process.number, rows=50, columns=132)
+    process.wait_for_output(b"50 132")
+    assert process.wait() == 0
+
+
+def test_environment_and_directory(agent):
+    status, output, _ = agent.run("sh", "-c", "pwd; echo $A; echo $HOME; echo $PATH", environment=["A=b c"],
+                                  working_directory="/var/www")
+    assert (status, output) == (0, b"/var/www\nb c\n/root\n/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n")
+    with pytest.raises(AgentError) as refused:
+        agent.run("true", working_directory="/missing")
+    assert (refused.value.kind, refused.value.shell_status) == ("not_found", 125)
+
+
+@pytest.mark.parametrize(("user", "expected"), [
+    ("", "uid=0(root) gid=0(root)"),
+    ("web", "uid=33(web) gid=34(www) groups=34(www),40(logs)"),
+    ("33:40", "uid=33(web) gid=40(logs)"),
+    ("4711:4712", "uid=4711 gid=4712"),
+])
+def test_users(agent, user, expected):
+    output = agent.shell("id; echo again >/dev/stdout", user=user)
+    assert output.startswith(expected) and output.endswith("again\n")
+
+
+def test_an_unknown_user_is_not_found(agent):
+    with pytest.raises(AgentError, match="no user 'nobody'") as refused:
+        agent.run("true", user="nobody")
+    assert refused.value.kind == "not_found"
+
+
+@pytest.mark.parametrize(("program", "status"), [
+    ("missing", 127), ("/bin/missing", 127), ("/etc/data", 126), ("no-program", 126), ("/etc", 126)])
+def test_what_cannot_be_run_is_said_as_a_shell_says_it(agent, program, status):
+    with pytest.raises(AgentError, match=f"cannot run '{program}'") as refused:
+        agent.run(program)
+    assert refused.value.shell_status == status
+
+
+def test_numbers_are_used_once(agent):
+    process = agent.start("true")
+    process.wait()
+    for number, kind in ((process.number, "already_exists"), (0, "invalid_argument"), (1 << 24, "invalid_argument")):
+        with pytest.raises(AgentError) as refused:
+            agent.answer(agent.request("start", [("process", number), ("argument", "true")]))
+        assert refused.value.kind == kind
+    process.forget()
+
+
+def test_orphans_are_reaped(agent):
+    agent.list()
+    before = agent.orphans_reaped
+    agent.shell("for i in 1 2 3 4 5; do (sleep 0.1 &) ; done")
+    deadline = time.monotonic() + 10
+    while agent.orphans_reaped < before + 5:
+        agent.list()
+        assert time.monotonic() < deadline
+    assert "Z" not in agent.shell("cat /proc/[0-9]*/stat 2>/dev/null | cut -d' ' -f3")
+
+
+def test_a_process_outlives_its_host(machine):
+    process = machine.agent.start("sh", "-c", "echo first; read line; echo $line; yes | head -c 1000000; exit 7", has_input=True)
+    process.wait_for_output(b"first\n")
+    number = process.number
+    old = machine.agent.incoming[process.outputs[0]].received
+    # Cut in the middle of a frame.
+    machine.agent.send_raw(frame(6, process.input, struct.pack("<Q", 0) + bytes(1000))[:500])
+    agent = machine.reconnect()
+    assert number in agent.list()
+    process = agent.adopt(number)
+    assert agent.incoming[process.outputs[0]].received <= old
+    process.send(b"second\n", end=True)
+    assert process.wait() == 7
+    assert process.output().removeprefix(b"first\n") == b"second\n" + b"y\n" * 500000
+    process.forget()
+
+
+def test_a_host_in_the_middle_of_output_is_replaced(machine):
+    process = machine.agent.start("sh", "-c", "i=0; while [ $i -lt 60000 ]; do echo $i; i=$((i + 1)); done", read=False)
+    stream = process.outputs[0]
+    agent, read, position = machine.agent, b"", 0
+    for _ in range(5):
+        agent.incoming[stream] = Incoming(position)
+        agent.incoming[stream].is_read = False
+        agent.grant(stream, 30000)
+        agent.wait_until(lambda: len(agent.incoming[stream].data) >= 20000)
+        read += agent.incoming[stream].data
+        position = agent.incoming[stream].received
+        agent = machine.reconnect()
+    agent.incoming[stream] = Incoming(position)
+    agent.grant(stream)
+    agent.wait_until(lambda: agent.incoming[stream].is_at_end)
+    read += agent.incoming[stream].data
+    assert read == "".join(f"{i}\n" for i in range(60000)).encode()
+    assert agent.list()[process.number]["exit_code"] == 0
+    agent.call("forget", process=process.number)
+
+
+def test_an_end_that_nobody_heard_is_in_the_list(machine):
+    process = machine.agent.start("sh", "-c", "read line; exit 9", has_input=True)
+    process.send(b"x\n")
+    agent = machine.reconnect()
+    process = agent.adopt(process.number)
+    assert process.wait() == 9
+    assert process.output() == b""
+    process.forget()
+
+
+def test_garbage_is_survived(machine):
+    agent = machine.agent
+    for garbage in (os.urandom(300_000), b"\xbe\x27\x4a\xc1" * 10_000, frame(3, 1, b"\xff\xff"),
+                    frame(3, 1, b"\1\0\3\0\xff\xff\xff\xff"), frame(6, 4, b""), frame(7, 1 << 31, bytes(16)),
+                    frame(2, 0, bytes(100)), frame(9, 0xFFFFFFFF)):
+        agent.send_raw(garbage)
+        agent = machine.reconnect()
+        assert agent.shell("echo alive") == "alive\n"
+
+
+def test_unknown_operations_and_fields_are_refused(agent):
+    agent.send_raw(frame(3, 1_000_000, struct.pack("<H", 999)))
+    with pytest.raises(AgentError) as refused:
+        agent.answer(1_000_000)
+    assert refused.value.kind == "unsupported"
+    agent.send_raw(frame(3, 1_000_001, struct.pack("<HHI", 4, 999, 0)))
+    with pytest.raises(AgentError) as refused:
+        agent.answer(1_000_001)
+    assert refused.value.kind == "unsupported"
+    agent.send_raw(frame(3, 1_000_002, struct.pack("<HHI", 11, 0x8000 | 999, 0)))
+    agent.answer(1_000_002)
+
+
+def test_the_overlay_takes_writes_and_the_image_none(machine):
+    before = hashlib.sha256(machine.image.read_bytes()).digest()
+    script = "cat /etc/data; echo new >/etc/data; rm /bin/no-program; mkdir /fresh; sync; cat /etc/data; ls /bin/no-program || :"
+    assert machine.agent.shell(script) == "of the image\nnew\n"
+    assert hashlib.sha256(machine.image.read_bytes()).digest() == before
+
+
+def test_what_a_container_expects_is_there(agent):
+    agent.shell("ls -d /dev/null /dev/pts /dev/shm /dev/fd/0 /proc/self /sys/class /run && ip addr show lo | grep 'inet 127'")
+    script = "echo $$ >/dev/shm/x && cat /proc/self/oom_score_adj && ulimit -n && cat /proc/1/comm"
+    assert agent.shell(script) == "0\n1024\ninit\n"
+    assert agent.shell("ls -d /modules /init || :") == ""
+
+
+def test_files_go_in_and_out(agent):
+    data = os.urandom(150_000)
+    for offset in range(0, len(data), 65536):
+        agent.call("write_file", path="/root/data", offset=offset, content=data[offset:offset + 65536], flags=int(offset == 0),
+                   mode=0o4750, owner=33, group=34)
+    assert agent.shell("sha256sum </root/data").split()[0] == hashlib.sha256(data).hexdigest()
+    assert agent.shell("stat -c '%a %u %g' /root/data") == "4750 33 34\n"
+    read = b""
+    while len(read) < len(data):
+        piece = agent.call("read_file", path="/root/data", offset=len(read))
+        assert (piece["size"], piece["mode"], piece["owner"]) == (len(data), 0o4750, 33)
+        read += piece["content"]
+    assert read == data
+    agent.shell("mkfifo /root/fifo")
+    for path, kind in (("/root/missing", "not_found"), ("/root/fifo", "precondition"), ("/root", "precondition"),
+                       ("relative", "invalid_argument")):
+        with pytest.raises(AgentError) as refused:
+            agent.call("read_file", path=path)
+        assert refused.value.kind == kind, path
+
+
+def test_identity(agent):
+    machine_id = os.urandom(16).hex()
+    agent.call("set_identity", entropy=os.urandom(256), time_ns=2_000_000_000 * 10**9, hostname="clone-7", machine_id=machine_id)
+    shown = agent.shell("hostname; cat /etc/hostname /etc/machine-id; date +%s")
+    assert shown.startswith(f"clone-7\nclone-7\n{machine_id}\n20000000")
+    agent.call("set_clock", time_ns=time.time_ns())
+    for wrong in ({"machine_id": "short"}, {"entropy": bytes(1000)}):
+        with pytest.raises(AgentError):
+            agent.call("set_identity", **wrong)
+
+
+def test_network(agent):
+    agent.call("configure", hosts="127.0.0.1 localhost\n10.0.2.15 me\n", resolver="nameserver 10.0.2.3\n", interface="eth0",
+               hardware_address="52:54:00:aa:bb:cc", address="10.0.2.15/24", gateway="10.0.2.2")
+    shown = agent.shell("cat /etc/hosts /etc/resolv.conf; ip addr show eth0; ip route")
+    for expected in ("10.0.2.15 me", "nameserver 10.0.2.3", "52:54:00:aa:bb:cc", "inet 10.0.2.15/24", "default via 10.0.2.2"):
+        assert expected in shown, shown
+    agent.shell("ping -c 1 -W 10 10.0.2.2")
+    with pytest.raises(AgentError):
+        agent.call("configure", interface="eth0", address="10.0.2/24")
+
+
+def test_power_off_ends_what_runs_and_the_guest(machine):
+    """The last of this machine."""
+    agent = machine.agent
+    stubborn = agent.start("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
+    stubborn.wait_for_output(b"ready")
+    polite = agent.start("sh", "-c", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done")
+    polite.wait_for_output(b"ready")
+    agent.call("power_off", grace_ms=1000)
+    assert polite.wait() == 5
+    assert machine.wait_for_end() == 0
+
+
+def test_a_guest_without_an_image_says_so():
+    with MicroVm(image=False) as machine:
+        assert "berth-image" in machine.agent.greet()["boot_error"]
+        with pytest.raises(AgentError) as refused:
+            machine.agent.run("true")
+        assert refused.value.kind == "precondition"
+        machine.agent.call("power_off")
+        assert machine.wait_for_end() == 0
+
+
+def test_entropy_of_the_host_tells_clones_apart(tmp_path):
+    state = tmp_path / "state"
+    with MicroVm() as template:
+        template.agent.greet()
+        template.agent.shell("head -c 16 /dev/urandom | od -An -tx1")
+        template.save(state)
+
+        def random_bytes(**identity):
+            with MicroVm(template=template, state=state) as clone:
+                clone.agent.greet()
+                if identity:
+                    clone.agent.call("set_identity", **identity)
+                return clone.agent.shell("head -c 16 /dev/urandom | od -An -tx1")
+
+        plain = [random_bytes() for _ in range(2)]
+        print(f"without entropy, clones had {'the same' if plain[0] == plain[1] else 'different'} random numbers")
+        seeded = [random_bytes(entropy=os.urandom(64)) for _ in range(2)]
+        assert len({*plain, *seeded}) >= 3 and seeded[0] != seeded[1]
+
+
+def test_a_disk_as_overlay_is_kept_and_left_clean(tmp_path):
+    disk = tmp_path / "overlay.raw"
+    subprocess.run(["/usr/sbin/mke2fs", "-q", "-t", "ext4", disk, "64M"], check=True)
+    for boot in (1, 2):
+        with MicroVm(overlay=disk) as machine:
+            machine.agent.greet()
+            machine.agent.shell("echo x >>/root/kept")
+            machine.agent.call("power_off")
+            assert machine.wait_for_end() == 0
+        subprocess.run(["/usr/sbin/e2fsck", "-fn", disk], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        features = subprocess.run(["/usr/sbin/dumpe2fs", "-h", disk], check=True, capture_output=True, text=True).stdout
+        assert "needs_recovery" not in features
+        kept = subprocess.run(["/usr/sbin/debugfs", "-R", "cat /upper/root/kept", disk], check=True, capture_output=True).stdout
+        assert kept == b"x\n" * boot
+
+
+def test_the_guest_ends_some_time_after_its_main_process():
+    with MicroVm() as machine:
+        machine.agent.greet()
+        process = machine.agent.start("sh", "-c", "exit 4", flags=MAIN, linger_ms=1000)
+        assert process.wait() == 4
+        agent = machine.reconnect()
+        assert agent.list()[process.number]["exit_code"] == 4
+        agent.close()
+        assert machine.wait_for_end() == 0
