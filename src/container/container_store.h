@@ -1,0 +1,48 @@
+// The containers of one state directory:
+//
+//   containers/NAME/container.json   what it is
+//   containers/NAME/state.json       what it is meant to be doing, and how it ended
+//   containers/NAME/log, log.old     what it has written (docs/formats/containers.md)
+//   containers/.making-…, .removing-…  leftovers, unless somebody is at it
+//
+// Blocking; any thread. Made and removed by the daemon alone; the keeper of a container that runs
+// writes its state and log.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "container/container_record.h"
+
+namespace berth::container {
+
+class ContainerStore {
+ public:
+  explicit ContainerStore(std::string state_dir);
+
+  /// Removes what a dead process has left. Once, first.
+  Result<void> open() const;
+
+  /// Durable: gives it its id and uid. already_exists.
+  Result<ContainerRecord> create(ContainerSpecification specification,
+                                 const std::string& created_at) const;
+  /// By name. Directories whose record cannot be read are left out, with a warning.
+  std::vector<ContainerRecord> list() const;
+  /// By name, by id, or by at least 4 digits that its id begins with. not_found; invalid_argument
+  /// where several begin like that.
+  Result<ContainerRecord> find(const std::string& reference) const;
+  Result<ContainerRecord> record(const std::string& name) const;  // not_found
+  Result<ContainerState> state(const std::string& name) const;
+  Result<void> save_state(const std::string& name, const ContainerState& state) const;
+  /// With its log.
+  Result<void> remove(const std::string& name) const;
+
+  std::string directory(const std::string& name) const;
+  std::string log(const std::string& name) const { return directory(name) + "/log"; }
+
+ private:
+  std::string state_dir_;
+};
+
+}  // namespace berth::container
