@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <utility>
@@ -26,6 +25,7 @@
 #include "machine/host/accelerator.h"
 #include "machine/small_file.h"
 #include "machine/vm/device_state.h"
+#include "machine/vm/qemu_files.h"
 #include "machine/volume_directory.h"
 #include "memory/memory_image.h"
 #include "memory/memory_object.h"
@@ -47,35 +47,12 @@ constexpr Duration restart_window = std::chrono::minutes(1);
 constexpr std::size_t restarts_in_window_max = 3;
 constexpr Duration restart_pause = std::chrono::milliseconds(500);
 
-/// A copy that QEMU's user may read.
-Result<void> copy_for(const std::string& from, const std::string& to, uid_t uid, gid_t gid) {
-  std::error_code error;
-  std::filesystem::copy_file(from, to, std::filesystem::copy_options::overwrite_existing, error);
-  if (error) return errno_failure(error.value(), fmt::format("cannot copy '{}' to '{}'", from, to));
-  if (::chmod(to.c_str(), 0400) != 0 || (::geteuid() == 0 && ::chown(to.c_str(), uid, gid) != 0))
-    return errno_failure(errno, fmt::format("cannot give '{}' to QEMU's user", to));
-  return {};
-}
-
-/// "7.2.22", of QMP's VersionInfo.
-std::string version_text(const Json& info) {
-  const Json version = info.is_object() ? info.value("qemu", Json::object()) : Json::object();
-  if (!version.is_object()) return {};
-  return fmt::format("{}.{}.{}", version.value("major", 0), version.value("minor", 0),
-                     version.value("micro", 0));
-}
-
 Result<std::string> read_device_state(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string state{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   if (!file.is_open() || file.bad() || state.empty() || state.size() > device_state_max)
     return failure(ErrorKind::corrupt, fmt::format("there is no device state in '{}'", path));
   return state;
-}
-
-/// QEMU's own copy of the library that is loaded into it, for as long as it starts.
-std::string preload_copy(const std::string& memory_file) {
-  return memory_file.substr(0, memory_file.rfind('/') + 1) + "preload.so";
 }
 
 bool is_root() { return ::geteuid() == 0; }
@@ -199,7 +176,7 @@ Task<Result<void>> Machine::try_launch() {
   if (is_root()) how.uid = record_.uid;
   const std::string library = preload_copy(memory_file_);
   if (tracks_memory()) {
-    CO_TRY(copy_for(options_.preload, library, record_.uid, gid));
+    CO_TRY(copy_for_qemu(options_.preload, library, record_.uid, gid));
     for (std::string& variable : CO_TRY(memory::preload_environment(library, memory_file_)))
       how.environment.push_back(std::move(variable));
   }
@@ -241,22 +218,17 @@ Result<void> Machine::prepare_directory() {
   // Its user has to get through to its own directory; what else is here is not for its eyes.
   ::chmod(options_.run.machines().c_str(), 0711);
   ::chmod(options_.run.machine(options_.name).c_str(), 0711);
-  TRY(remove_tree(directory));
-  if (::mkdir(directory.c_str(), 0700) != 0)
-    return errno_failure(errno, fmt::format("cannot make '{}'", directory));
-  if (is_root() && ::chown(directory.c_str(), record_.uid, static_cast<gid_t>(-1)) != 0)
-    return errno_failure(errno, fmt::format("cannot give '{}' to QEMU's user", directory));
-  return {};
+  return make_qemu_directory(directory, record_.uid);
 }
 
 Result<void> Machine::prepare_boot_files(QemuPlaces& places) {
   if (record_.specification.kernel.image.empty()) return {};
   const std::string boot = options_.state.machine(options_.name) + "/boot";
   places.kernel = qemu_directory() + "/kernel";
-  TRY(copy_for(boot + "/kernel", places.kernel, record_.uid, static_cast<gid_t>(-1)));
+  TRY(copy_for_qemu(boot + "/kernel", places.kernel, record_.uid, static_cast<gid_t>(-1)));
   if (record_.specification.kernel.initrd.empty()) return {};
   places.initrd = qemu_directory() + "/initrd";
-  return copy_for(boot + "/initrd", places.initrd, record_.uid, static_cast<gid_t>(-1));
+  return copy_for_qemu(boot + "/initrd", places.initrd, record_.uid, static_cast<gid_t>(-1));
 }
 
 Task<Result<void>> Machine::connect_monitor(Duration patience) {
@@ -278,7 +250,7 @@ Task<Result<void>> Machine::connect_monitor(Duration patience) {
           });
       const auto version =
           co_await monitor_->execute("query-version", Json::object(), command_timeout);
-      if (version) qemu_version_ = version_text(*version);
+      if (version) qemu_version_ = qemu_version_text(*version);
       co_return Result<void>{};
     }
     if (loop_.now() > deadline) {

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <span>
 
 #include <fcntl.h>
 #include <sys/prctl.h>
@@ -45,6 +46,7 @@ struct Child {
   std::vector<char*> arguments;
   std::vector<char*> environment;
   std::vector<int> groups;  // cgroup.procs
+  std::span<const int> inherited;
   int null = -1;
   int log = -1;
   int report = -1;  // an errno goes there if the program was not executed
@@ -77,6 +79,8 @@ struct Child {
       if (::syscall(SYS_setresgid, gid, gid, gid) != 0) return 4;
       if (::syscall(SYS_setresuid, *uid, *uid, *uid) != 0) return 4;
     }
+    for (const int fd : inherited)
+      if (::fcntl(fd, F_SETFD, 0) != 0) return 2;
     ::execve(arguments.front(), arguments.data(), environment.data());
     return 5;
   }
@@ -85,7 +89,7 @@ struct Child {
 const char* name_of_step(int step) {
   switch (step) {
     case 1: return "cannot enter its control group";
-    case 2: return "cannot open its log";
+    case 2: return "cannot give it its open files";
     case 3: return "cannot give up new privileges";
     case 4: return "cannot become its own user";
     default: return "cannot execute it";
@@ -111,6 +115,7 @@ Result<QemuProcess> launch_qemu(const QemuLaunch& launch) {
   Child child{.arguments = pointers_to(launch.arguments),
               .environment = pointers_to(launch.environment),
               .groups = {},
+              .inherited = launch.inherited,
               .null = null.get(),
               .log = log.get(),
               .report = writing.get(),

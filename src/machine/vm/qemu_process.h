@@ -24,6 +24,7 @@ struct QemuLaunch {
   std::vector<std::string> environment;    // "NAME=value"; nothing else is in it
   std::string log_path;                    // standard output and error are appended there
   std::vector<std::string> process_files;  // of the control group, as ControlGroup has them
+  std::vector<int> inherited;              // descriptors that it gets, under the same numbers
   std::optional<uid_t> uid;                // nothing: as the keeper runs
   gid_t gid = 0;
 };

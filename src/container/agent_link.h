@@ -1,0 +1,109 @@
+// The host's side of the conversation with a microVM's agent (docs/formats/container-agent.md),
+// over the socket that QEMU serves for it.
+//
+// On one loop. Requests may overlap. When the connection ends, or what comes over it makes no sense
+// any more, open and later requests end with `disconnected`, and closed() is called once: whoever
+// wants to go on makes a new link, and asks the agent where things are (`list`).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "agent/session.h"
+#include "async/event.h"
+#include "async/gate.h"
+#include "async/stream.h"
+#include "async/uring_loop.h"
+#include "base/result.h"
+
+namespace berth::container {
+
+constexpr std::size_t agent_requests_max = 256;  // without an answer so far
+
+/// What the agent has said of its guest when it was greeted.
+struct AgentWelcome {
+  std::string kernel;
+  std::string boot_id;
+  std::string boot_error;  // why the guest is not in its image; ""
+};
+
+/// An answer that is no error.
+class AgentAnswer {
+ public:
+  /// `protocol` for what is no answer; the agent's own error otherwise.
+  static Result<AgentAnswer> decode(Bytes payload);
+  const agent::Fields& fields() const { return fields_; }
+
+ private:
+  std::vector<std::byte> bytes_;  // that fields_ looks at
+  agent::Fields fields_;
+};
+
+class AgentLink {
+ public:
+  struct Handlers {
+    /// On the loop, in order; must not block.
+    std::function<void(agent::EventKind, std::uint32_t channel, const agent::Fields&)> event;
+    std::function<void()> closed;
+  };
+
+  /// Connects, and waits for the agent's greeting, which comes when the guest has booted.
+  /// `disconnected` if nobody listens, `timed_out` after `patience`, `unsupported` for an agent of
+  /// another version.
+  static Task<Result<std::unique_ptr<AgentLink>>> connect(UringLoop& loop, std::string socket_path,
+                                                          Duration patience, Handlers handlers);
+  AgentLink(const AgentLink&) = delete;
+  AgentLink& operator=(const AgentLink&) = delete;
+  /// After close() has ended.
+  ~AgentLink();
+
+  const AgentWelcome& welcome() const { return welcome_; }
+  bool is_open() const { return is_open_; }
+
+  /// The agent's own errors have its kinds; `timed_out` if no answer came in time: the request may
+  /// be carried out still. `limit` where agent_requests_max have no answer.
+  Task<Result<AgentAnswer>> request(agent::FieldWriter request, Duration timeout);
+
+  /// A stream that the caller fills and empties; `changed` is called when something is new about
+  /// it, and once when the link is over. `limit` where there are too many.
+  Result<agent::Stream*> open_stream(std::uint32_t number, std::function<void()> changed);
+  /// Null where it is not there.
+  agent::Stream* stream(std::uint32_t number) { return session_.find(number); }
+  void close_stream(std::uint32_t number);
+  /// After a stream was filled, emptied, finished or stopped.
+  void wake() { output_.notify_all(); }
+
+  /// Disconnects. Waits until nothing of the link is under way. Any time, more than once.
+  Task<> close();
+
+ private:
+  struct Waiting;
+
+  AgentLink(UringLoop& loop, std::unique_ptr<berth::Stream> stream, Handlers handlers);
+  Task<Result<void>> greet(Duration patience);
+  Task<> read();
+  Task<> write();
+  void take(const agent::Message& message);
+  void greeted(const agent::Message& message);
+  void end(Error reason);
+
+  UringLoop& loop_;
+  std::unique_ptr<berth::Stream> stream_;
+  Handlers handlers_;
+  agent::Session session_{agent::Session::Role::host};
+  AgentWelcome welcome_;
+  std::map<std::uint32_t, Waiting*> waiting_;
+  std::map<std::uint32_t, std::function<void()>> watchers_;
+  Event output_;
+  Event greeted_;
+  Gate tasks_;
+  bool is_open_ = false;
+  bool is_over_ = false;
+  Error why_over_{ErrorKind::disconnected, "the agent is not connected"};
+};
+
+}  // namespace berth::container

@@ -1,0 +1,29 @@
+// Where the keeper of a container has what (docs/formats/containers.md). Pure.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include <fmt/format.h>
+
+namespace berth::container {
+
+struct ContainerRunLayout {
+  std::string run_dir;
+
+  std::string containers() const { return run_dir + "/containers"; }
+  std::string container(std::string_view name) const {
+    return fmt::format("{}/{}", containers(), name);
+  }
+  std::string control_socket(std::string_view name) const { return container(name) + "/control"; }
+  std::string attach_socket(std::string_view name) const { return container(name) + "/attach"; }
+  std::string lock_file(std::string_view name) const { return container(name) + "/lock"; }
+  std::string keeper_log(std::string_view name) const { return container(name) + "/keeper.log"; }
+  std::string qemu_log(std::string_view name) const { return container(name) + "/qemu.log"; }
+  std::string launch_file(std::string_view name) const { return container(name) + "/launch.json"; }
+  std::string cursor(std::string_view name) const { return container(name) + "/cursor"; }
+  /// A directory of the user that its QEMU runs as.
+  std::string qemu_directory(std::string_view name) const { return container(name) + "/q"; }
+};
+
+}  // namespace berth::container

@@ -1,0 +1,304 @@
+#include "container/microvm.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <utility>
+
+#include <fcntl.h>
+#include <liburing.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "async/directories.h"
+#include "async/uring_call.h"
+#include "base/log.h"
+#include "base/process.h"
+#include "machine/host/accelerator.h"
+#include "machine/layout.h"
+#include "machine/vm/qemu_files.h"
+#include "machine/volume_directory.h"
+#include "memory/memory_object.h"
+#include "memory/preload.h"
+
+namespace berth::container {
+namespace {
+
+using machine::Json;
+
+constexpr Duration monitor_patience = std::chrono::seconds(30);  // QEMU starts, on a busy host
+constexpr Duration reconnect_patience = std::chrono::seconds(10);
+constexpr Duration connect_timeout = std::chrono::seconds(2);
+constexpr Duration connect_retry = std::chrono::milliseconds(5);
+constexpr Duration command_timeout = std::chrono::seconds(10);
+constexpr Duration io_retry_first = std::chrono::milliseconds(200);
+constexpr Duration io_retry_max = std::chrono::seconds(5);
+
+bool is_root() { return ::geteuid() == 0; }
+
+}  // namespace
+
+MicroVm::MicroVm(UringLoop& loop, Options options, Report report)
+    : loop_(loop),
+      options_(std::move(options)),
+      report_(std::move(report)),
+      kvm_(machine::has_kvm()),
+      tasks_(loop),
+      changed_(loop) {}
+
+MicroVm::~MicroVm() = default;
+
+std::string MicroVm::agent_socket() const {
+  return fmt::format("{}/{}", directory(), machine::agent_socket_name);
+}
+
+std::vector<std::string> MicroVm::logs() const {
+  return {options_.run.qemu_log(options_.name),
+          fmt::format("{}/{}", directory(), machine::console_log_name)};
+}
+
+/// Containers of the same name may run on one host, in state directories of their own.
+std::string MicroVm::group_name() const {
+  return fmt::format("{}-{}", options_.name, options_.id.to_string().substr(0, 8));
+}
+
+// --- Starting.
+
+Task<Result<void>> MicroVm::start(Start start, Id128 memory) {
+  memory_id_ = memory;
+  auto launched = co_await launch(std::move(start));
+  if (!launched) {
+    if (process_) {
+      co_await end();
+    } else {
+      clean_up();
+    }
+    co_return failure(std::move(launched).error().with_context(
+        fmt::format("cannot start the microVM of '{}'", options_.name)));
+  }
+  co_return Result<void>{};
+}
+
+Task<Result<void>> MicroVm::launch(Start start) {
+  CO_TRY(prepare_directory());
+  const gid_t gid = kvm_ ? machine::kvm_group() : options_.uid;
+  const memory::MemoryOwner owner =
+      is_root() ? memory::MemoryOwner{.uid = options_.uid, .gid = gid}
+                : memory::MemoryOwner{.uid = ::geteuid(), .gid = ::getegid()};
+  memory_file_ =
+      CO_TRY(memory::create_memory_object(options_.memory_dir, memory_id_, options_.memory, owner));
+  const Fd image(::open(start.image.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!image)
+    co_return errno_failure(errno, fmt::format("cannot open the image '{}'", start.image));
+  MicroVmSpecification specification{.name = options_.name,
+                                     .id = options_.id,
+                                     .cpus = options_.cpus,
+                                     .memory = options_.memory,
+                                     .network = options_.network,
+                                     .overlay = {},
+                                     .disks = std::move(start.disks)};
+  if (options_.has_overlay && !specification.disks.empty())
+    specification.overlay = specification.disks.front().node;
+  MicroVmPlaces places{.directory = directory(),
+                       .memory_file = memory_file_,
+                       .kernel = directory() + "/kernel",
+                       .initrd = directory() + "/initrd",
+                       .image_fd = image.get(),
+                       .kvm = kvm_};
+  CO_TRY(machine::copy_for_qemu(start.kernel, places.kernel, options_.uid, gid));
+  CO_TRY(machine::copy_for_qemu(start.initrd, places.initrd, options_.uid, gid));
+
+  group_ = machine::ControlGroup::open(group_name());
+  if (options_.cpu_limit > 0) CO_TRY(group_.limit_cpus(options_.cpu_limit));
+  machine::QemuLaunch how{.arguments = microvm_command(specification, places),
+                          .environment = {"PATH=/usr/bin:/bin", "LC_ALL=C"},
+                          .log_path = options_.run.qemu_log(options_.name),
+                          .process_files = group_.process_files(),
+                          .inherited = {image.get()},
+                          .uid = std::nullopt,
+                          .gid = gid};
+  if (is_root()) how.uid = options_.uid;
+  const std::string library = machine::preload_copy(memory_file_);
+  if (!options_.preload.empty()) {
+    CO_TRY(machine::copy_for_qemu(options_.preload, library, options_.uid, gid));
+    for (std::string& variable : CO_TRY(memory::preload_environment(library, memory_file_)))
+      how.environment.push_back(std::move(variable));
+  }
+  process_ = CO_TRY(machine::launch_qemu(how));
+  tasks_.spawn(watch_process());
+  CO_TRY(co_await connect_monitor(monitor_patience));
+  // QEMU has read them.
+  for (const std::string& copy : {library, places.kernel, places.initrd}) ::unlink(copy.c_str());
+  co_return Result<void>{};
+}
+
+Result<void> MicroVm::prepare_directory() {
+  const std::string parent = options_.run.container(options_.name);
+  TRY(machine::check_socket_path(agent_socket()));
+  TRY(make_directories(parent));
+  // Its user has to get through to its own directory; what else is here is not for its eyes.
+  ::chmod(options_.run.containers().c_str(), 0711);
+  ::chmod(parent.c_str(), 0711);
+  return machine::make_qemu_directory(directory(), options_.uid);
+}
+
+Task<Result<void>> MicroVm::connect_monitor(Duration patience) {
+  const Instant deadline = loop_.now() + patience;
+  const std::string path = fmt::format("{}/{}", directory(), machine::qmp_socket_name);
+  while (true) {
+    if (!process_ || has_ended(process_->pidfd)) {
+      const std::string words = machine::last_words(options_.run.qemu_log(options_.name));
+      co_return failure(ErrorKind::internal,
+                        fmt::format("QEMU ended at once{}{}", words.empty() ? "" : ": ", words));
+    }
+    auto client = co_await machine::QmpClient::connect(loop_, path, connect_timeout);
+    if (client) {
+      monitor_ = std::move(*client);
+      monitor_->set_handlers(
+          [this](const std::string& event, const Json& data) { on_event(event, data); },
+          [this] {
+            if (!closing_ && process_) tasks_.spawn(reconnect_monitor());
+          });
+      const auto version =
+          co_await monitor_->execute("query-version", Json::object(), command_timeout);
+      if (version) qemu_version_ = machine::qemu_version_text(*version);
+      co_return Result<void>{};
+    }
+    if (loop_.now() > deadline) {
+      co_return failure(ErrorKind::timed_out, fmt::format("QEMU's monitor does not answer: {}",
+                                                          client.error().message()));
+    }
+    co_await loop_.sleep(connect_retry);
+  }
+}
+
+Task<> MicroVm::reconnect_monitor() {
+  while (!closing_ && process_ && !has_ended(process_->pidfd)) {
+    if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
+    if (co_await connect_monitor(reconnect_patience)) co_return;
+  }
+}
+
+Task<Result<bool>> MicroVm::adopt(Id128 memory) {
+  memory_id_ = memory;
+  memory_file_ = memory::memory_object_path(options_.memory_dir, memory);
+  group_ = machine::ControlGroup::open(group_name());
+  process_ = machine::find_qemu(directory() + '/');
+  if (!process_) {
+    last_words_ = machine::last_words(options_.run.qemu_log(options_.name));
+    clean_up();
+    co_return false;
+  }
+  tasks_.spawn(watch_process());
+  CO_TRY(co_await connect_monitor(reconnect_patience));
+  const Json status = CO_TRY(co_await command("query-status"));
+  const std::string text = status.value("status", std::string());
+  log_info("found QEMU, process {}: {}", process_->pid, text);
+  frozen_ = text == "paused";
+  if (text == "io-error") {
+    retrying_io_ = true;
+    tasks_.spawn(retry_io());
+  }
+  co_return true;
+}
+
+// --- While it runs.
+
+Task<Result<Json>> MicroVm::command(std::string name) {
+  if (!monitor_) co_return failure(ErrorKind::disconnected, "QEMU's monitor is not connected");
+  co_return co_await monitor_->execute(std::move(name), Json::object(), command_timeout);
+}
+
+void MicroVm::on_event(const std::string& event, const Json& data) {
+  if (event == "BLOCK_IO_ERROR" && data.is_object()) {
+    if (data.value("action", std::string()) != "stop" || std::exchange(retrying_io_, true)) return;
+    report_("container_io_error", fmt::format("{}: {}", data.value("node-name", std::string()),
+                                              data.value("reason", std::string())));
+    tasks_.spawn(retry_io());
+  }
+}
+
+/// A disk has failed and the guest stands still: it goes on when the disk does.
+Task<> MicroVm::retry_io() {
+  for (Duration pause = io_retry_first; !closing_ && process_;
+       pause = std::min<Duration>(pause * 2, io_retry_max)) {
+    co_await loop_.sleep(pause);
+    if (frozen_) break;
+    const auto status = co_await command("query-status");
+    if (!status) continue;
+    if (status->value("status", std::string()) != "io-error") break;
+    retrying_io_ = false;  // a request that fails again is another event
+    (void)co_await command("cont");
+    if (retrying_io_) co_return;
+    retrying_io_ = true;
+  }
+  retrying_io_ = false;
+}
+
+Task<Result<void>> MicroVm::freeze() {
+  CO_TRY(co_await command("stop"));
+  frozen_ = true;
+  co_return Result<void>{};
+}
+
+Task<Result<void>> MicroVm::thaw() {
+  CO_TRY(co_await command("cont"));
+  frozen_ = false;
+  co_return Result<void>{};
+}
+
+// --- Ending.
+
+Task<> MicroVm::watch_process() {
+  const Fd watched(::fcntl(process_->pidfd.get(), F_DUPFD_CLOEXEC, 0));
+  while (!closing_ && watched && !has_ended(watched)) {
+    UringCall end(loop_, [&](io_uring_sqe& entry) {
+      ::io_uring_prep_poll_add(&entry, watched.get(), POLLIN);
+    });
+    waiting_for_end_ = &end;
+    (void)co_await end;
+    waiting_for_end_ = nullptr;
+  }
+  if (closing_) co_return;
+  last_words_ = machine::reap_qemu(watched);
+  if (last_words_ == "exit code 0") last_words_.clear();
+  const std::string words = machine::last_words(options_.run.qemu_log(options_.name));
+  if (!words.empty()) last_words_ += fmt::format("{}{}", last_words_.empty() ? "" : ": ", words);
+  if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
+  clean_up();
+  process_.reset();
+  changed_.notify_all();
+}
+
+Task<> MicroVm::end() {
+  if (process_) (void)send_signal(process_->pidfd, SIGKILL);
+  (void)co_await ended();
+}
+
+Task<std::string> MicroVm::ended() {
+  while (process_ && !closing_) co_await changed_.wait();
+  co_return last_words_;
+}
+
+/// What a QEMU that is gone has left.
+void MicroVm::clean_up() {
+  if (!memory_file_.empty()) ::unlink(machine::preload_copy(memory_file_).c_str());
+  if (const auto removed = memory::remove_memory_object(options_.memory_dir, memory_id_); !removed)
+    log_warning("{}", removed.error().message());
+  memory_file_.clear();
+  group_.remove();
+  (void)machine::remove_tree(directory());
+}
+
+Task<> MicroVm::close() {
+  closing_ = true;
+  if (waiting_for_end_ != nullptr) loop_.cancel(*waiting_for_end_);
+  if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
+  changed_.notify_all();  // nothing will change any more
+  co_await tasks_.drained();
+}
+
+}  // namespace berth::container

@@ -1,0 +1,115 @@
+// A container's microVM while it runs: QEMU started, watched, commanded, found again, ended. What
+// is in the guest is not its matter (container.h).
+//
+// On one loop. QEMU outlives this object: close() lets go of it, and adopt() finds it again in
+// another process. A microVM never starts again by itself.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "async/event.h"
+#include "async/gate.h"
+#include "async/uring_loop.h"
+#include "base/ids.h"
+#include "container/container_layout.h"
+#include "container/microvm_command.h"
+#include "machine/vm/control_group.h"
+#include "machine/vm/qemu_process.h"
+#include "machine/vm/qmp_client.h"
+
+namespace berth::container {
+
+class MicroVm {
+ public:
+  struct Options {
+    std::string name;
+    ContainerRunLayout run;
+    std::string memory_dir;  // where memory objects are
+    std::string preload;     // of the memory tracking library; "" for none
+    Id128 id;
+    std::uint32_t uid = 0;  // that QEMU runs as where the keeper is root
+    unsigned cpus = 1;      // virtual ones
+    double cpu_limit = 0;   // of host CPU time; 0 for none
+    std::uint64_t memory = 0;
+    bool network = true;
+    bool has_overlay = false;
+  };
+  struct Start {
+    std::string image;  // paths
+    std::string kernel;
+    std::string initrd;
+    std::vector<machine::AttachedDisk> disks;  // the overlay first
+  };
+  /// A disk failed, and the guest stands still until it is back; and the like, for people.
+  using Report = std::function<void(const char* event, std::string message)>;
+
+  MicroVm(UringLoop& loop, Options options, Report report);
+  MicroVm(const MicroVm&) = delete;
+  MicroVm& operator=(const MicroVm&) = delete;
+  ~MicroVm();
+
+  /// Returns when QEMU runs and answers. Nothing is left behind if it does not. `memory` is the id
+  /// of its memory object: kept by the caller, for adopt().
+  Task<Result<void>> start(Start start, Id128 memory);
+  /// Finds the QEMU of an earlier keeper; false if there is none, and what it has left is gone.
+  Task<Result<bool>> adopt(Id128 memory);
+
+  bool is_on() const { return process_.has_value(); }
+  pid_t pid() const { return process_ ? process_->pid : 0; }
+  const std::string& qemu_version() const { return qemu_version_; }
+  bool uses_kvm() const { return kvm_; }
+  std::string agent_socket() const;
+  /// Files that QEMU appends to.
+  std::vector<std::string> logs() const;
+  machine::ControlGroupUsage usage() const { return group_.usage(); }
+
+  /// Ends QEMU by force. Returns when it has ended.
+  Task<> end();
+  /// Until QEMU has ended; its last words, "" where it has none.
+  Task<std::string> ended();
+
+  /// Virtual CPUs stand, and go on.
+  Task<Result<void>> freeze();
+  Task<Result<void>> thaw();
+  bool is_frozen() const { return frozen_; }
+
+  /// Lets go of QEMU, which runs on.
+  Task<> close();
+
+ private:
+  Task<Result<void>> launch(Start start);
+  Result<void> prepare_directory();
+  Task<Result<void>> connect_monitor(Duration patience);
+  Task<Result<machine::Json>> command(std::string name);
+  Task<> watch_process();
+  Task<> reconnect_monitor();
+  Task<> retry_io();
+  void on_event(const std::string& event, const machine::Json& data);
+  void clean_up();
+  std::string directory() const { return options_.run.qemu_directory(options_.name); }
+  std::string group_name() const;
+
+  UringLoop& loop_;
+  const Options options_;
+  const Report report_;
+  const bool kvm_;
+  Gate tasks_;
+  Event changed_;
+  Id128 memory_id_;
+  std::string memory_file_;
+  std::optional<machine::QemuProcess> process_;
+  std::unique_ptr<machine::QmpClient> monitor_;
+  machine::ControlGroup group_;
+  UringOperation* waiting_for_end_ = nullptr;
+  std::string last_words_;
+  std::string qemu_version_;
+  bool frozen_ = false;
+  bool retrying_io_ = false;
+  bool closing_ = false;
+};
+
+}  // namespace berth::container
