@@ -42,7 +42,6 @@ Result<AgentAnswer> AgentAnswer::decode(Bytes payload) {
   AgentAnswer answer;
   answer.bytes_.assign(payload.begin(), payload.end());
   answer.fields_ = TRY(agent::Fields::decode(answer.bytes_));
-  if (auto error = agent::read_error(answer.fields_)) return failure(*std::move(error));
   return answer;
 }
 
@@ -182,6 +181,12 @@ void AgentLink::end(Error reason) {
 }
 
 Task<Result<AgentAnswer>> AgentLink::request(agent::FieldWriter request, Duration timeout) {
+  AgentAnswer answer = CO_TRY(co_await ask(std::move(request), timeout));
+  if (auto error = agent::read_error(answer.fields())) co_return failure(*std::move(error));
+  co_return answer;
+}
+
+Task<Result<AgentAnswer>> AgentLink::ask(agent::FieldWriter request, Duration timeout) {
   if (!is_open_) co_return failure(ErrorKind::disconnected, why_over_.message());
   if (waiting_.size() >= agent_requests_max)
     co_return failure(ErrorKind::limit, "too many requests wait for the guest's agent");

@@ -31,10 +31,9 @@ struct AgentWelcome {
   std::string boot_error;  // why the guest is not in its image; ""
 };
 
-/// An answer that is no error.
 class AgentAnswer {
  public:
-  /// `protocol` for what is no answer; the agent's own error otherwise.
+  /// `protocol` for what is no answer.
   static Result<AgentAnswer> decode(Bytes payload);
   const agent::Fields& fields() const { return fields_; }
 
@@ -67,6 +66,8 @@ class AgentLink {
   /// The agent's own errors have its kinds; `timed_out` if no answer came in time: the request may
   /// be carried out still. `limit` where agent_requests_max have no answer.
   Task<Result<AgentAnswer>> request(agent::FieldWriter request, Duration timeout);
+  /// The same, but what the agent refuses is an answer too, for its other fields.
+  Task<Result<AgentAnswer>> ask(agent::FieldWriter request, Duration timeout);
 
   /// A stream that the caller fills and empties; `changed` is called when something is new about
   /// it, and once when the link is over. `limit` where there are too many.

@@ -1,0 +1,643 @@
+#include "container/container.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <csignal>
+#include <utility>
+
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "async/deadline.h"
+#include "async/directories.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "machine/control_messages.h"
+#include "machine/small_file.h"
+
+namespace berth::container {
+namespace {
+
+using agent::FieldWriter;
+using agent::Operation;
+using agent::Tag;
+using machine::Json;
+
+constexpr Duration boot_patience = std::chrono::seconds(120);  // emulated, on a busy host
+constexpr Duration reconnect_patience = std::chrono::seconds(30);
+constexpr Duration end_notice = std::chrono::milliseconds(500);
+constexpr Duration request_timeout = std::chrono::seconds(20);
+constexpr Duration hold_max = std::chrono::seconds(30);
+constexpr Duration last_words_max = std::chrono::seconds(2);  // of children that keep its output
+constexpr Duration kill_patience = std::chrono::seconds(5);
+constexpr Duration power_off_patience = std::chrono::seconds(15);
+constexpr std::uint64_t power_off_grace_ms = 2000;  // of what is not the main process
+constexpr Duration log_retry = std::chrono::seconds(1);
+constexpr std::uint32_t main_number = 1;
+constexpr std::size_t entropy_size = 64;
+constexpr unsigned killed = 128 + SIGKILL;
+constexpr unsigned failed = 255;
+
+// QEMU's user network.
+constexpr const char* guest_address = "10.0.2.15/24";
+constexpr const char* guest_gateway = "10.0.2.2";
+constexpr const char* guest_resolver = "nameserver 10.0.2.3\n";
+
+std::string hosts_file(const ContainerSpecification& container) {
+  const char* own =
+      container.network == ContainerSpecification::Network::user ? "10.0.2.15" : "127.0.1.1";
+  return fmt::format("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{}\t{}\n", own,
+                     container.hostname);
+}
+
+/// 32 digits.
+std::string machine_id(const Id128& id) {
+  std::string text = id.to_string();
+  std::erase(text, '-');
+  return text;
+}
+
+}  // namespace
+
+Container::Container(UringLoop& loop, ContainerOptions options, Report report)
+    : loop_(loop),
+      options_(std::move(options)),
+      report_(std::move(report)),
+      store_(options_.state_dir),
+      tasks_(loop),
+      changed_(loop),
+      changing_(loop) {}
+
+Container::~Container() = default;
+
+void Container::set_phase(Phase phase) {
+  phase_ = phase;
+  changed_.notify_all();
+}
+
+Result<void> Container::load_record() {
+  record_ = TRY(store_.record(options_.name));
+  state_ = TRY(store_.state(options_.name));
+  return {};
+}
+
+void Container::make_machine() {
+  const ContainerSpecification& wanted = record_.specification;
+  const auto cpus = static_cast<unsigned>(std::max(1.0, std::ceil(wanted.cpus)));
+  machine_ = std::make_unique<MicroVm>(
+      loop_,
+      MicroVm::Options{.name = options_.name,
+                       .run = options_.run,
+                       .memory_dir = options_.memory_dir,
+                       .preload = options_.preload,
+                       .id = record_.id,
+                       .uid = record_.uid,
+                       .cpus = cpus,
+                       .cpu_limit = wanted.cpus < cpus ? wanted.cpus : 0,
+                       .memory = wanted.memory,
+                       .network = wanted.network == ContainerSpecification::Network::user,
+                       .has_overlay = !wanted.overlay.empty()},
+      [this](const char* event, std::string message) { report_(event, std::move(message)); });
+}
+
+// --- Starting.
+
+Task<Result<void>> Container::start(Start start) {
+  const auto guard = co_await changing_.lock();
+  if (phase_ != Phase::off || closing_) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' runs already", options_.name));
+  }
+  CO_TRY(load_record());
+  end_.reset();
+  make_machine();
+  CO_TRY(make_directories(options_.run.container(options_.name)));
+  log_begins_at_ = log_time(loop_.wall_time());
+  started_at_ = format_time(loop_.wall_time());
+  memory_id_ = SystemRandom().id();
+  log_.reset();
+  log_.emplace(CO_TRY(ContainerLog::open(log_path(), options_.run.cursor(options_.name),
+                                         record_.specification.log_bytes, true)));
+  CO_TRY(save_launch());  // so that whoever comes after us finds what there is
+  state_ = {.running = true, .started_at = started_at_};
+  CO_TRY(store_.save_state(options_.name, state_));
+  set_phase(Phase::booting);
+  auto started = co_await machine_->start(std::move(start.machine), memory_id_);
+  if (started) {
+    tasks_.spawn(watch_machine());
+    started = co_await connect(boot_patience);
+  }
+  if (started) started = co_await prepare_guest();
+  if (started && start.hold) {
+    set_phase(Phase::held);
+    tasks_.spawn(hold_on());
+    co_return started;
+  }
+  if (started) started = co_await start_main();
+  if (!started) {
+    if (!end_) set_end({.exit_code = failed}, started.error().message());
+    co_await power_off();
+    if (phase_ != Phase::off) finish("");  // QEMU never ran
+  }
+  co_return started;
+}
+
+Task<Result<void>> Container::connect(Duration patience) {
+  auto link = co_await AgentLink::connect(
+      loop_, machine_->agent_socket(), patience,
+      {.event = [this](agent::EventKind kind, std::uint32_t channel,
+                       const agent::Fields& fields) { on_event(kind, channel, fields); },
+       .closed =
+           [this] {
+             if (!closing_ && link_ && machine_->is_on() && phase_ != Phase::off)
+               tasks_.spawn(go_on());
+           }});
+  if (!link) co_return failure(std::move(link).error().with_context("the guest does not come up"));
+  link_ = std::move(*link);
+  if (!link_->welcome().boot_error.empty()) {
+    co_return failure(ErrorKind::internal,
+                      fmt::format("the guest does not come up: {}", link_->welcome().boot_error));
+  }
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Container::prepare_guest() {
+  const ContainerSpecification& wanted = record_.specification;
+  std::array<std::byte, entropy_size> entropy{};
+  SystemRandom().fill(entropy);
+  FieldWriter identity(Operation::set_identity);
+  identity.raw(Tag::entropy, entropy)
+      .text(Tag::hostname, wanted.hostname)
+      .text(Tag::machine_id, machine_id(record_.id))
+      .number(Tag::time_ns,
+              static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                             loop_.wall_time().time_since_epoch())
+                                             .count()));
+  CO_TRY(co_await link_->request(std::move(identity), request_timeout));
+  FieldWriter network(Operation::configure);
+  network.text(Tag::hosts, hosts_file(wanted));
+  if (wanted.network == ContainerSpecification::Network::user) {
+    network.text(Tag::resolver, guest_resolver)
+        .text(Tag::interface, "eth0")
+        .text(Tag::address, guest_address)
+        .text(Tag::gateway, guest_gateway);
+  }
+  CO_TRY(co_await link_->request(std::move(network), request_timeout));
+  co_return co_await mount_volumes();
+}
+
+Task<Result<void>> Container::mount_volumes() { co_return Result<void>{}; }
+
+ProcessSpecification Container::main_specification() const {
+  const ContainerSpecification& wanted = record_.specification;
+  return {.arguments = wanted.arguments,
+          .environment = wanted.environment,
+          .working_directory = wanted.working_directory,
+          .user = wanted.user,
+          .terminal = wanted.terminal,
+          .input = wanted.input,
+          .is_main = true};
+}
+
+Task<Result<void>> Container::start_main() {
+  main_ = std::make_shared<GuestProcess>(loop_, link_, main_number, main_specification());
+  auto started = co_await main_->start();
+  if (!started) {
+    if (phase_ != Phase::off) {
+      set_end({.exit_code = main_->shell_status()},
+              fmt::format("cannot run '{}': {}", record_.specification.arguments.front(),
+                          started.error().message()));
+    }
+    co_return failure(std::move(started).error().with_context(
+        fmt::format("cannot run '{}'", record_.specification.arguments.front())));
+  }
+  if (phase_ == Phase::booting || phase_ == Phase::held) {
+    set_phase(Phase::running);
+    report_("container_started", "");
+  }
+  tasks_.spawn(watch_main());
+  co_return Result<void>{};
+}
+
+Task<> Container::hold_on() {
+  const Instant until = loop_.now() + hold_max;
+  while (phase_ == Phase::held && !closing_) {
+    if (loop_.now() >= until) {
+      (void)co_await begin(0, 0);
+      co_return;
+    }
+    Deadline deadline(loop_, until - loop_.now(), [this] { changed_.notify_all(); });
+    co_await changed_.wait();
+    co_await deadline.stop();
+  }
+}
+
+Task<Result<void>> Container::begin(std::uint16_t rows, std::uint16_t columns) {
+  const auto guard = co_await changing_.lock();
+  if (phase_ == Phase::held) {
+    auto started = co_await start_main();
+    if (!started) {
+      co_await power_off();
+      co_return started;
+    }
+  }
+  const bool has_size = rows > 0 && columns > 0;
+  if (has_size && record_.specification.terminal && main_ && phase_ == Phase::running)
+    co_return co_await main_->resize(rows, columns);
+  co_return Result<void>{};
+}
+
+// --- Another keeper's container.
+
+Result<void> Container::save_launch() const {
+  const Json json = {{"memory", memory_id_.to_string()},
+                     {"started_at", started_at_},
+                     {"log_begins_at", log_begins_at_}};
+  return machine::write_small_file(options_.run.launch_file(options_.name), json.dump(2) + '\n');
+}
+
+Result<std::optional<Id128>> Container::load_launch() {
+  auto text = machine::read_small_file(options_.run.launch_file(options_.name));
+  if (!text && text.error().kind() == ErrorKind::not_found) return std::nullopt;
+  if (!text) return failure(std::move(text).error());
+  const Json json = TRY(machine::parse_json(*text));
+  started_at_ = TRY(machine::text_param(json, "started_at"));
+  log_begins_at_ = TRY(machine::text_param(json, "log_begins_at"));
+  return TRY(machine::id_param(json, "memory"));
+}
+
+Task<Result<bool>> Container::adopt() {
+  CO_TRY(load_record());
+  const auto memory = CO_TRY(load_launch());
+  if (!memory) co_return false;
+  memory_id_ = *memory;
+  make_machine();
+  log_.emplace(CO_TRY(ContainerLog::open(log_path(), options_.run.cursor(options_.name),
+                                         record_.specification.log_bytes, false)));
+  phase_ = Phase::booting;
+  if (!CO_TRY(co_await machine_->adopt(memory_id_))) {
+    finish("it ended while nobody looked");
+    co_return true;
+  }
+  tasks_.spawn(watch_machine());
+  tasks_.spawn(go_on());
+  changed_.notify_all();
+  co_return true;
+}
+
+/// The link is gone, or there was none, and the guest runs.
+Task<> Container::go_on() {
+  {
+    // Most often it is gone because QEMU is, of which we hear in an instant.
+    Deadline deadline(loop_, link_ ? end_notice : Duration::zero(),
+                      [this] { changed_.notify_all(); });
+    while (is_on() && !deadline.expired() && !closing_) co_await changed_.wait();
+    co_await deadline.stop();
+  }
+  const auto guard = co_await changing_.lock();
+  if (main_) main_.reset();
+  for (const auto& [number, process] : std::exchange(processes_, {})) process->wake_up();
+  if (link_) co_await std::exchange(link_, nullptr)->close();
+  if (closing_ || phase_ == Phase::off || !machine_->is_on()) co_return;
+  auto found = co_await connect(phase_ == Phase::booting ? boot_patience : reconnect_patience);
+  if (found) found = co_await find_processes();
+  if (found && !main_) {
+    // Whoever is gone had not come to it.
+    found = co_await prepare_guest();
+    if (found) found = co_await start_main();
+  }
+  if (found || closing_ || !machine_->is_on()) co_return;
+  if (!end_) set_end({.exit_code = failed}, found.error().message());
+  co_await power_off();
+}
+
+Task<Result<void>> Container::find_processes() {
+  const AgentAnswer answer =
+      CO_TRY(co_await link_->request(FieldWriter(Operation::list), request_timeout));
+  GuestProcess::Positions positions;
+  std::optional<ProcessEnd> end;
+  bool is_main_there = false;
+  std::uint64_t process = 0;
+  std::uint64_t stream = 0;
+  std::array<std::uint64_t, 2> kept_from{};
+  std::vector<std::uint32_t> others;
+  // Each process begins with its number, each of its streams with its own.
+  for (const agent::Field& field : answer.fields()) {
+    const auto number = agent::number_of(field);
+    if (!number) continue;
+    if (field.tag == Tag::process) {
+      process = *number;
+      if (process == main_number) {
+        is_main_there = true;
+      } else {
+        others.push_back(static_cast<std::uint32_t>(process));
+      }
+    }
+    if (process != main_number) continue;
+    const bool is_errors = stream == agent::stream_of(main_number, agent::stream_errors);
+    switch (field.tag) {
+      case Tag::stream: stream = *number; break;
+      case Tag::exit_code:
+        end = ProcessEnd{.exit_code = static_cast<unsigned>(*number & 0xFF)};
+        break;
+      case Tag::exit_signal:
+        end = ProcessEnd{.exit_code = 128 + static_cast<unsigned>(*number & 0x7F),
+                         .signal = static_cast<unsigned>(*number & 0x7F)};
+        break;
+      case Tag::output_kept_from: kept_from[is_errors ? 1 : 0] = *number; break;
+      case Tag::input_received: positions.input = *number; break;
+      case Tag::input_limit: positions.input_limit = *number; break;
+      default: break;
+    }
+  }
+  for (const std::uint32_t number : others) {
+    last_process_ = std::max(last_process_, number);
+    // Nobody is left who could hear of it.
+    auto orphan = std::make_shared<GuestProcess>(loop_, link_, number, ProcessSpecification{});
+    processes_.emplace(number, orphan);
+    tasks_.spawn(drop(std::move(orphan)));
+  }
+  if (!is_main_there) co_return Result<void>{};
+  for (const LogStream which : {LogStream::output, LogStream::errors}) {
+    const std::uint64_t kept = kept_from[which == LogStream::errors ? 1 : 0];
+    if (log_->position(which) < kept) log_->skip(which, kept - log_->position(which));
+  }
+  positions.output = log_->position(LogStream::output);
+  positions.errors = log_->position(LogStream::errors);
+  main_ = std::make_shared<GuestProcess>(loop_, link_, main_number, main_specification());
+  CO_TRY(main_->go_on(positions));
+  if (end) main_->set_end(*end);
+  link_->wake();
+  tasks_.spawn(watch_main());
+  if (phase_ == Phase::booting) set_phase(Phase::running);
+  co_return Result<void>{};
+}
+
+// --- While it runs.
+
+void Container::on_event(agent::EventKind kind, std::uint32_t channel,
+                         const agent::Fields& fields) {
+  if (kind != agent::EventKind::ended) return;
+  const auto end = decode_end(fields);
+  if (!end) return;
+  if (channel == main_number) {
+    if (main_) main_->set_end(*end);
+  } else if (const auto found = processes_.find(channel); found != processes_.end()) {
+    found->second->set_end(*end);
+  }
+}
+
+/// False: it could not be written, and is still there.
+bool Container::drain(agent::IncomingStream* in, LogStream stream) {
+  while (in != nullptr && !in->readable().empty()) {
+    const std::string_view text = as_text(in->readable());
+    if (const auto written = log_->append(stream, text, loop_.wall_time()); !written) {
+      if (!std::exchange(log_fails_, true))
+        report_("container_log_failed", written.error().message());
+      return false;
+    }
+    log_fails_ = false;
+    in->consume(text.size());
+    changed_.notify_all();
+  }
+  return true;
+}
+
+void Container::drain_main() {
+  (void)(drain(main_->output(), LogStream::output) && drain(main_->errors(), LogStream::errors));
+  main_->wake();
+}
+
+/// Everything that the main process writes goes to the log; and then the container ends.
+Task<> Container::watch_main() {
+  const std::shared_ptr<GuestProcess> main = main_;
+  std::optional<Instant> silent_at;  // when its children have had time to say the rest
+  while (!closing_ && main == main_ && !main->is_lost()) {
+    drain_main();
+    if (main->is_over()) break;
+    if (main->end() && !silent_at) silent_at = loop_.now() + last_words_max;
+    if (silent_at && loop_.now() >= *silent_at && !log_fails_) break;
+    if (silent_at || log_fails_) {
+      Deadline deadline(loop_, log_fails_ ? log_retry : *silent_at - loop_.now(),
+                        [&] { main->wake_up(); });
+      co_await main->changed();
+      co_await deadline.stop();
+    } else {
+      co_await main->changed();
+    }
+  }
+  if (closing_ || main != main_ || !main->end()) co_return;
+  set_end(*main->end(), "");
+  const auto guard = co_await changing_.lock();
+  if (phase_ != Phase::off) co_await power_off();
+}
+
+void Container::set_end(ProcessEnd end, std::string error) {
+  if (end_) return;
+  end_ = End{.end = end, .error = std::move(error)};
+  changed_.notify_all();
+}
+
+Task<Result<std::shared_ptr<GuestProcess>>> Container::execute(ProcessSpecification specification,
+                                                               unsigned& shell_status) {
+  const std::shared_ptr<AgentLink> link = CO_TRY(this->link());
+  do {
+    last_process_ = last_process_ % agent::process_number_max + 1;
+  } while (last_process_ == main_number || processes_.contains(last_process_));
+  const std::uint32_t number = last_process_;
+  auto process = std::make_shared<GuestProcess>(loop_, link, number, std::move(specification));
+  processes_.emplace(number, process);
+  auto started = co_await process->start();
+  if (!started) {
+    shell_status = process->shell_status();
+    processes_.erase(number);
+    co_return failure(std::move(started).error());
+  }
+  co_return process;
+}
+
+void Container::release(std::shared_ptr<GuestProcess> process) {
+  if (!closing_) tasks_.spawn(drop(std::move(process)));
+}
+
+Task<> Container::drop(std::shared_ptr<GuestProcess> process) {
+  for (agent::IncomingStream* in : {process->output(), process->errors()})
+    if (in != nullptr) in->stop();
+  process->wake();
+  for (const int signal : {SIGHUP, SIGKILL}) {
+    if (process->end() || process->is_lost()) break;
+    if (!co_await process->signal(static_cast<unsigned>(signal))) break;  // it has ended
+    Deadline deadline(loop_, kill_patience, [&] { process->wake_up(); });
+    while (!process->end() && !process->is_lost() && !deadline.expired() && !closing_)
+      co_await process->changed();
+    co_await deadline.stop();
+  }
+  if (!process->is_lost() && !closing_) co_await process->forget();
+  processes_.erase(process->number());
+}
+
+Result<std::shared_ptr<AgentLink>> Container::link() {
+  if (!link_ || !link_->is_open() || (phase_ != Phase::running && phase_ != Phase::held)) {
+    return failure(ErrorKind::precondition,
+                   fmt::format("the container '{}' does not run", options_.name));
+  }
+  if (machine_->is_frozen()) {
+    return failure(ErrorKind::precondition,
+                   fmt::format("the container '{}' is paused", options_.name));
+  }
+  return link_;
+}
+
+Task<Result<void>> Container::kill(unsigned signal) {
+  if (phase_ != Phase::running || !main_) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' does not run", options_.name));
+  }
+  const std::shared_ptr<GuestProcess> main = main_;
+  if (machine_->is_frozen()) {
+    if (signal != SIGKILL) {
+      co_return failure(ErrorKind::precondition,
+                        fmt::format("the container '{}' is paused", options_.name));
+    }
+    CO_TRY(co_await thaw());
+  }
+  co_return co_await main->signal(signal);
+}
+
+Task<Result<void>> Container::freeze() {
+  const auto guard = co_await changing_.lock();
+  if (phase_ != Phase::running) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' does not run", options_.name));
+  }
+  CO_TRY(co_await machine_->freeze());
+  report_("container_frozen", "");
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Container::thaw() {
+  const auto guard = co_await changing_.lock();
+  if (!is_on() || !machine_->is_frozen()) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' is not paused", options_.name));
+  }
+  CO_TRY(co_await machine_->thaw());
+  // The clock of the guest stood meanwhile.
+  if (link_ && link_->is_open()) {
+    FieldWriter clock(Operation::set_clock);
+    clock.number(Tag::time_ns,
+                 static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                                loop_.wall_time().time_since_epoch())
+                                                .count()));
+    if (const auto set = co_await link_->request(std::move(clock), request_timeout); !set)
+      log_warning("the guest's clock: {}", set.error().message());
+  }
+  report_("container_thawed", "");
+  co_return Result<void>{};
+}
+
+Json Container::info() const {
+  static constexpr std::array names = {"stopped", "starting", "starting", "running", "stopping"};
+  const bool is_frozen = phase_ == Phase::running && machine_->is_frozen();
+  Json json = {{"state", is_frozen ? "frozen" : names[static_cast<std::size_t>(phase_)]},
+               {"started_at", started_at_}};
+  if (!machine_) return json;
+  json["pid"] = machine_->pid();
+  json["accelerator"] = machine_->uses_kvm() ? "kvm" : "tcg";
+  json["qemu"] = machine_->qemu_version();
+  json["kernel"] = link_ ? link_->welcome().kernel : std::string();
+  if (const auto used = machine_->usage().memory_bytes) json["memory_used"] = *used;
+  return json;
+}
+
+// --- Ending.
+
+Task<Result<void>> Container::stop(Duration timeout) {
+  if (phase_ == Phase::off) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' does not run", options_.name));
+  }
+  if (is_on() && machine_->is_frozen()) (void)co_await thaw();
+  const auto wait_until = [this](Duration patience) -> Task<bool> {
+    Deadline deadline(loop_, patience, [this] { changed_.notify_all(); });
+    while (phase_ != Phase::off && !deadline.expired() && !closing_) co_await changed_.wait();
+    co_await deadline.stop();
+    co_return phase_ == Phase::off;
+  };
+  if (phase_ == Phase::running && main_ && timeout > Duration::zero()) {
+    const auto number = signal_number(record_.specification.stop_signal);
+    if (number && co_await main_->signal(*number) && co_await wait_until(timeout))
+      co_return Result<void>{};
+  }
+  kill_asked_ = true;
+  if (phase_ == Phase::running && main_) {
+    if (co_await main_->signal(SIGKILL) && co_await wait_until(kill_patience))
+      co_return Result<void>{};
+  }
+  if (phase_ != Phase::off) co_await machine_->end();
+  if (co_await wait_until(kill_patience)) co_return Result<void>{};
+  co_return failure(ErrorKind::timed_out,
+                    fmt::format("the container '{}' does not end", options_.name));
+}
+
+/// The guest ends, which has nothing left to do; by force if it does not. Returns when it has.
+Task<> Container::power_off() {
+  if (phase_ == Phase::off) co_return;
+  set_phase(Phase::ending);
+  if (machine_->is_on() && link_ && link_->is_open()) {
+    FieldWriter request(Operation::power_off);
+    request.number(Tag::grace_ms, power_off_grace_ms);
+    if (co_await link_->request(std::move(request), request_timeout)) {
+      Deadline deadline(loop_, power_off_patience, [this] { changed_.notify_all(); });
+      while (machine_->is_on() && !deadline.expired() && !closing_) co_await changed_.wait();
+      co_await deadline.stop();
+    }
+  }
+  if (!closing_ && machine_->is_on()) co_await machine_->end();
+}
+
+Task<> Container::watch_machine() {
+  const std::string words = co_await machine_->ended();
+  if (closing_) co_return;
+  finish(words);
+}
+
+void Container::finish(const std::string& last_words) {
+  if (kill_asked_) set_end({.exit_code = killed, .signal = SIGKILL}, "");
+  if (!end_ && main_ && main_->end()) set_end(*main_->end(), "");
+  set_end({.exit_code = failed}, last_words.empty()
+                                     ? "the guest ended by itself"
+                                     : fmt::format("the guest ended by itself: {}", last_words));
+  kill_asked_ = false;
+  state_ = {.running = false,
+            .ended = true,
+            .started_at = started_at_,
+            .finished_at = format_time(loop_.wall_time()),
+            .exit_code = end_->end.exit_code,
+            .exit_signal = end_->end.signal,
+            .error = end_->error};
+  if (const auto saved = store_.save_state(options_.name, state_); !saved)
+    log_error("{}", saved.error().message());
+  ::unlink(options_.run.launch_file(options_.name).c_str());
+  ::unlink(options_.run.cursor(options_.name).c_str());
+  report_("container_ended",
+          end_->error.empty() ? fmt::format("exit code {}", end_->end.exit_code) : end_->error);
+  set_phase(Phase::off);
+}
+
+Task<> Container::close() {
+  closing_ = true;
+  changed_.notify_all();
+  if (main_) main_->wake_up();
+  for (const auto& [number, process] : processes_) process->wake_up();
+  if (link_) co_await link_->close();
+  if (machine_) co_await machine_->close();
+  changed_.notify_all();
+  co_await tasks_.drained();
+  processes_.clear();
+  main_.reset();
+}
+
+}  // namespace berth::container

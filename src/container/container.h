@@ -1,0 +1,151 @@
+// One container while it runs: its microVM, what was asked of the agent in it, its main process and
+// that one's log. The heart of a container's keeper.
+//
+//        start              the main process ends, stop, a crash
+//   off ───────► booting ─► (held ─►) running ─► ending ─────────► off
+//
+// On one loop. QEMU and the guest outlive this object: close() lets go of them, and adopt() finds
+// them again, in another process, with nothing of the log lost or doubled. A container that has
+// ended does not start again by itself.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "async/event.h"
+#include "async/gate.h"
+#include "async/uring_loop.h"
+#include "container/agent_link.h"
+#include "container/container_layout.h"
+#include "container/container_log.h"
+#include "container/container_store.h"
+#include "container/guest_process.h"
+#include "container/microvm.h"
+
+namespace berth::container {
+
+struct ContainerOptions {
+  std::string name;
+  std::string state_dir;
+  ContainerRunLayout run;
+  std::string memory_dir;
+  std::string preload;  // of the memory tracking library; "" for none
+};
+
+class Container {
+ public:
+  using Report = std::function<void(const char* event, std::string message)>;
+
+  Container(UringLoop& loop, ContainerOptions options, Report report);
+  Container(const Container&) = delete;
+  Container& operator=(const Container&) = delete;
+  ~Container();
+
+  /// Finds what an earlier keeper has left running, and goes on with it; whether there was
+  /// anything, which may have ended. Before anything else.
+  Task<Result<bool>> adopt();
+
+  struct Start {
+    MicroVm::Start machine;
+    bool hold = false;  // the main process waits for begin()
+  };
+  /// Returns when the main process runs, or, held, when the guest is up. A program that cannot be
+  /// run is an error, and the container has then ended, with what a shell would end with.
+  Task<Result<void>> start(Start start);
+  /// A held main process starts now, with this terminal's size. Of one that runs: its size.
+  Task<Result<void>> begin(std::uint16_t rows, std::uint16_t columns);
+  /// The stop signal, and SIGKILL when that takes longer; returns when QEMU has ended.
+  Task<Result<void>> stop(Duration timeout);
+  Task<Result<void>> kill(unsigned signal);
+  Task<Result<void>> freeze();
+  Task<Result<void>> thaw();
+  machine::Json info() const;
+
+  /// Lets go of QEMU, which runs on.
+  Task<> close();
+
+  enum class Phase : std::uint8_t { off, booting, held, running, ending };
+  Phase phase() const { return phase_; }
+  bool is_on() const { return phase_ != Phase::off; }
+  /// Waits for the next change of phase, and for more of the log.
+  auto changed() { return changed_.wait(); }
+  /// Has those who wait for it look again.
+  void wake_up() { changed_.notify_all(); }
+
+  // --- For those who are attached.
+
+  const ContainerRecord& record() const { return record_; }
+  std::string log_path() const { return store_.log(options_.name); }
+  /// What was written since then is of this run (log_time()).
+  const std::string& log_begins_at() const { return log_begins_at_; }
+  /// Null before it has started, and after a keeper's death until the guest is found again.
+  GuestProcess* main() { return main_.get(); }
+  /// How the main process ended, once all that it wrote is in the log; or why that is not known.
+  struct End {
+    ProcessEnd end;
+    std::string error;  // "" where the end is true
+  };
+  const std::optional<End>& end() const { return end_; }
+  /// Another process, started. `shell_status` is set where it cannot be.
+  Task<Result<std::shared_ptr<GuestProcess>>> execute(ProcessSpecification specification,
+                                                      unsigned& shell_status);
+  /// Ended or not; it is forgotten in the guest when it has.
+  void release(std::shared_ptr<GuestProcess> process);
+  /// `precondition` while the guest cannot be asked.
+  Result<std::shared_ptr<AgentLink>> link();
+  std::vector<std::string> logs() const { return machine_->logs(); }
+
+ private:
+  Result<void> load_record();
+  void make_machine();
+  Result<void> save_launch() const;
+  Result<std::optional<Id128>> load_launch();
+  Task<Result<void>> connect(Duration patience);
+  Task<Result<void>> prepare_guest();
+  Task<Result<void>> mount_volumes();
+  ProcessSpecification main_specification() const;
+  Task<Result<void>> start_main();
+  Task<Result<void>> find_processes();
+  Task<> go_on();
+  Task<> hold_on();
+  Task<> watch_main();
+  Task<> watch_machine();
+  Task<> power_off();
+  Task<> drop(std::shared_ptr<GuestProcess> process);
+  void drain_main();
+  bool drain(agent::IncomingStream* in, LogStream stream);
+  void set_phase(Phase phase);
+  void set_end(ProcessEnd end, std::string error);
+  void finish(const std::string& last_words);
+  void on_event(agent::EventKind kind, std::uint32_t channel, const agent::Fields& fields);
+
+  UringLoop& loop_;
+  const ContainerOptions options_;
+  const Report report_;
+  const ContainerStore store_;
+  Gate tasks_;
+  Event changed_;
+  AsyncMutex changing_;
+  Phase phase_ = Phase::off;
+  ContainerRecord record_;
+  ContainerState state_;
+  Id128 memory_id_;
+  std::string started_at_;
+  std::string log_begins_at_;
+  std::unique_ptr<MicroVm> machine_;
+  std::optional<ContainerLog> log_;
+  std::shared_ptr<AgentLink> link_;
+  std::shared_ptr<GuestProcess> main_;
+  std::map<std::uint32_t, std::shared_ptr<GuestProcess>> processes_;
+  std::uint32_t last_process_ = 1;
+  std::optional<End> end_;
+  bool log_fails_ = false;
+  bool kill_asked_ = false;
+  bool closing_ = false;
+};
+
+}  // namespace berth::container

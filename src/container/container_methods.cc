@@ -1,0 +1,86 @@
+#include "container/container_methods.h"
+
+#include <chrono>
+#include <utility>
+
+#include "machine/control_messages.h"
+#include "machine/vm/machine_store.h"
+
+namespace berth::container {
+namespace {
+
+using machine::ControlCall;
+using machine::Json;
+
+constexpr std::uint64_t signal_max = 64;
+
+Result<Container::Start> decode_start(const Json& params) {
+  Container::Start start;
+  start.machine.image = TRY(machine::required_text_param(params, "image"));
+  start.machine.kernel = TRY(machine::required_text_param(params, "kernel"));
+  start.machine.initrd = TRY(machine::required_text_param(params, "initrd"));
+  start.hold = TRY(machine::flag_param(params, "hold"));
+  const auto disks = params.find("disks");
+  if (disks == params.end() || disks->is_null()) return start;
+  if (!disks->is_array() || disks->size() > container_mounts_max + 1)
+    return failure(ErrorKind::invalid_argument, "disks: expected a list");
+  for (const Json& disk : *disks)
+    start.machine.disks.push_back(TRY(machine::decode_attached_disk(disk)));
+  return start;
+}
+
+}  // namespace
+
+ContainerMethods::ContainerMethods(machine::ControlServer& server, Container& container)
+    : container_(container) {
+  add(server, "container.start", &ContainerMethods::start);
+  add(server, "container.stop", &ContainerMethods::stop);
+  add(server, "container.kill", &ContainerMethods::kill);
+  add(server, "container.freeze", &ContainerMethods::freeze);
+  add(server, "container.thaw", &ContainerMethods::thaw);
+  add(server, "container.info", &ContainerMethods::info);
+}
+
+void ContainerMethods::add(machine::ControlServer& server, const char* name, Method method) {
+  server.add(name, [this, method](ControlCall& call) -> Task<Result<Json>> {
+    if (!is_open_) co_return failure(ErrorKind::precondition, "the keeper is starting or ending");
+    co_return co_await (this->*method)(call);
+  });
+}
+
+Task<Result<Json>> ContainerMethods::start(ControlCall& call) {
+  Container::Start start = CO_TRY(decode_start(call.params()));
+  CO_TRY(co_await container_.start(std::move(start)));
+  co_return co_await info(call);
+}
+
+Task<Result<Json>> ContainerMethods::stop(ControlCall& call) {
+  const std::uint64_t timeout_ms =
+      CO_TRY(machine::required_number_param(call.params(), "timeout_ms"));
+  if (timeout_ms > std::uint64_t{container_stop_timeout_s_max} * 1000)
+    co_return failure(ErrorKind::invalid_argument, "timeout_ms: too long");
+  CO_TRY(co_await container_.stop(std::chrono::milliseconds(timeout_ms)));
+  co_return Json::object();
+}
+
+Task<Result<Json>> ContainerMethods::kill(ControlCall& call) {
+  const std::uint64_t number = CO_TRY(machine::required_number_param(call.params(), "signal"));
+  if (number == 0 || number > signal_max)
+    co_return failure(ErrorKind::invalid_argument, "signal: expected a number from 1 to 64");
+  CO_TRY(co_await container_.kill(static_cast<unsigned>(number)));
+  co_return Json::object();
+}
+
+Task<Result<Json>> ContainerMethods::freeze(ControlCall& /*call*/) {
+  CO_TRY(co_await container_.freeze());
+  co_return Json::object();
+}
+
+Task<Result<Json>> ContainerMethods::thaw(ControlCall& /*call*/) {
+  CO_TRY(co_await container_.thaw());
+  co_return Json::object();
+}
+
+Task<Result<Json>> ContainerMethods::info(ControlCall& /*call*/) { co_return container_.info(); }
+
+}  // namespace berth::container

@@ -1,0 +1,36 @@
+// The control socket's methods that work on a container (docs/formats/containers.md, "Control").
+#pragma once
+
+#include "async/gate.h"
+#include "container/container.h"
+#include "machine/control_server.h"
+
+namespace berth::container {
+
+class ContainerMethods {
+ public:
+  /// Adds the methods to the server. Both outlive it.
+  ContainerMethods(machine::ControlServer& server, Container& container);
+  ContainerMethods(const ContainerMethods&) = delete;
+  ContainerMethods& operator=(const ContainerMethods&) = delete;
+
+  /// Requests are answered from now on, or no more.
+  void open() { is_open_ = true; }
+  void close() { is_open_ = false; }
+
+ private:
+  using Method = Task<Result<machine::Json>> (ContainerMethods::*)(machine::ControlCall&);
+  void add(machine::ControlServer& server, const char* name, Method method);
+
+  Task<Result<machine::Json>> start(machine::ControlCall& call);
+  Task<Result<machine::Json>> stop(machine::ControlCall& call);
+  Task<Result<machine::Json>> kill(machine::ControlCall& call);
+  Task<Result<machine::Json>> freeze(machine::ControlCall& call);
+  Task<Result<machine::Json>> thaw(machine::ControlCall& call);
+  Task<Result<machine::Json>> info(machine::ControlCall& call);
+
+  Container& container_;
+  bool is_open_ = false;
+};
+
+}  // namespace berth::container
