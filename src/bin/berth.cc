@@ -1,6 +1,7 @@
 // berth: one program that is a command line, the daemon of a host, or the keeper of a volume.
 // Wiring only.
 
+#include "container/container_keeper.h"
 #include "control/command_line.h"
 #include "control/daemon.h"
 #include "machine/keeper.h"
@@ -26,6 +27,14 @@ int run_machine_keeper(const berth::control::KeeperArguments& arguments) {
                                              .preload = arguments.preload});
 }
 
+int run_container_keeper(const berth::control::KeeperArguments& arguments) {
+  return berth::container::run_container_keeper({.state_dir = arguments.state_dir,
+                                                 .run_dir = arguments.run_dir,
+                                                 .memory_dir = arguments.memory_dir,
+                                                 .container = arguments.container,
+                                                 .preload = arguments.preload});
+}
+
 int run_watchdog(const berth::control::WatchdogArguments& arguments) {
   return berth::machine::run_freeze_watchdog(arguments.agent_socket, arguments.fd, arguments.limit);
 }
@@ -37,9 +46,10 @@ int main(int argc, char** argv) {
   return berth::control::run_command_line(
       argc, argv,
       {
-          .daemon = berth::control::run_daemon,  // the catalogue and the API
-          .keeper = run_keeper,                  // one volume, open and served
-          .machine_keeper = run_machine_keeper,  // one machine that runs
-          .watchdog = run_watchdog,              // thaws a guest if its keeper does not
+          .daemon = berth::control::run_daemon,      // the catalogue and the API
+          .keeper = run_keeper,                      // one volume, open and served
+          .machine_keeper = run_machine_keeper,      // one machine that runs
+          .container_keeper = run_container_keeper,  // one container that runs
+          .watchdog = run_watchdog,                  // thaws a guest if its keeper does not
       });
 }

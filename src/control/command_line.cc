@@ -78,6 +78,7 @@ int start_keeper(const ParsedLine& line, const Programs& programs) {
                             .id = line.text("--id"),
                             .volume = line.text("--volume"),
                             .machine = line.text("--machine"),
+                            .container = line.text("--container"),
                             .memory_dir = line.text("--memory-dir"),
                             .preload = line.text("--preload")};
   if (line.has("--listen-fd")) {
@@ -88,8 +89,9 @@ int start_keeper(const ParsedLine& line, const Programs& programs) {
     }
   }
   if (!arguments.machine.empty()) return programs.machine_keeper(arguments);
+  if (!arguments.container.empty()) return programs.container_keeper(arguments);
   if (arguments.volume.empty() || arguments.id.empty())
-    return usage_error("a keeper needs --id and --volume, or --machine");
+    return usage_error("a keeper needs --id and --volume, or --machine, or --container");
   return programs.keeper(arguments);
 }
 

@@ -17,7 +17,8 @@ struct KeeperArguments {
   std::string id;
   std::string volume;
   std::vector<int> listen_fds;
-  std::string machine;  // in place of a volume
+  std::string machine;    // in place of a volume
+  std::string container;  // likewise
   std::string memory_dir;
   std::string preload;
 };
@@ -34,6 +35,7 @@ struct Programs {
   std::function<int(const DaemonOptions&)> daemon;
   std::function<int(const KeeperArguments&)> keeper;
   std::function<int(const KeeperArguments&)> machine_keeper;
+  std::function<int(const KeeperArguments&)> container_keeper;
   std::function<int(const WatchdogArguments&)> watchdog;
 };
 
