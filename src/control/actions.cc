@@ -80,9 +80,8 @@ std::vector<Action> volume_actions() {
        .path = "/v1/volumes",
        .summary =
            "Make a volume: empty, over a backing, from a copy of a file, or of a raw disk as it is",
-       .precondition = "The name is free (already_exists); at most one of backing, import and "
-                       "adopt is given, and a size "
-                       "unless one of them has it",
+       .precondition = "The name is free (already_exists); at most one of backing, import, adopt "
+                       "and file_system is given, and a size unless one of them has it",
        .answer = Answer::job,
        .result = "VolumeSummary",
        .parameters =
@@ -108,7 +107,13 @@ std::vector<Action> volume_actions() {
              Type::path,
              false,
              "Take this raw file or block device as the volume's data, in place",
-             {}}},
+             {}},
+            {"file_system",
+             Place::body,
+             Type::choice,
+             false,
+             "Make a file system in the volume, as containers need one",
+             {"none", "ext4"}}},
        .errors = {ErrorKind::already_exists, ErrorKind::not_found, ErrorKind::in_use,
                   ErrorKind::no_space, ErrorKind::limit, ErrorKind::unsupported}},
       {.name = "volume.list",

@@ -68,7 +68,8 @@ Async<Result<Json>> volume_create(Services& services, Json params) {
                                        .size = params.value("size", std::uint64_t{0}),
                                        .backing = text(params, "backing"),
                                        .import = text(params, "import"),
-                                       .adopt = text(params, "adopt")};
+                                       .adopt = text(params, "adopt"),
+                                       .ext4 = text(params, "file_system") == "ext4"};
   if (params.contains("block_size")) {
     const auto block_size = params["block_size"].get<std::uint64_t>();
     if (block_size > disk::block_size_max) {
@@ -80,11 +81,12 @@ Async<Result<Json>> volume_create(Services& services, Json params) {
   }
   const int origins = static_cast<int>(!request.backing.empty()) +
                       static_cast<int>(!request.import.empty()) +
-                      static_cast<int>(!request.adopt.empty());
+                      static_cast<int>(!request.adopt.empty()) + static_cast<int>(request.ext4);
   if (origins > 1) {
-    co_return failure(ErrorKind::invalid_argument, "give at most one of backing, import and adopt");
+    co_return failure(ErrorKind::invalid_argument,
+                      "give at most one of backing, import, adopt and file_system");
   }
-  if (origins == 0 && request.size == 0) {
+  if ((origins == 0 || request.ext4) && request.size == 0) {
     co_return failure(ErrorKind::invalid_argument, "an empty volume needs a size");
   }
   if (services.volumes.check_exists(request.name)) {

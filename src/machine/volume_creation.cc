@@ -18,6 +18,7 @@
 #include "machine/backing.h"
 #include "machine/backing_specification.h"
 #include "machine/file_copy.h"
+#include "machine/host/program.h"
 #include "machine/live_store.h"
 #include "machine/volume_directory.h"
 
@@ -25,6 +26,7 @@ namespace berth::machine {
 namespace {
 
 constexpr const char* data_name = "data";
+constexpr std::chrono::minutes mkfs_patience{10};
 
 }  // namespace
 
@@ -43,6 +45,7 @@ Task<Result<VolumeSummary>> VolumeCreation::run() {
   if (!request_.backing.empty()) CO_TRY(co_await prepare_backing(options));
   if (!request_.import.empty()) CO_TRY(co_await import_data(options));
   if (!request_.adopt.empty()) CO_TRY(adopt_data(options));
+  if (request_.ext4) CO_TRY(co_await make_file_system(options));
   CO_TRY(observer_.check());
 
   SystemRandom random;
@@ -142,6 +145,33 @@ Result<void> VolumeCreation::adopt_data(disk::CreateOptions& options) {
   }
   options.adopt = true;
   return {};
+}
+
+Task<Result<void>> VolumeCreation::make_file_system(disk::CreateOptions& options) {
+  const auto data = CO_TRY(directory_->open(data_name, {.create = true, .exclusive = true}));
+  CO_TRY(data->truncate(options.size));
+  observer_.report({.phase = "make the file system", .done = 0, .total = options.size});
+  // What is zero is said to be so: nothing is written for it, here or later by the guest.
+  const std::vector<std::string> command = {"/usr/sbin/mkfs.ext4",
+                                            "-q",
+                                            "-F",
+                                            "-m",
+                                            "0",
+                                            "-E",
+                                            "nodiscard,assume_storage_prezeroed=1",
+                                            claim_->path() + '/' + data_name};
+  const auto made =
+      co_await offload(loop_, [&command] { return run_program(command, mkfs_patience); });
+  if (!made) {
+    co_return failure(
+        Error(made.error())
+            .with_context(fmt::format("cannot make an ext4 in {} bytes (mkfs.ext4, of "
+                                      "the package e2fsprogs)",
+                                      options.size)));
+  }
+  CO_TRY(co_await data->sync());
+  options.adopt = true;
+  co_return Result<void>{};
 }
 
 Task<Result<VolumeSummary>> VolumeCreation::summarise() {

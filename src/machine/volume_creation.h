@@ -32,6 +32,7 @@ class VolumeCreation {
   Task<Result<void>> prepare_backing(disk::CreateOptions& options);
   Task<Result<void>> import_data(disk::CreateOptions& options);
   Result<void> adopt_data(disk::CreateOptions& options);
+  Task<Result<void>> make_file_system(disk::CreateOptions& options);
   Task<Result<VolumeSummary>> summarise();
 
   UringLoop& loop_;

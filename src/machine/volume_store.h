@@ -48,6 +48,7 @@ struct VolumeCreateRequest {
   std::string backing;  // absent blocks are read from it
   std::string import;   // copied into the volume
   std::string adopt;    // absolute path of a raw file or block device, used in place
+  bool ext4 = false;    // or with an empty file system of this kind in it
 };
 
 struct VolumeJob {

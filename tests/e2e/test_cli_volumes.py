@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 
 import pytest
@@ -190,6 +191,19 @@ def test_a_file_is_imported_and_a_file_is_adopted(host):
         assert out.read_bytes() == source.read_bytes()
     host.cli("volume", "delete", "same")
     assert source.stat().st_size == 4 << 20
+
+
+def test_a_file_system_is_made_in_a_new_volume(host):
+    host.json("volume", "create", "data", "--size", "5G", "--file-system", "ext4")
+    data = pathlib.Path(host.state_dir) / "volumes" / "data" / "data"
+    subprocess.run(["/usr/sbin/e2fsck", "-fn", data], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
+    assert data.stat().st_size == 5 << 30
+    assert data.stat().st_blocks * 512 < 64 << 20, "what is zero takes no space"
+    for options, words in ((("--file-system", "ext4"), "needs a size"),
+                           (("--file-system", "ext4", "--size", "1G", "--import", data), "at most one"),
+                           (("--file-system", "ext4", "--size", "4K"), "cannot make an ext4 in 4096 bytes")):
+        assert words in host.refused("volume", "create", "x", *options).stderr
+    assert [volume["name"] for volume in host.json("volume", "list")["volumes"]] == ["data"]
 
 
 def test_relative_paths_are_those_of_the_caller(host):

@@ -166,14 +166,17 @@ void add_volume_commands(std::vector<Command>& all) {
   all.push_back(make(
       {.action = "volume.create",
        .positionals = {{"NAME", "Name of the new volume", "name"}},
-       .spellings = {{"block_size", "--block"}, {"backing", "--backing", "SPEC", {}, Names::files}},
+       .spellings = {{"block_size", "--block"},
+                     {"backing", "--backing", "SPEC", {}, Names::files},
+                     {"file_system", "--file-system"}},
        .examples = {{"berth volume create disk1 --size 10G", "an empty disk of 10 GiB"},
                     {"berth volume create web --backing debian.qcow2",
                      "over an image, which stays as it is"},
                     {"berth volume create clone --backing volume:disk1@before",
                      "over a checkpoint of another volume"},
                     {"berth volume create old --import old.vmdk", "a copy of another disk"},
-                    {"berth volume create db --adopt /dev/vg0/db", "a block device, in place"}}}));
+                    {"berth volume create db --adopt /dev/vg0/db", "a block device, in place"},
+                    {"berth volume create data --size 5G --file-system ext4", "for containers"}}}));
   all.push_back(make({.action = "volume.list"}));
   all.push_back(make({.action = "volume.info", .positionals = {volume()}}));
   all.push_back(make({.action = "volume.resize",
