@@ -14,7 +14,6 @@ namespace berth::container {
 namespace {
 
 constexpr Duration connect_timeout = std::chrono::seconds(2);
-constexpr Duration connect_retry = std::chrono::milliseconds(10);
 constexpr std::size_t read_size = std::size_t{64} << 10;
 
 std::uint64_t new_token() {
@@ -59,16 +58,11 @@ Task<Result<std::unique_ptr<AgentLink>>> AgentLink::connect(UringLoop& loop,
                                                             std::string socket_path,
                                                             Duration patience, Handlers handlers) {
   const Instant deadline = loop.now() + patience;
-  auto stream = co_await connect_unix(loop, socket_path, connect_timeout);
-  while (!stream && loop.now() < deadline && stream.error().kind() != ErrorKind::disconnected) {
-    co_await loop.sleep(connect_retry);
-    stream = co_await connect_unix(loop, socket_path, connect_timeout);
-  }
-  if (!stream) co_return failure(std::move(stream).error());
+  auto stream = co_await connect_unix(loop, std::move(socket_path), connect_timeout);
+  if (!stream) co_return failure(ErrorKind::disconnected, stream.error().message());
   std::unique_ptr<AgentLink> link(new AgentLink(loop, std::move(*stream), std::move(handlers)));
   auto greeted = co_await link->greet(deadline - loop.now());
   if (!greeted) {
-    link->handlers_.closed = nullptr;  // it never was open
     co_await link->close();
     co_return failure(std::move(greeted).error());
   }
@@ -170,14 +164,14 @@ void AgentLink::greeted(const agent::Message& message) {
 void AgentLink::end(Error reason) {
   if (std::exchange(is_over_, true)) return;
   why_over_ = std::move(reason);
-  is_open_ = false;
+  const bool was_open = std::exchange(is_open_, false);
   stream_->shutdown();
   for (const auto& [number, waiting] : std::exchange(waiting_, {}))
     waiting->answer = failure(ErrorKind::disconnected, why_over_.message());
   greeted_.notify_all();
   output_.notify_all();
   for (const auto& [number, changed] : std::exchange(watchers_, {})) changed();
-  if (handlers_.closed) handlers_.closed();
+  if (was_open && handlers_.closed) handlers_.closed();
 }
 
 Task<Result<AgentAnswer>> AgentLink::request(agent::FieldWriter request, Duration timeout) {
