@@ -22,8 +22,13 @@ struct ContainerRunLayout {
   std::string qemu_log(std::string_view name) const { return container(name) + "/qemu.log"; }
   std::string launch_file(std::string_view name) const { return container(name) + "/launch.json"; }
   std::string cursor(std::string_view name) const { return container(name) + "/cursor"; }
-  /// A directory of the user that its QEMU runs as.
-  std::string qemu_directory(std::string_view name) const { return container(name) + "/q"; }
+
+  std::string microvms() const { return run_dir + "/microvms"; }
+  /// A directory of the user that this QEMU runs as; it is not called as its container, which may
+  /// come later.
+  std::string qemu_directory(std::string_view id) const {
+    return fmt::format("{}/{}", microvms(), id);
+  }
 };
 
 }  // namespace berth::container

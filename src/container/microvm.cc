@@ -52,12 +52,12 @@ MicroVm::MicroVm(UringLoop& loop, Options options, Report report)
 MicroVm::~MicroVm() = default;
 
 std::string MicroVm::agent_socket() const {
-  return fmt::format("{}/{}", directory(), machine::agent_socket_name);
+  return fmt::format("{}/{}", qemu_directory(), machine::agent_socket_name);
 }
 
 std::vector<std::string> MicroVm::logs() const {
   return {options_.run.qemu_log(options_.name),
-          fmt::format("{}/{}", directory(), machine::console_log_name)};
+          fmt::format("{}/{}", qemu_directory(), machine::console_log_name)};
 }
 
 /// Containers of the same name may run on one host, in state directories of their own.
@@ -102,10 +102,10 @@ Task<Result<void>> MicroVm::launch(Start start) {
                                      .disks = std::move(start.disks)};
   if (options_.has_overlay && !specification.disks.empty())
     specification.overlay = specification.disks.front().node;
-  MicroVmPlaces places{.directory = directory(),
+  MicroVmPlaces places{.directory = qemu_directory(),
                        .memory_file = memory_file_,
-                       .kernel = directory() + "/kernel",
-                       .initrd = directory() + "/initrd",
+                       .kernel = qemu_directory() + "/kernel",
+                       .initrd = qemu_directory() + "/initrd",
                        .image_fd = image.get(),
                        .kvm = kvm_};
   CO_TRY(machine::copy_for_qemu(start.kernel, places.kernel, options_.uid, gid));
@@ -136,18 +136,16 @@ Task<Result<void>> MicroVm::launch(Start start) {
 }
 
 Result<void> MicroVm::prepare_directory() {
-  const std::string parent = options_.run.container(options_.name);
   TRY(machine::check_socket_path(agent_socket()));
-  TRY(make_directories(parent));
-  // Its user has to get through to its own directory; what else is here is not for its eyes.
-  ::chmod(options_.run.containers().c_str(), 0711);
-  ::chmod(parent.c_str(), 0711);
-  return machine::make_qemu_directory(directory(), options_.uid);
+  TRY(make_directories(options_.run.microvms()));
+  // Each QEMU's user has to get through to its own directory.
+  ::chmod(options_.run.microvms().c_str(), 0711);
+  return machine::make_qemu_directory(qemu_directory(), options_.uid);
 }
 
 Task<Result<void>> MicroVm::connect_monitor(Duration patience) {
   const Instant deadline = loop_.now() + patience;
-  const std::string path = fmt::format("{}/{}", directory(), machine::qmp_socket_name);
+  const std::string path = fmt::format("{}/{}", qemu_directory(), machine::qmp_socket_name);
   while (true) {
     if (!process_ || has_ended(process_->pidfd)) {
       const std::string words = machine::last_words(options_.run.qemu_log(options_.name));
@@ -186,7 +184,7 @@ Task<Result<bool>> MicroVm::adopt(Id128 memory) {
   memory_id_ = memory;
   memory_file_ = memory::memory_object_path(options_.memory_dir, memory);
   group_ = machine::ControlGroup::open(group_name());
-  process_ = machine::find_qemu(directory() + '/');
+  process_ = machine::find_qemu(qemu_directory() + '/');
   if (!process_) {
     last_words_ = machine::last_words(options_.run.qemu_log(options_.name));
     clean_up();
@@ -194,7 +192,7 @@ Task<Result<bool>> MicroVm::adopt(Id128 memory) {
   }
   tasks_.spawn(watch_process());
   CO_TRY(co_await connect_monitor(reconnect_patience));
-  const Json status = CO_TRY(co_await command("query-status"));
+  const Json status = CO_TRY(co_await command("query-status", Json::object()));
   const std::string text = status.value("status", std::string());
   log_info("found QEMU, process {}: {}", process_->pid, text);
   frozen_ = text == "paused";
@@ -207,9 +205,9 @@ Task<Result<bool>> MicroVm::adopt(Id128 memory) {
 
 // --- While it runs.
 
-Task<Result<Json>> MicroVm::command(std::string name) {
+Task<Result<Json>> MicroVm::command(std::string name, Json arguments) {
   if (!monitor_) co_return failure(ErrorKind::disconnected, "QEMU's monitor is not connected");
-  co_return co_await monitor_->execute(std::move(name), Json::object(), command_timeout);
+  co_return co_await monitor_->execute(std::move(name), std::move(arguments), command_timeout);
 }
 
 void MicroVm::on_event(const std::string& event, const Json& data) {
@@ -227,11 +225,11 @@ Task<> MicroVm::retry_io() {
        pause = std::min<Duration>(pause * 2, io_retry_max)) {
     co_await loop_.sleep(pause);
     if (frozen_) break;
-    const auto status = co_await command("query-status");
+    const auto status = co_await command("query-status", Json::object());
     if (!status) continue;
     if (status->value("status", std::string()) != "io-error") break;
     retrying_io_ = false;  // a request that fails again is another event
-    (void)co_await command("cont");
+    (void)co_await command("cont", Json::object());
     if (retrying_io_) co_return;
     retrying_io_ = true;
   }
@@ -239,13 +237,13 @@ Task<> MicroVm::retry_io() {
 }
 
 Task<Result<void>> MicroVm::freeze() {
-  CO_TRY(co_await command("stop"));
+  CO_TRY(co_await command("stop", Json::object()));
   frozen_ = true;
   co_return Result<void>{};
 }
 
 Task<Result<void>> MicroVm::thaw() {
-  CO_TRY(co_await command("cont"));
+  CO_TRY(co_await command("cont", Json::object()));
   frozen_ = false;
   co_return Result<void>{};
 }
@@ -290,7 +288,7 @@ void MicroVm::clean_up() {
     log_warning("{}", removed.error().message());
   memory_file_.clear();
   group_.remove();
-  (void)machine::remove_tree(directory());
+  (void)machine::remove_tree(qemu_directory());
 }
 
 Task<> MicroVm::close() {

@@ -18,12 +18,13 @@
 #include "container/container_layout.h"
 #include "container/microvm_command.h"
 #include "machine/vm/control_group.h"
+#include "machine/vm/qemu_monitor.h"
 #include "machine/vm/qemu_process.h"
 #include "machine/vm/qmp_client.h"
 
 namespace berth::container {
 
-class MicroVm {
+class MicroVm final : public machine::QemuMonitor {
  public:
   struct Options {
     std::string name;
@@ -50,10 +51,10 @@ class MicroVm {
   MicroVm(UringLoop& loop, Options options, Report report);
   MicroVm(const MicroVm&) = delete;
   MicroVm& operator=(const MicroVm&) = delete;
-  ~MicroVm();
+  ~MicroVm() override;
 
   /// Returns when QEMU runs and answers. Nothing is left behind if it does not. `memory` is the id
-  /// of its memory object: kept by the caller, for adopt().
+  /// of its memory object, and of this QEMU: kept by the caller, for adopt().
   Task<Result<void>> start(Start start, Id128 memory);
   /// Finds the QEMU of an earlier keeper; false if there is none, and what it has left is gone.
   Task<Result<bool>> adopt(Id128 memory);
@@ -77,6 +78,12 @@ class MicroVm {
   Task<Result<void>> thaw();
   bool is_frozen() const { return frozen_; }
 
+  Task<Result<machine::Json>> command(std::string name, machine::Json arguments) override;
+  std::string qemu_directory() const override {
+    return options_.run.qemu_directory(memory_id_.to_string());
+  }
+  uid_t qemu_user() const override { return options_.uid; }
+
   /// Lets go of QEMU, which runs on.
   Task<> close();
 
@@ -84,13 +91,11 @@ class MicroVm {
   Task<Result<void>> launch(Start start);
   Result<void> prepare_directory();
   Task<Result<void>> connect_monitor(Duration patience);
-  Task<Result<machine::Json>> command(std::string name);
   Task<> watch_process();
   Task<> reconnect_monitor();
   Task<> retry_io();
   void on_event(const std::string& event, const machine::Json& data);
   void clean_up();
-  std::string directory() const { return options_.run.qemu_directory(options_.name); }
   std::string group_name() const;
 
   UringLoop& loop_;

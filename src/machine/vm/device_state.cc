@@ -22,7 +22,7 @@ Json ignore_shared() {
 }
 
 /// What query-migrate says, once it is over one way or the other.
-Task<Result<void>> await_migration(UringLoop& loop, Machine& machine) {
+Task<Result<void>> await_migration(UringLoop& loop, QemuMonitor& machine) {
   const Instant deadline = loop.now() + transfer_timeout;
   while (loop.now() < deadline) {
     const Json answer = CO_TRY(co_await machine.command("query-migrate", Json::object()));
@@ -44,18 +44,18 @@ std::string device_state_socket(const std::string& qemu_directory) {
   return qemu_directory + "/devices.sock";
 }
 
-DeviceStateReceiver::DeviceStateReceiver(UringLoop& loop, Machine& machine, std::string path,
+DeviceStateReceiver::DeviceStateReceiver(UringLoop& loop, QemuMonitor& machine, std::string path,
                                          std::unique_ptr<SocketListener> listener)
     : loop_(loop), machine_(machine), path_(std::move(path)), listener_(std::move(listener)) {}
 
 DeviceStateReceiver::~DeviceStateReceiver() { ::unlink(path_.c_str()); }
 
-Task<Result<std::unique_ptr<DeviceStateReceiver>>> DeviceStateReceiver::prepare(UringLoop& loop,
-                                                                                Machine& machine) {
+Task<Result<std::unique_ptr<DeviceStateReceiver>>> DeviceStateReceiver::prepare(
+    UringLoop& loop, QemuMonitor& machine) {
   const std::string path = device_state_socket(machine.qemu_directory());
   ::unlink(path.c_str());
   auto listener = CO_TRY(SocketListener::listen_unix(loop, path));
-  if (::geteuid() == 0 && ::chown(path.c_str(), machine.record().uid, static_cast<gid_t>(-1)) != 0)
+  if (::geteuid() == 0 && ::chown(path.c_str(), machine.qemu_user(), static_cast<gid_t>(-1)) != 0)
     co_return errno_failure(errno, fmt::format("cannot give '{}' to QEMU's user", path));
   CO_TRY(co_await machine.command("migrate-set-capabilities", ignore_shared()));
   co_return std::unique_ptr<DeviceStateReceiver>(
@@ -94,7 +94,7 @@ Task<Result<void>> DeviceStateReceiver::completed() {
   co_return co_await await_migration(loop_, machine_);
 }
 
-Task<Result<void>> load_device_state(UringLoop& loop, Machine& machine, std::string state) {
+Task<Result<void>> load_device_state(UringLoop& loop, QemuMonitor& machine, std::string state) {
   CO_TRY(co_await machine.command("migrate-set-capabilities", ignore_shared()));
   const std::string path = device_state_socket(machine.qemu_directory());
   CO_TRY(co_await machine.command("migrate-incoming", {{"uri", "unix:" + path}}));

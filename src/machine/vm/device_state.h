@@ -9,7 +9,8 @@
 #include <string>
 
 #include "async/socket.h"
-#include "machine/vm/machine.h"
+#include "async/uring_loop.h"
+#include "machine/vm/qemu_monitor.h"
 
 namespace berth::machine {
 
@@ -22,7 +23,7 @@ class DeviceStateReceiver {
  public:
   /// Makes everything ready while the machine still runs.
   static Task<Result<std::unique_ptr<DeviceStateReceiver>>> prepare(UringLoop& loop,
-                                                                    Machine& machine);
+                                                                    QemuMonitor& machine);
   ~DeviceStateReceiver();
 
   /// The state of a machine that is stopped; it stays so.
@@ -31,17 +32,17 @@ class DeviceStateReceiver {
   Task<Result<void>> completed();
 
  private:
-  DeviceStateReceiver(UringLoop& loop, Machine& machine, std::string path,
+  DeviceStateReceiver(UringLoop& loop, QemuMonitor& machine, std::string path,
                       std::unique_ptr<SocketListener> listener);
 
   UringLoop& loop_;
-  Machine& machine_;
+  QemuMonitor& machine_;
   const std::string path_;
   std::unique_ptr<SocketListener> listener_;
 };
 
 /// Gives it to a QEMU that was started with `-incoming defer`; the machine stands still afterwards.
 /// A state that does not fit is `precondition`, with QEMU's words.
-Task<Result<void>> load_device_state(UringLoop& loop, Machine& machine, std::string state);
+Task<Result<void>> load_device_state(UringLoop& loop, QemuMonitor& machine, std::string state);
 
 }  // namespace berth::machine

@@ -25,6 +25,7 @@
 #include "machine/vm/control_group.h"
 #include "machine/vm/guest_agent.h"
 #include "machine/vm/machine_store.h"
+#include "machine/vm/qemu_monitor.h"
 #include "machine/vm/qemu_process.h"
 #include "machine/vm/qmp_client.h"
 
@@ -44,7 +45,7 @@ struct MachineStart {
   bool suspended = false;  // does not run until resume()
 };
 
-class Machine {
+class Machine final : public QemuMonitor {
  public:
   struct Options {
     std::string name;
@@ -59,7 +60,7 @@ class Machine {
   Machine(UringLoop& loop, Options options, Report report);
   Machine(const Machine&) = delete;
   Machine& operator=(const Machine&) = delete;
-  ~Machine();
+  ~Machine() override;
 
   /// Finds the machine's QEMU if it runs, and has it do what it is meant to do; whether an earlier
   /// keeper had started one, which may have ended. Before anything else.
@@ -102,7 +103,7 @@ class Machine {
   /// What is left to the guest of its CPU time, of a hundred; 100 gives it back what it may have.
   Result<void> slow(unsigned percent);
   /// Runs a command of QMP.
-  Task<Result<Json>> command(std::string name, Json arguments);
+  Task<Result<Json>> command(std::string name, Json arguments) override;
   pid_t pid() const { return process_ ? process_->pid : 0; }
   std::string memory_file() const { return memory_file_; }
   std::uint64_t memory_size() const { return record_.specification.memory; }
@@ -113,7 +114,8 @@ class Machine {
   std::vector<std::string> logs() const;
   bool tracks_memory() const { return !options_.preload.empty(); }
   std::string agent_socket() const;
-  std::string qemu_directory() const;
+  std::string qemu_directory() const override;
+  uid_t qemu_user() const override { return record_.uid; }
   std::string run_directory() const { return options_.run.machine(options_.name); }
   /// While it lives, nothing but its owner stops or continues the machine.
   auto hold() { return changing_.lock(); }
