@@ -554,30 +554,31 @@ Json Container::info() const {
 
 // --- Ending.
 
+Task<bool> Container::is_off_within(Duration patience) {
+  Deadline deadline(loop_, patience, [this] { changed_.notify_all(); });
+  while (phase_ != Phase::off && !deadline.expired() && !closing_) co_await changed_.wait();
+  co_await deadline.stop();
+  co_return phase_ == Phase::off;
+}
+
 Task<Result<void>> Container::stop(Duration timeout) {
   if (phase_ == Phase::off) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
   }
   if (is_on() && machine_->is_frozen()) (void)co_await thaw();
-  const auto wait_until = [this](Duration patience) -> Task<bool> {
-    Deadline deadline(loop_, patience, [this] { changed_.notify_all(); });
-    while (phase_ != Phase::off && !deadline.expired() && !closing_) co_await changed_.wait();
-    co_await deadline.stop();
-    co_return phase_ == Phase::off;
-  };
   if (phase_ == Phase::running && main_ && timeout > Duration::zero()) {
     const auto number = signal_number(record_.specification.stop_signal);
-    if (number && co_await main_->signal(*number) && co_await wait_until(timeout))
+    if (number && co_await main_->signal(*number) && co_await is_off_within(timeout))
       co_return Result<void>{};
   }
   kill_asked_ = true;
   if (phase_ == Phase::running && main_) {
-    if (co_await main_->signal(SIGKILL) && co_await wait_until(kill_patience))
+    if (co_await main_->signal(SIGKILL) && co_await is_off_within(kill_patience))
       co_return Result<void>{};
   }
   if (phase_ != Phase::off) co_await machine_->end();
-  if (co_await wait_until(kill_patience)) co_return Result<void>{};
+  if (co_await is_off_within(kill_patience)) co_return Result<void>{};
   co_return failure(ErrorKind::timed_out,
                     fmt::format("the container '{}' does not end", options_.name));
 }

@@ -115,6 +115,7 @@ class Container {
   Task<> watch_main();
   Task<> watch_machine();
   Task<> power_off();
+  Task<bool> is_off_within(Duration patience);
   Task<> drop(std::shared_ptr<GuestProcess> process);
   void drain_main();
   bool drain(agent::IncomingStream* in, LogStream stream);

@@ -42,10 +42,12 @@ ContainerMethods::ContainerMethods(machine::ControlServer& server, Container& co
 }
 
 void ContainerMethods::add(machine::ControlServer& server, const char* name, Method method) {
-  server.add(name, [this, method](ControlCall& call) -> Task<Result<Json>> {
-    if (!is_open_) co_return failure(ErrorKind::precondition, "the keeper is starting or ending");
-    co_return co_await (this->*method)(call);
-  });
+  server.add(name, [this, method](ControlCall& call) { return run(method, call); });
+}
+
+Task<Result<Json>> ContainerMethods::run(Method method, ControlCall& call) {
+  if (!is_open_) co_return failure(ErrorKind::precondition, "the keeper is starting or ending");
+  co_return co_await (this->*method)(call);
 }
 
 Task<Result<Json>> ContainerMethods::start(ControlCall& call) {

@@ -20,6 +20,7 @@ class ContainerMethods {
 
  private:
   using Method = Task<Result<machine::Json>> (ContainerMethods::*)(machine::ControlCall&);
+  Task<Result<machine::Json>> run(Method method, machine::ControlCall& call);
   void add(machine::ControlServer& server, const char* name, Method method);
 
   Task<Result<machine::Json>> start(machine::ControlCall& call);

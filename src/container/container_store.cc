@@ -129,14 +129,13 @@ Result<ContainerRecord> ContainerStore::record(const std::string& name) const {
   auto text = machine::read_small_file(path);
   if (!text && text.error().kind() == ErrorKind::not_found) return no_container(name);
   if (!text) return failure(std::move(text).error());
-  auto record = decode_container_record(*text);
-  if (record && record->specification.name != name)
-    record = failure(ErrorKind::corrupt,
-                     fmt::format("it is of the container '{}'", record->specification.name));
-  if (!record)
-    return failure(
-        std::move(record).error().with_context(fmt::format("'{}' cannot be read", path)));
-  return record;
+  Result<ContainerRecord> found = decode_container_record(*text);
+  if (found && found->specification.name != name)
+    found = failure(ErrorKind::corrupt,
+                    fmt::format("it is of the container '{}'", found->specification.name));
+  if (!found)
+    return failure(std::move(found).error().with_context(fmt::format("'{}' cannot be read", path)));
+  return found;
 }
 
 Result<ContainerState> ContainerStore::state(const std::string& name) const {

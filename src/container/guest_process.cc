@@ -29,7 +29,10 @@ std::optional<ProcessEnd> decode_end(const agent::Fields& fields) {
 
 GuestProcess::GuestProcess(UringLoop& loop, std::shared_ptr<AgentLink> link, std::uint32_t number,
                            ProcessSpecification specification)
-    : link_(std::move(link)), number_(number), specification_(std::move(specification)), changed_(loop) {}
+    : link_(std::move(link)),
+      number_(number),
+      specification_(std::move(specification)),
+      changed_(loop) {}
 
 GuestProcess::~GuestProcess() {
   for (const std::uint32_t stream : streams_) link_->close_stream(stream);
