@@ -73,10 +73,10 @@ Result<ContainerRecord> ContainerStore::create(ContainerSpecification specificat
     return failure(ErrorKind::already_exists,
                    fmt::format("there is a container '{}' already", name));
   }
-  const ContainerRecord record{.id = SystemRandom().id(),
-                               .uid = TRY(free_uid(list())),
-                               .created_at = created_at,
-                               .specification = std::move(specification)};
+  ContainerRecord record{.id = SystemRandom().id(),
+                         .uid = TRY(free_uid(list())),
+                         .created_at = created_at,
+                         .specification = std::move(specification)};
   const std::string making = parent + making_prefix + name;
   TRY(machine::remove_tree(making));
   if (::mkdir(making.c_str(), 0700) != 0)

@@ -17,6 +17,7 @@
 #include "async/uring_call.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "container/host_tsc.h"
 #include "machine/host/accelerator.h"
 #include "machine/layout.h"
 #include "machine/vm/qemu_files.h"
@@ -108,6 +109,7 @@ Task<Result<void>> MicroVm::launch(Start start) {
                        .initrd = qemu_directory() + "/initrd",
                        .image_fd = image.get(),
                        .kvm = kvm_};
+  if (!kvm_) places.tsc_khz = co_await offload(loop_, [] { return measure_host_tsc_khz(); });
   CO_TRY(machine::copy_for_qemu(start.kernel, places.kernel, options_.uid, gid));
   CO_TRY(machine::copy_for_qemu(start.initrd, places.initrd, options_.uid, gid));
 

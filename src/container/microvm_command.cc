@@ -86,7 +86,9 @@ class CommandLine {
     add("-rtc", "base=utc,clock=host");
     add("-kernel", places_.kernel);
     add("-initrd", places_.initrd);
-    add("-append", command_line);
+    add("-append", places_.tsc_khz == 0
+                       ? std::string(command_line)
+                       : fmt::format("{} tsc_early_khz={}", command_line, places_.tsc_khz));
   }
 
   void add_sockets() {

@@ -32,7 +32,8 @@ struct MicroVmPlaces {
   std::string initrd;
   int image_fd = -1;  // of the image's file system, open for reading; QEMU inherits it
   bool kvm = false;
-  bool incoming = false;  // wait for a device state
+  bool incoming = false;      // wait for a device state
+  std::uint64_t tsc_khz = 0;  // that its time stamp counter has, where the guest is to be told
 };
 
 /// The serial number of the disk that is mounted as number `index`.
