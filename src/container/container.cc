@@ -137,7 +137,7 @@ Task<Result<void>> Container::start(Start start) {
   }
   if (started) started = co_await start_main();
   if (!started) {
-    if (!end_) set_end({.exit_code = failed}, started.error().message());
+    set_failure(started.error());
     co_await power_off();
     if (phase_ != Phase::off) finish("");  // QEMU never ran
   }
@@ -309,7 +309,7 @@ Task<> Container::go_on() {
     if (found) found = co_await start_main();
   }
   if (found || closing_ || !machine_->is_on()) co_return;
-  if (!end_) set_end({.exit_code = failed}, found.error().message());
+  set_failure(found.error());
   co_await power_off();
 }
 
@@ -438,6 +438,12 @@ void Container::set_end(ProcessEnd end, std::string error) {
   if (end_) return;
   end_ = End{.end = end, .error = std::move(error)};
   changed_.notify_all();
+}
+
+/// It could not be run, or not any more; unless that is what somebody wanted.
+void Container::set_failure(const Error& error) {
+  if (kill_asked_) set_end({.exit_code = killed, .signal = SIGKILL}, "");
+  set_end({.exit_code = failed}, error.message());
 }
 
 Task<Result<std::shared_ptr<GuestProcess>>> Container::execute(ProcessSpecification specification,

@@ -121,6 +121,7 @@ class Container {
   bool drain(agent::IncomingStream* in, LogStream stream);
   void set_phase(Phase phase);
   void set_end(ProcessEnd end, std::string error);
+  void set_failure(const Error& error);
   void finish(const std::string& last_words);
   void on_event(agent::EventKind kind, std::uint32_t channel, const agent::Fields& fields);
 

@@ -35,6 +35,7 @@ constexpr Duration reconnect_patience = std::chrono::seconds(10);
 constexpr Duration connect_timeout = std::chrono::seconds(2);
 constexpr Duration connect_retry = std::chrono::milliseconds(5);
 constexpr Duration command_timeout = std::chrono::seconds(10);
+constexpr Duration group_patience = std::chrono::seconds(5);
 constexpr Duration io_retry_first = std::chrono::milliseconds(200);
 constexpr Duration io_retry_max = std::chrono::seconds(5);
 
@@ -75,7 +76,7 @@ Task<Result<void>> MicroVm::start(Start start, Id128 memory) {
     if (process_) {
       co_await end();
     } else {
-      clean_up();
+      co_await clean_up();
     }
     co_return failure(std::move(launched).error().with_context(
         fmt::format("cannot start the microVM of '{}'", options_.name)));
@@ -189,7 +190,7 @@ Task<Result<bool>> MicroVm::adopt(Id128 memory) {
   process_ = machine::find_qemu(qemu_directory() + '/');
   if (!process_) {
     last_words_ = machine::last_words(options_.run.qemu_log(options_.name));
-    clean_up();
+    co_await clean_up();
     co_return false;
   }
   tasks_.spawn(watch_process());
@@ -268,7 +269,7 @@ Task<> MicroVm::watch_process() {
   const std::string words = machine::last_words(options_.run.qemu_log(options_.name));
   if (!words.empty()) last_words_ += fmt::format("{}{}", last_words_.empty() ? "" : ": ", words);
   if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
-  clean_up();
+  co_await clean_up();
   process_.reset();
   changed_.notify_all();
 }
@@ -284,13 +285,16 @@ Task<std::string> MicroVm::ended() {
 }
 
 /// What a QEMU that is gone has left.
-void MicroVm::clean_up() {
+Task<> MicroVm::clean_up() {
   if (!memory_file_.empty()) ::unlink(machine::preload_copy(memory_file_).c_str());
   if (const auto removed = memory::remove_memory_object(options_.memory_dir, memory_id_); !removed)
     log_warning("{}", removed.error().message());
   memory_file_.clear();
-  group_.remove();
+  // A process that was killed takes a moment to leave it.
+  const Instant deadline = loop_.now() + group_patience;
+  while (!group_.remove() && loop_.now() < deadline) co_await loop_.sleep(connect_retry);
   (void)machine::remove_tree(qemu_directory());
+  co_return;
 }
 
 Task<> MicroVm::close() {

@@ -95,7 +95,7 @@ class MicroVm final : public machine::QemuMonitor {
   Task<> reconnect_monitor();
   Task<> retry_io();
   void on_event(const std::string& event, const machine::Json& data);
-  void clean_up();
+  Task<> clean_up();
   std::string group_name() const;
 
   UringLoop& loop_;

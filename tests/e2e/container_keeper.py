@@ -196,7 +196,22 @@ class KeptContainer:
         with open(self.directory / "keeper.log", "ab") as log:
             self._keeper = subprocess.Popen([program(), "keeper", "--state-dir", self.state, "--run-dir", self.run,
                                              "--memory-dir", self.memory, "--container", NAME], stderr=log)
-        self.control = Control(self.run / "containers" / NAME / "control")
+        self.control = self.new_control()
+
+    def new_control(self):
+        """A client that has said hello. The socket of a keeper that was killed may take one more, and then hang up."""
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            control = Control(self.run / "containers" / NAME / "control")
+            try:
+                self.hello = control.call("hello")
+                if self.hello["open"] or self.hello["over"]:
+                    return control
+            except (OSError, KeeperError):
+                if time.monotonic() > deadline:
+                    raise
+            control.close()
+            time.sleep(0.01)
 
     def kill_keeper(self):
         self._keeper.kill()

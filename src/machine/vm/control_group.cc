@@ -123,13 +123,18 @@ ControlGroupUsage ControlGroup::usage() const {
   return usage;
 }
 
-void ControlGroup::remove() {
+bool ControlGroup::remove() {
+  bool gone = true;
   for (std::string* directory : {&v2_, &cpu_, &memory_, &freezer_}) {
     if (directory->empty()) continue;
-    ::rmdir(directory->c_str());
+    if (::rmdir(directory->c_str()) != 0 && errno == EBUSY) {
+      gone = false;
+      continue;
+    }
     ::rmdir(directory->substr(0, directory->rfind('/')).c_str());  // where it was the last one
     directory->clear();
   }
+  return gone;
 }
 
 }  // namespace berth::machine

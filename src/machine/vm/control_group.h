@@ -31,8 +31,8 @@ class ControlGroup {
   Result<void> limit_cpus(double cpus);
   Result<void> limit_memory(std::uint64_t bytes);
   ControlGroupUsage usage() const;
-  /// Once nothing runs in it.
-  void remove();
+  /// Once nothing runs in it. False where something is still on its way out: try again.
+  bool remove();
 
  private:
   std::string v2_;  // its directories; "" where there is none
