@@ -98,11 +98,12 @@ def test_a_slow_reader_stops_nobody_else(agent):
 
 
 def test_a_terminal_is_one(agent):
-    process = agent.start("sh", "-c", "tty; stty size; trap 'stty size' WINCH; read line; echo got $line; exec sleep 1000",
+    process = agent.start("sh", "-c", "tty; stty size; read line; stty size; echo got $line; exec sleep 1000",
                           terminal=True, rows=30, columns=100)
     assert process.wait_for_output(b"30 100").startswith(b"/dev/pts/")
     agent.call("resize", process=process.number, rows=50, columns=132)
     process.send(b"typed\r")
+    process.wait_for_output(b"50 132")
     process.wait_for_output(b"got typed")
     process.send(b"\x03")
     assert process.wait() == -signal.SIGINT
