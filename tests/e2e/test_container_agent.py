@@ -503,6 +503,34 @@ def test_a_disk_as_overlay_is_kept_and_left_clean(tmp_path):
         assert kept == b"x\n" * boot
 
 
+def test_disks_are_mounted_by_their_serial_numbers(tmp_path):
+    disks = {serial: tmp_path / serial for serial in ("volume-a", "volume-b", "not-formatted")}
+    for path in disks.values():
+        subprocess.run(["truncate", "-s", "16M", path], check=True)
+    for serial in ("volume-a", "volume-b"):
+        subprocess.run(["/usr/sbin/mke2fs", "-q", "-t", "ext4", disks[serial]], check=True)
+    with MicroVm(disks=disks) as machine:
+        agent = machine.agent
+        agent.greet()
+        agent.call("mount", serial="volume-a", path="/var/new/data", mode=0o2770, owner=33, group=34)
+        agent.call("mount", serial="volume-b", path="/root", flags=1)
+        assert agent.shell("stat -c '%a %u %g' /var/new/data; stat -c %a /var/new; echo x >/var/new/data/kept") == "2770 33 34\n755\n"
+        assert "Read-only" in agent.run("sh", "-c", "echo x >/root/y")[2].decode()
+        for fields, kind in (({"serial": "volume-c"}, "not_found"), ({"serial": ""}, "not_found"), ({"path": "/"}, "invalid_argument"),
+                             ({"path": "relative"}, "invalid_argument"), ({"path": "/etc/passwd/x"}, "io_error"),
+                             ({"flags": 2}, "invalid_argument"), ({"file_system": "none-such"}, "unsupported"),
+                             ({"serial": "not-formatted"}, "invalid_argument"), ({"path": "/var/new/data"}, "in_use")):
+            with pytest.raises(AgentError) as refused:
+                agent.call("mount", **{"serial": "volume-a", "path": "/mnt", **fields})
+            assert refused.value.kind == kind, (fields, refused.value)
+        agent.call("power_off")
+        assert machine.wait_for_end() == 0
+    features = subprocess.run(["/usr/sbin/dumpe2fs", "-h", disks["volume-a"]], check=True, capture_output=True, text=True).stdout
+    assert "needs_recovery" not in features
+    kept = subprocess.run(["/usr/sbin/debugfs", "-R", "cat /kept", disks["volume-a"]], check=True, capture_output=True).stdout
+    assert kept == b"x\n"
+
+
 def test_the_guest_ends_some_time_after_its_main_process():
     with MicroVm() as machine:
         machine.agent.greet()

@@ -81,6 +81,7 @@ void Server::run() {
     write_port();
     if (!may_write_) loop_.wait(milliseconds(10));
   }
+  mounts_.leave();
 }
 
 void Server::pump_port() {
@@ -181,6 +182,7 @@ Result<void> Server::serve(const Message& message, const Fields& fields, FieldWr
       is_answered = false;
       return connections_.connect(message.channel, fields);
     case Operation::close_stream: return close_stream(fields);
+    case Operation::mount: return mounts_.mount(fields);
     default: break;
   }
   return failure(ErrorKind::unsupported,

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "agent/program/connection_table.h"
+#include "agent/program/disks.h"
 #include "agent/program/event_loop.h"
 #include "agent/program/process_table.h"
 #include "agent/session.h"
@@ -45,6 +46,7 @@ class Server {
   Session session_{Session::Role::agent};
   ProcessTable processes_{loop_, session_};
   ConnectionTable connections_{loop_, session_};
+  Mounts mounts_;
   Fd children_;  // signalfd
   bool may_read_ = true;
   bool may_write_ = true;
