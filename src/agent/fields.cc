@@ -9,7 +9,7 @@ namespace {
 constexpr std::size_t field_header_size = 6;
 constexpr std::size_t fields_max = 16384;        // in one payload
 constexpr std::size_t error_message_max = 2048;  // bytes
-constexpr auto tag_max = static_cast<std::uint16_t>(Tag::grace_ms);
+constexpr auto tag_max = static_cast<std::uint16_t>(last_tag);
 
 std::string name_of(Tag tag) { return "field " + std::to_string(static_cast<unsigned>(tag)); }
 

@@ -27,15 +27,19 @@ constexpr std::size_t output_target = std::size_t{64} << 10;     // frames made 
 constexpr std::size_t control_backlog_max = std::size_t{512} << 10;  // then nothing more is read
 constexpr std::size_t entropy_max = 512;
 // How many.
-constexpr std::size_t streams_max = 512;
 constexpr std::size_t processes_max = 128;  // running, or ended and not yet forgotten
+constexpr std::size_t connections_max = 256;
+constexpr std::size_t transfers_max = 16;  // of archives
+constexpr std::size_t streams_max = 768;
+static_assert(3 * processes_max + connections_max + transfers_max <= streams_max,
+              "what is at its limit takes no streams away from the others");
 
 enum class FrameType : std::uint8_t {
   hello = 1,    // host
   welcome = 2,  // agent
   request = 3,  // host; channel: its number
   answer = 4,   // agent; channel: the request's number
-  event = 5,    // agent; channel: a process, or 0
+  event = 5,    // agent; channel: a process, a stream, or 0
   data = 6,     // either; channel: a stream, from here on
   credit = 7,   // either, of what it receives
   end = 8,      // either, of what it sends
@@ -55,10 +59,19 @@ enum class Operation : std::uint16_t {
   configure = 10,
   sync = 11,
   power_off = 12,
+  connect = 13,
+  close_stream = 14,
+  mount = 15,
+  freeze = 16,
+  thaw = 17,
+  become_clone = 18,
+  archive_read = 19,
+  archive_write = 20,
 };
 
 enum class EventKind : std::uint16_t {
-  ended = 1,  // a process
+  ended = 1,              // a process
+  connection_failed = 2,  // after it was connected
 };
 
 /// What a field of a request, an answer or an event is. Numbers are 8 bytes.
@@ -108,7 +121,17 @@ enum class Tag : std::uint16_t {
   output_produced = 43,
   orphans_reaped = 44,
   grace_ms = 45,
+  port = 46,
+  timeout_ms = 47,
+  serial = 48,
+  file_system = 49,
+  connection = 50,
+  transfer = 51,
+  frozen = 52,
+  hook = 53,
+  hook_output = 54,
 };
+constexpr Tag last_tag = Tag::hook_output;
 /// A field whose tag has this bit may be passed over by who does not know it.
 constexpr std::uint16_t optional_tag = 0x8000;
 
@@ -118,6 +141,10 @@ constexpr std::uint64_t start_main = 2;
 constexpr std::uint64_t start_with_input = 4;
 // Tag::flags of `write_file`.
 constexpr std::uint64_t file_truncate = 1;
+// Tag::flags of `mount`.
+constexpr std::uint64_t mount_read_only = 1;
+// Tag::flags of `archive_write`.
+constexpr std::uint64_t archive_keep_owners = 1;
 
 // Tag::scope of `signal`.
 constexpr std::uint64_t scope_process = 0;
@@ -128,7 +155,8 @@ constexpr std::uint32_t stream_input = 0;  // a terminal's only stream, both way
 constexpr std::uint32_t stream_output = 1;
 constexpr std::uint32_t stream_errors = 2;
 constexpr std::uint32_t process_number_max = (1U << 24) - 1;
-/// Streams from here on belong to no process; none is defined yet.
+/// Streams from here on belong to no process: connections and archives, whose numbers the host
+/// chooses.
 constexpr std::uint32_t first_free_stream = 1U << 31;
 
 constexpr std::uint32_t stream_of(std::uint32_t process, std::uint32_t which) {

@@ -163,6 +163,101 @@ TEST(SessionTest, PiecesOfStreamsTakeTurns) {
   EXPECT_EQ(order, "4 5 4 9 4 134 5 4 9 4 134 5 4 9 4 13");
 }
 
+constexpr std::uint32_t connection = first_free_stream + 7;
+
+/// Both ends of a connection, as they are when the host asks for it.
+void open_connection(Wire& wire) {
+  Stream& agents = *wire.agent.open(connection);
+  agents.out.emplace();
+  agents.in.emplace(0, stream_window, IncomingStream::Gaps::refused);
+  Stream& hosts = *wire.host.open(connection);
+  hosts.out.emplace(0, stream_window);
+  hosts.in.emplace(0, stream_window, IncomingStream::Gaps::counted);
+}
+
+bool is_over(Session& session) {
+  const Stream& stream = *session.find(connection);
+  return stream.out->is_over() && stream.in->is_over();
+}
+
+TEST(SessionTest, AConnectionIsOverForBothWhenBothWaysHaveEnded) {
+  Wire wire;
+  open_connection(wire);
+  wire.host.find(connection)->out->add(as_bytes("question"));
+  wire.host.find(connection)->out->finish();
+  wire.run(7);
+  EXPECT_EQ(taken(wire.agent, connection), "question");
+  EXPECT_TRUE(wire.agent.find(connection)->in->is_at_end());
+  wire.agent.find(connection)->out->add(as_bytes("answer"));
+  wire.run(7);
+  EXPECT_FALSE(is_over(wire.agent));
+  wire.agent.find(connection)->out->finish();
+  wire.run(7);
+  EXPECT_FALSE(is_over(wire.agent));  // the host has not taken the answer
+  EXPECT_EQ(taken(wire.host, connection), "answer");
+  wire.run(7);
+  EXPECT_TRUE(is_over(wire.agent));
+  EXPECT_TRUE(is_over(wire.host));
+  EXPECT_EQ(wire.host.refused() + wire.agent.refused(), 0U);
+}
+
+TEST(SessionTest, TheHostSendsNothingBeyondWhatAConnectionTakes) {
+  Wire wire;
+  open_connection(wire);
+  OutgoingStream& out = *wire.host.find(connection)->out;
+  const std::string sent(output_kept_max, 'x');
+  ASSERT_EQ(out.room(), sent.size());
+  out.add(as_bytes(sent));
+  wire.run(1000);
+  EXPECT_EQ(out.sent(), stream_window);
+  EXPECT_EQ(wire.agent.find(connection)->in->readable().size(), stream_window);
+  std::string got = taken(wire.agent, connection);
+  wire.run(1000);
+  got += taken(wire.agent, connection);
+  wire.run(1000);
+  EXPECT_EQ(out.sent(), sent.size());
+  EXPECT_EQ(out.kept_from(), sent.size());
+  EXPECT_TRUE(got == sent);
+}
+
+TEST(SessionTest, ANewHostGoesOnWithAConnectionOrClosesIt) {
+  Wire wire;
+  open_connection(wire);
+  wire.host.find(connection)->out->add(as_bytes("abc"));
+  wire.agent.find(connection)->out->add(as_bytes("123"));
+  wire.run();
+  EXPECT_EQ(taken(wire.agent, connection), "abc");
+  EXPECT_EQ(taken(wire.host, connection), "123");  // and dies before it says so
+  wire.host = Session(Session::Role::host);
+  wire.connect(2);
+  Stream& agents = *wire.agent.find(connection);
+  EXPECT_EQ(agents.out->kept_from(), 0U);
+  EXPECT_TRUE(agents.out->sendable().empty());
+  Stream& hosts = *wire.host.open(connection);
+  hosts.out.emplace(agents.in->received(), agents.in->limit());
+  hosts.in.emplace(0, stream_window, IncomingStream::Gaps::counted);
+  hosts.out->add(as_bytes("def"));
+  wire.run();
+  EXPECT_EQ(taken(wire.agent, connection), "def");
+  EXPECT_EQ(taken(wire.host, connection), "123");
+  wire.agent.close(connection);
+  hosts.out->add(as_bytes("nobody"));
+  wire.run();
+  EXPECT_EQ(wire.agent.find(connection), nullptr);
+  EXPECT_EQ(wire.agent.refused(), 0U);  // what was on its way is no mistake
+}
+
+TEST(SessionTest, TheHostRunsOutOfStreamsAndGoesOn) {
+  Wire wire;
+  for (std::uint32_t i = 0; i < streams_max; ++i) {
+    ASSERT_NE(wire.host.open(first_free_stream + i), nullptr);
+  }
+  EXPECT_EQ(wire.host.open(first_free_stream + streams_max), nullptr);
+  ASSERT_TRUE(wire.host.request(FieldWriter(Operation::list)));
+  wire.run();
+  EXPECT_TRUE(wire.at_agent.back().starts_with("1 "));
+}
+
 TEST(SessionTest, AHostThatComesLateHasWhatWasNotAcknowledged) {
   std::mt19937 random(4711);  // NOLINT: the same every time
   for (int life = 0; life < 300; ++life) {

@@ -91,11 +91,13 @@ void IncomingStream::stop() {
 
 bool IncomingStream::is_credit_due() const {
   if (is_credit_forced_) return true;
-  return !is_ended_ && next_limit() - limit_ >= window_ / 2;
+  if (is_ended_) return waiting_.empty() && acknowledged_ != begin_;
+  return next_limit() - limit_ >= window_ / 2;
 }
 
 void IncomingStream::mark_credit_sent() {
   limit_ = next_limit();
+  acknowledged_ = begin_;
   is_credit_forced_ = false;
 }
 

@@ -46,6 +46,8 @@ class OutgoingStream {
     return is_finished_ && is_wanted_ && !is_end_sent_ && sent_ == produced();
   }
   void mark_end_sent() { is_end_sent_ = true; }
+  /// The end has been said, and everything before it was acknowledged.
+  bool is_over() const { return is_end_sent_ && kept_.empty(); }
 
   std::uint64_t sent() const { return sent_; }
   std::uint64_t kept_from() const { return begin_; }
@@ -72,7 +74,11 @@ class IncomingStream {
     counted,  // of a host that comes late
   };
   IncomingStream(std::uint64_t position, std::size_t window, Gaps gaps)
-      : begin_(position), limit_(position + window), window_(window), gaps_(gaps) {}
+      : begin_(position),
+        acknowledged_(position),
+        limit_(position + window),
+        window_(window),
+        gaps_(gaps) {}
 
   /// False: beyond the limit, after the end, or with a gap; then nothing is taken. What is there
   /// already is passed over.
@@ -84,8 +90,8 @@ class IncomingStream {
   /// No more is wanted: what is there is dropped, and what comes.
   void stop();
 
-  /// Whether the other side should be told how far we are: at the beginning, and whenever half of
-  /// the window has been used up.
+  /// Whether the other side should be told how far we are: at the beginning, whenever half of the
+  /// window has been used up, and when everything before the end was consumed.
   bool is_credit_due() const;
   void mark_credit_sent();
   /// It has to be told again.
@@ -103,11 +109,16 @@ class IncomingStream {
   /// The end has come, and everything before it was consumed.
   bool is_at_end() const { return is_ended_ && waiting_.empty(); }
   bool is_stopped() const { return is_stopped_; }
+  /// Nothing comes any more, or nothing is wanted, and whoever sends it has been told.
+  bool is_over() const {
+    return (is_at_end() && !is_credit_due()) || (is_stopped_ && !is_stop_due());
+  }
 
  private:
   ByteQueue waiting_;
-  std::uint64_t begin_;  // position of waiting_
-  std::uint64_t limit_;  // granted
+  std::uint64_t begin_;         // position of waiting_
+  std::uint64_t acknowledged_;  // said
+  std::uint64_t limit_;         // granted
   std::size_t window_;
   Gaps gaps_;
   std::uint64_t lost_ = 0;

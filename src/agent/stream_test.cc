@@ -74,6 +74,20 @@ TEST(OutgoingStreamTest, SaysItsEndToEachHostOnce) {
   EXPECT_TRUE(stream.is_end_due());
 }
 
+TEST(OutgoingStreamTest, IsOverWhenTheEndWasSaidAndAllWasAcknowledged) {
+  OutgoingStream stream;
+  stream.add(as_bytes("ab"));
+  stream.finish();
+  stream.take_credit(0, 10);
+  stream.mark_sent(2);
+  stream.mark_end_sent();
+  EXPECT_FALSE(stream.is_over());
+  stream.take_credit(2, 10);
+  EXPECT_TRUE(stream.is_over());
+  stream.rewind();
+  EXPECT_FALSE(stream.is_over());  // the next host has not heard of it
+}
+
 TEST(OutgoingStreamTest, OneThatNobodyWantsForgetsEverything) {
   OutgoingStream stream;
   stream.add(as_bytes("abc"));
@@ -139,6 +153,20 @@ TEST(IncomingStreamTest, EndsWhenEverythingWasConsumed) {
   EXPECT_TRUE(stream.is_at_end());
 }
 
+TEST(IncomingStreamTest, ItsEndIsAcknowledgedOnce) {
+  IncomingStream stream(0, 100, Gaps::refused);
+  stream.mark_credit_sent();
+  EXPECT_TRUE(stream.receive(0, as_bytes("ab")));
+  EXPECT_TRUE(stream.receive_end(2));
+  EXPECT_FALSE(stream.is_credit_due());
+  stream.consume(2);
+  EXPECT_TRUE(stream.is_credit_due());
+  EXPECT_FALSE(stream.is_over());
+  stream.mark_credit_sent();
+  EXPECT_FALSE(stream.is_credit_due());
+  EXPECT_TRUE(stream.is_over());
+}
+
 TEST(IncomingStreamTest, AStoppedOneDropsWhatComes) {
   IncomingStream stream(0, 10, Gaps::refused);
   EXPECT_TRUE(stream.receive(0, as_bytes("ab")));
@@ -147,8 +175,10 @@ TEST(IncomingStreamTest, AStoppedOneDropsWhatComes) {
   EXPECT_TRUE(stream.readable().empty());
   EXPECT_TRUE(stream.receive(2, as_bytes("cd")));
   EXPECT_EQ(stream.received(), 4U);
+  EXPECT_FALSE(stream.is_over());
   stream.mark_stop_sent();
   EXPECT_FALSE(stream.is_stop_due());
+  EXPECT_TRUE(stream.is_over());
 }
 
 }  // namespace

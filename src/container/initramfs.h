@@ -13,8 +13,9 @@
 namespace berth::container {
 
 /// As in the kernel's sources. Each comes after what it depends on.
-inline const std::vector<std::string> microvm_modules{
-    "virtio_pci", "virtio_blk", "virtio_console", "virtio-rng", "virtio_net", "erofs", "overlay"};
+inline const std::vector<std::string> microvm_modules{"virtio_pci", "virtio_blk", "virtio_console",
+                                                      "virtio-rng", "virtio_net", "erofs",
+                                                      "ext4",       "overlay"};
 
 struct InitramfsSpec {
   std::filesystem::path agent;    // berth-agent

@@ -18,14 +18,17 @@ MARK, END_MARK = bytes.fromhex("be274ac1"), bytes.fromhex("41d8b53e")
 RESYNCHRONIZATION = bytes(131092)
 HELLO, WELCOME, REQUEST, ANSWER, EVENT, DATA, CREDIT, END, STOP = range(1, 10)
 OPERATIONS = {name: number for number, name in enumerate(
-    "start signal resize list forget write_file read_file set_clock set_identity configure sync power_off".split(), 1)}
+    """start signal resize list forget write_file read_file set_clock set_identity configure sync power_off connect close_stream
+    mount freeze thaw become_clone archive_read archive_write""".split(), 1)}
 TAGS = {name: number for number, name in enumerate(
     """error_kind error_message process argument environment working_directory user flags rows columns signal scope exit_code
     exit_signal shell_status path offset length content mode owner group size hostname machine_id entropy time_ns hosts resolver
     address gateway hardware_address interface linger_ms kernel boot_error boot_id guest_pid input_received input_limit stream
-    output_kept_from output_produced orphans_reaped grace_ms""".split(), 1)}
+    output_kept_from output_produced orphans_reaped grace_ms port timeout_ms serial file_system connection transfer frozen hook
+    hook_output""".split(), 1)}
 NAMES = {number: name for name, number in TAGS.items()}
-TEXTS = {"error_kind", "error_message", "kernel", "boot_error", "boot_id"}
+TEXTS = {"error_kind", "error_message", "kernel", "boot_error", "boot_id", "address", "path", "hook"}
+FIRST_FREE_STREAM = 1 << 31
 TERMINAL, MAIN, WITH_INPUT = 1, 2, 4
 DATA_MAX = 16384
 WINDOW = 131072
@@ -38,6 +41,7 @@ class AgentError(Exception):
         super().__init__(fields["error_message"])
         self.kind = fields["error_kind"]
         self.shell_status = fields.get("shell_status")
+        self.fields = fields
 
 
 class AgentTimeout(Exception):
@@ -65,7 +69,7 @@ def decode_fields(payload):
         name = NAMES[tag]
         if name in TEXTS:
             value = value.decode()
-        elif name != "content":
+        elif name not in ("content", "hook_output"):
             (value,) = struct.unpack("<Q", value)
         fields.append((name, value))
     return fields
@@ -90,7 +94,8 @@ class Incoming:
 class AgentClient:
     def __init__(self, path, timeout_s=60, first_process=1):
         self.path, self.timeout_s, self.next_process = path, timeout_s, first_process
-        self.incoming, self.outgoing, self.answers, self.ended = {}, {}, {}, {}
+        self.incoming, self.outgoing, self.answers, self.ended, self.failed = {}, {}, {}, {}, {}
+        self.next_stream = FIRST_FREE_STREAM
         self._buffer, self._request = b"", 0
         self._token = self.welcome = self._socket = None
         self._is_greeted = False
@@ -176,8 +181,11 @@ class AgentClient:
         elif kind == ANSWER:
             self.answers[channel] = decode_fields(payload)
         elif kind == EVENT:
-            assert payload[:2] == b"\1\0"
             fields = dict(decode_fields(payload[2:]))
+            if payload[:2] == b"\2\0":
+                self.failed[channel] = fields["error_kind"]
+                return
+            assert payload[:2] == b"\1\0"
             self.ended[channel] = fields.get("exit_code", -fields.get("exit_signal", 0))
         elif kind == DATA and channel in self.incoming:
             stream = self.incoming[channel]
@@ -191,6 +199,8 @@ class AgentClient:
         elif kind == END and channel in self.incoming:
             (self.incoming[channel].length,) = struct.unpack("<Q", payload)
             assert self.incoming[channel].length == self.incoming[channel].received
+            if self.incoming[channel].is_read:
+                self.grant(channel)
         elif kind == CREDIT and channel in self.outgoing:
             _, self.outgoing[channel]["limit"] = struct.unpack("<QQ", payload)
         elif kind == STOP and channel in self.outgoing:
@@ -219,18 +229,37 @@ class AgentClient:
         return dict(self.answer(self.request(operation, fields.items()), timeout_s))
 
     def list(self):
-        """By number: a process's fields, with its streams' by number."""
-        processes = {}
+        """By number: a process's fields, with its streams' by number. The same of connections and transfers: other_streams."""
+        processes, self.other_streams = {}, {}
         where = total = {}
         for name, value in self.answer(self.request("list", [])):
             if name == "process":
-                process = where = processes[value] = {"streams": {}}
+                owner = where = processes[value] = {"streams": {}}
+            elif name in ("connection", "transfer"):
+                owner = where = self.other_streams[value] = {"kind": name, "streams": {}}
             elif name == "stream":
-                where = process["streams"][value] = {}
+                where = owner["streams"][value] = {}
             else:
                 where[name] = value
-        self.orphans_reaped = total["orphans_reaped"]
+        self.orphans_reaped, self.is_frozen = total["orphans_reaped"], total.get("frozen")
         return processes
+
+    def open_stream(self):
+        """The number of a stream that nobody has, as if it were open both ways."""
+        number = self.next_stream
+        self.next_stream += 1
+        self.outgoing[number] = {"position": 0, "limit": 65536, "stopped": False}
+        self.incoming[number] = Incoming()
+        return number
+
+    def connect_to(self, port, read=True, **more):
+        """A Connection to a service of the guest."""
+        connection = Connection(self, self.open_stream())
+        self.answer(self.request("connect", [("stream", connection.number), ("port", port), *more.items()]))
+        self.incoming[connection.number].is_read = read
+        if read:
+            self.grant(connection.number)
+        return connection
 
     def start(self, *arguments, flags=0, has_input=False, terminal=False, environment=(), read=True, **more):
         """A Process that runs, with nothing of its output granted unless `read`."""
@@ -279,11 +308,11 @@ class AgentClient:
         return output.decode()
 
 
-class Process:
-    def __init__(self, agent, number, terminal, guest_pid):
-        self.agent, self.number, self.guest_pid = agent, number, guest_pid
-        self.input = 4 * number
-        self.outputs = [4 * number] if terminal else [4 * number + 1, 4 * number + 2]
+class Channel:
+    """What has an input and outputs."""
+
+    def __init__(self, agent, stream_in, outputs):
+        self.agent, self.input, self.outputs = agent, stream_in, outputs
 
     def send(self, data, end=False):
         """Waits for credit where there is none."""
@@ -306,9 +335,6 @@ class Process:
         """All of it, to its end."""
         return self._whole(self.outputs[0], timeout_s)
 
-    def errors(self, timeout_s=None):
-        return self._whole(self.outputs[-1], timeout_s)
-
     def wait_for_output(self, text, timeout_s=None):
         """Until this has come; takes it and what was before it away."""
         data = self.agent.incoming[self.outputs[0]].data
@@ -316,6 +342,15 @@ class Process:
         before = bytes(data[:data.index(text)])
         del data[:data.index(text) + len(text)]
         return before
+
+
+class Process(Channel):
+    def __init__(self, agent, number, terminal, guest_pid):
+        super().__init__(agent, 4 * number, [4 * number] if terminal else [4 * number + 1, 4 * number + 2])
+        self.number, self.guest_pid = number, guest_pid
+
+    def errors(self, timeout_s=None):
+        return self._whole(self.outputs[-1], timeout_s)
 
     def wait(self, timeout_s=None):
         """The exit code, or minus the signal."""
@@ -330,3 +365,20 @@ class Process:
         for stream in (self.input, *self.outputs):
             self.agent.incoming.pop(stream, None)
             self.agent.outgoing.pop(stream, None)
+
+
+class Connection(Channel):
+    """A stream that is its own input and output."""
+
+    def __init__(self, agent, number):
+        super().__init__(agent, number, [number])
+        self.number = number
+
+    def close(self):
+        self.agent.call("close_stream", stream=self.number)
+
+    def wait_until_gone(self, timeout_s=10):
+        deadline = time.monotonic() + timeout_s
+        while self.agent.list() is not None and self.number in self.agent.other_streams:
+            if time.monotonic() > deadline:
+                raise AgentTimeout("the stream stays")

@@ -61,9 +61,9 @@ def make_initramfs(output):
 
 
 class MicroVm:
-    """`overlay`: a raw disk with an ext4. `template`, `state`: a machine whose files are used, and what save() has made of it."""
+    """`overlay`: a raw disk with an ext4; `disks`: more of them, by serial number. `template`, `state`: a machine whose files are used, and what save() has made of it."""
 
-    def __init__(self, machine="q35", memory="192M", overlay=None, image=True, cpus=1, template=None, state=None):
+    def __init__(self, machine="q35", memory="192M", overlay=None, image=True, cpus=1, template=None, state=None, disks=None):
         self._process = self.agent = None
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="berth-agent-"))
         try:
@@ -86,6 +86,8 @@ class MicroVm:
                 command += self._disk("image", "berth-image", self.image, "on")
             if overlay is not None:
                 command += self._disk("overlay", "berth-overlay", overlay, "off")
+            for number, (serial, path) in enumerate((disks or {}).items()):
+                command += self._disk(f"more{number}", serial, path, "off")
             if state is not None:
                 command += ["-incoming", f"exec:cat {state}"]
             self.started_at = time.monotonic()

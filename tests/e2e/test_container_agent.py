@@ -98,11 +98,12 @@ def test_a_slow_reader_stops_nobody_else(agent):
 
 
 def test_a_terminal_is_one(agent):
-    process = agent.start("sh", "-c", "tty; stty size; trap 'stty size' WINCH; read line; echo got $line; exec sleep 1000",
+    process = agent.start("sh", "-c", "tty; stty size; read line; stty size; echo got $line; exec sleep 1000",
                           terminal=True, rows=30, columns=100)
     assert process.wait_for_output(b"30 100").startswith(b"/dev/pts/")
     agent.call("resize", process=process.number, rows=50, columns=132)
     process.send(b"typed\r")
+    process.wait_for_output(b"50 132")
     process.wait_for_output(b"got typed")
     process.send(b"\x03")
     assert process.wait() == -signal.SIGINT
@@ -278,6 +279,150 @@ def test_files_go_in_and_out(agent):
         assert refused.value.kind == kind, path
 
 
+@pytest.fixture
+def service(agent):
+    """A service of the guest: service(port, program...) listens until the test is over."""
+    started = []
+
+    def start(port, *program):
+        started.append(agent.start("nc", "-ll", "-p", str(port), "-e", *program))
+        agent.shell(f"until netstat -ltn | grep -q ':{port} '; do sleep 0.05; done")
+
+    yield start
+    for process in started:
+        process.signal(signal.SIGKILL)
+        process.wait()
+        process.forget()
+    agent.list()
+    for stream in agent.other_streams:
+        agent.call("close_stream", stream=stream)
+
+
+def test_a_connection_carries_bytes_to_a_service_and_back(agent, service):
+    service(7000, "cat")
+    data = os.urandom(MIB)
+    connection = agent.connect_to(7000)
+    connection.send(data, end=True)
+    assert connection.output() == data
+    connection.wait_until_gone()
+    with pytest.raises(AgentError) as refused:
+        connection.close()
+    assert refused.value.kind == "not_found"
+
+
+def test_connections_half_close_both_ways(agent, service):
+    service(7001, "sh", "-c", "echo first; cat >/dev/null; echo last")
+    connection = agent.connect_to(7001, address="127.0.0.1")
+    connection.wait_for_output(b"first\n")
+    connection.send(b"x", end=True)
+    connection.wait_for_output(b"last\n")
+    connection.wait_until_gone()
+    service(7002, "sh", "-c", "exec >&-; cat >/tmp/late")
+    connection = agent.connect_to(7002, read=False)
+    connection.send(b"after their end", end=True)
+    agent.shell("until grep -q 'after their end' /tmp/late; do sleep 0.05; done")
+    agent.grant(connection.number)
+    agent.incoming[connection.number].is_read = True
+    assert connection.output() == b""
+    connection.wait_until_gone()
+
+
+def test_a_connection_that_is_refused_or_makes_no_sense_is_said_so(agent, service):
+    service(7003, "cat")
+    taken = agent.connect_to(7003)
+    free = agent.open_stream()
+    for fields, kind in (({"port": 9}, "disconnected"), ({"port": 9, "address": "::1"}, "disconnected"),
+                         ({"port": 9, "address": "localhost"}, "invalid_argument"), ({"port": 0}, "invalid_argument"),
+                         ({"port": 65536}, "invalid_argument"), ({"port": 9, "stream": 4}, "invalid_argument"),
+                         ({"port": 9, "stream": 1 << 32}, "invalid_argument"), ({}, "invalid_argument"),
+                         ({"port": 7003, "stream": taken.number}, "already_exists")):
+        with pytest.raises(AgentError) as refused:
+            agent.call("connect", **{"stream": free, **fields})
+        assert refused.value.kind == kind, fields
+    taken.send(b"still there", end=True)
+    assert taken.output() == b"still there"
+    taken.wait_until_gone()
+    agent.list()
+    assert agent.other_streams == {}
+
+
+def test_a_connection_to_nowhere_ends_in_time(agent):
+    # A neighbour that is not there.
+    agent.shell("ip link set eth0 up && ip addr add 10.9.9.1/24 dev eth0")
+    try:
+        stream = agent.open_stream()
+        with pytest.raises(AgentError) as refused:
+            agent.call("connect", stream=stream, port=80, address="10.9.9.2", timeout_ms=200)
+        assert refused.value.kind == "timed_out"
+        request = agent.request("connect", [("stream", stream), ("port", 80), ("address", "10.9.9.2")])
+        agent.call("close_stream", stream=stream)
+        with pytest.raises(AgentError) as refused:
+            agent.answer(request)
+        assert refused.value.kind == "cancelled"
+    finally:
+        agent.shell("ip addr del 10.9.9.1/24 dev eth0")
+
+
+def test_a_service_that_resets_is_told_from_one_that_ends(agent, service):
+    service(7004, "sh", "-c", "read line; exit 0")
+    connection = agent.connect_to(7004)
+    connection.send(b"line\n" + bytes(200_000))  # what it has not read
+    connection.output()
+    assert agent.failed[connection.number] == "disconnected"
+    assert agent.outgoing[connection.number]["stopped"]
+    connection.wait_until_gone()
+
+
+def test_a_slow_reader_of_a_connection_stops_nobody_else(agent, service):
+    service(7005, "sh", "-c", "yes | head -c 5000000")
+    service(7006, "cat")
+    slow, other = agent.connect_to(7005, read=False), agent.connect_to(7006)
+    agent.grant(slow.number, 1000)
+    agent.wait_until(lambda: agent.incoming[slow.number].received == 1000)
+    other.send(b"at once", end=True)
+    assert other.output(10) == b"at once"
+    agent.incoming[slow.number].is_read = True
+    agent.grant(slow.number)
+    assert slow.output() == b"y\n" * 2_500_000
+
+
+def test_there_are_only_so_many_connections_and_processes_are_none_of_them(agent, service):
+    service(7007, "cat")
+    agent.shell("ip link set eth0 up && ip addr add 10.9.8.1/24 dev eth0")
+    streams = [agent.open_stream() for _ in range(257)]
+    requests = [agent.request("connect", [("stream", stream), ("port", 80), ("address", "10.9.8.2"), ("timeout_ms", 60_000)])
+                for stream in streams]
+    with pytest.raises(AgentError) as refused:
+        agent.answer(requests[-1])
+    assert refused.value.kind == "limit"
+    assert agent.shell("echo a process", timeout_s=10) == "a process\n"
+    for stream in streams[:-1]:
+        agent.call("close_stream", stream=stream)
+    connection = agent.connect_to(7007)
+    connection.close()
+    agent.shell("ip addr del 10.9.8.1/24 dev eth0")
+
+
+def test_a_connection_outlives_its_host_and_the_next_one_decides(machine):
+    agent = machine.agent
+    listener = agent.start("nc", "-ll", "-p", "7008", "-e", "sh", "-c", "trap 'echo closed >>/tmp/closed' EXIT; cat")
+    agent.shell("until netstat -ltn | grep -q ':7008 '; do sleep 0.05; done")
+    connection = agent.connect_to(7008)
+    connection.send(b"from the first host\n")
+    connection.wait_for_output(b"host\n")
+    agent = machine.reconnect()
+    agent.list()
+    known = agent.other_streams[connection.number]
+    assert (known["kind"], known["address"], known["port"]) == ("connection", "127.0.0.1", 7008)
+    assert known["streams"][connection.number]["input_received"] == len(b"from the first host\n")
+    assert agent.shell("cat /tmp/closed 2>/dev/null || :") == ""
+    agent.call("close_stream", stream=connection.number)
+    agent.shell("until grep -q closed /tmp/closed; do sleep 0.05; done")
+    agent.list()
+    assert agent.other_streams == {}
+    agent.call("signal", process=listener.number, signal=signal.SIGKILL)
+
+
 def test_identity(agent):
     machine_id = os.urandom(16).hex()
     agent.call("set_identity", entropy=os.urandom(256), time_ns=2_000_000_000 * 10**9, hostname="clone-7", machine_id=machine_id)
@@ -356,6 +501,34 @@ def test_a_disk_as_overlay_is_kept_and_left_clean(tmp_path):
         assert "needs_recovery" not in features
         kept = subprocess.run(["/usr/sbin/debugfs", "-R", "cat /upper/root/kept", disk], check=True, capture_output=True).stdout
         assert kept == b"x\n" * boot
+
+
+def test_disks_are_mounted_by_their_serial_numbers(tmp_path):
+    disks = {serial: tmp_path / serial for serial in ("volume-a", "volume-b", "not-formatted")}
+    for path in disks.values():
+        subprocess.run(["truncate", "-s", "16M", path], check=True)
+    for serial in ("volume-a", "volume-b"):
+        subprocess.run(["/usr/sbin/mke2fs", "-q", "-t", "ext4", disks[serial]], check=True)
+    with MicroVm(disks=disks) as machine:
+        agent = machine.agent
+        agent.greet()
+        agent.call("mount", serial="volume-a", path="/var/new/data", mode=0o2770, owner=33, group=34)
+        agent.call("mount", serial="volume-b", path="/root", flags=1)
+        assert agent.shell("stat -c '%a %u %g' /var/new/data; stat -c %a /var/new; echo x >/var/new/data/kept") == "2770 33 34\n755\n"
+        assert "Read-only" in agent.run("sh", "-c", "echo x >/root/y")[2].decode()
+        for fields, kind in (({"serial": "volume-c"}, "not_found"), ({"serial": ""}, "not_found"), ({"path": "/"}, "invalid_argument"),
+                             ({"path": "relative"}, "invalid_argument"), ({"path": "/etc/passwd/x"}, "io_error"),
+                             ({"flags": 2}, "invalid_argument"), ({"file_system": "none-such"}, "unsupported"),
+                             ({"serial": "not-formatted"}, "invalid_argument"), ({"path": "/var/new/data"}, "in_use")):
+            with pytest.raises(AgentError) as refused:
+                agent.call("mount", **{"serial": "volume-a", "path": "/mnt", **fields})
+            assert refused.value.kind == kind, (fields, refused.value)
+        agent.call("power_off")
+        assert machine.wait_for_end() == 0
+    features = subprocess.run(["/usr/sbin/dumpe2fs", "-h", disks["volume-a"]], check=True, capture_output=True, text=True).stdout
+    assert "needs_recovery" not in features
+    kept = subprocess.run(["/usr/sbin/debugfs", "-R", "cat /kept", disks["volume-a"]], check=True, capture_output=True).stdout
+    assert kept == b"x\n"
 
 
 def test_the_guest_ends_some_time_after_its_main_process():

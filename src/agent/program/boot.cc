@@ -2,11 +2,8 @@
 
 #include <cerrno>
 #include <chrono>
-#include <memory>
 #include <thread>
-#include <vector>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -14,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "agent/program/disks.h"
 #include "agent/program/network.h"
 #include "agent/program/small_files.h"
 
@@ -36,16 +34,6 @@ Result<void> mount_at(const char* source, const std::string& target, const char*
   return {};
 }
 
-std::vector<std::string> names_in(const std::string& directory) {
-  std::vector<std::string> names;
-  const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(directory.c_str()), &::closedir);
-  if (!open) return names;
-  while (const dirent* entry = ::readdir(open.get())) {
-    if (entry->d_name[0] != '.') names.emplace_back(entry->d_name);
-  }
-  return names;
-}
-
 /// What find() finds, as soon as it finds anything; "" after device_wait_max.
 template <typename Find>
 std::string wait_for(Find find) {
@@ -55,13 +43,6 @@ std::string wait_for(Find find) {
     if (!found.empty() || std::chrono::steady_clock::now() > deadline) return found;
     std::this_thread::sleep_for(device_interval);
   }
-}
-
-std::string find_disk(const char* serial) {
-  for (const std::string& name : names_in("/sys/block")) {
-    if (read_line("/sys/block/" + name + "/serial") == serial) return "/dev/" + name;
-  }
-  return {};
 }
 
 Result<void> load_module(const std::string& path) {

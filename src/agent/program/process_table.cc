@@ -10,6 +10,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "agent/program/connection_table.h"
 #include "agent/program/small_files.h"
 
 namespace berth::agent {
@@ -204,15 +205,7 @@ void ProcessTable::list(FieldWriter& answer) const {
     for (const std::uint32_t which : streams) {
       const Stream* stream = session_.find(stream_of(number, which));
       if (stream == nullptr) continue;
-      answer.number(Tag::stream, stream_of(number, which));
-      if (stream->out) {
-        answer.number(Tag::output_kept_from, stream->out->kept_from());
-        answer.number(Tag::output_produced, stream->out->produced());
-      }
-      if (stream->in) {
-        answer.number(Tag::input_received, stream->in->received());
-        answer.number(Tag::input_limit, stream->in->limit());
-      }
+      write_positions(answer, stream_of(number, which), *stream);
     }
   }
 }

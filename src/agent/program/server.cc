@@ -81,6 +81,7 @@ void Server::run() {
     write_port();
     if (!may_write_) loop_.wait(milliseconds(10));
   }
+  mounts_.leave();
 }
 
 void Server::pump_port() {
@@ -93,6 +94,7 @@ void Server::pump_port() {
     }
     take_messages();
     session_.fill_output();
+    connections_.drop_ended();
     if (may_write_ && !session_.output().empty()) {
       write_port();
       goes_on = goes_on || may_write_;
@@ -130,7 +132,9 @@ void Server::take_messages() {
     const auto message = session_.next();
     if (!message) return;
     if (message->kind == Message::Kind::request) take_request(*message);
-    if (message->kind == Message::Kind::stream) processes_.stream_changed(message->channel);
+    if (message->kind != Message::Kind::stream) continue;
+    processes_.stream_changed(message->channel);
+    connections_.stream_changed(message->channel);
   }
 }
 
@@ -163,7 +167,10 @@ Result<void> Server::serve(const Message& message, const Fields& fields, FieldWr
       return processes_.start(message.channel, fields);
     case Operation::signal: return processes_.send_signal(fields);
     case Operation::resize: return processes_.resize(fields);
-    case Operation::list: processes_.list(answer); return {};
+    case Operation::list:
+      processes_.list(answer);
+      connections_.list(answer);
+      return {};
     case Operation::forget: return processes_.forget(fields);
     case Operation::write_file: return write_file_piece(fields);
     case Operation::read_file: return read_file_piece(fields, answer);
@@ -171,10 +178,25 @@ Result<void> Server::serve(const Message& message, const Fields& fields, FieldWr
     case Operation::set_identity: return set_identity(fields);
     case Operation::configure: return configure(fields);
     case Operation::sync: ::sync(); return {};
-    case Operation::power_off: break;
+    case Operation::connect:
+      is_answered = false;
+      return connections_.connect(message.channel, fields);
+    case Operation::close_stream: return close_stream(fields);
+    case Operation::mount: return mounts_.mount(fields);
+    default: break;
   }
   return failure(ErrorKind::unsupported,
                  "this agent does not know operation " + std::to_string(message.head));
+}
+
+Result<void> Server::close_stream(const Fields& fields) {
+  const std::uint64_t number = TRY(fields.number(Tag::stream));
+  const auto stream = static_cast<std::uint32_t>(number);
+  if (stream != number || !connections_.contains(stream)) {
+    return failure(ErrorKind::not_found, "there is no such stream " + std::to_string(number));
+  }
+  connections_.close(stream);
+  return {};
 }
 
 Result<void> Server::begin_power_off(const Fields& fields) {

@@ -5,6 +5,8 @@
 #include <optional>
 #include <string>
 
+#include "agent/program/connection_table.h"
+#include "agent/program/disks.h"
 #include "agent/program/event_loop.h"
 #include "agent/program/process_table.h"
 #include "agent/session.h"
@@ -33,6 +35,7 @@ class Server {
   void take_request(const Message& message);
   Result<void> serve(const Message& message, const Fields& fields, FieldWriter& answer,
                      bool& is_answered);
+  Result<void> close_stream(const Fields& fields);
   Result<void> begin_power_off(const Fields& fields);
   void look_at_the_time();
   std::optional<std::chrono::milliseconds> time_left() const;
@@ -42,6 +45,8 @@ class Server {
   std::string boot_error_;
   Session session_{Session::Role::agent};
   ProcessTable processes_{loop_, session_};
+  ConnectionTable connections_{loop_, session_};
+  Mounts mounts_;
   Fd children_;  // signalfd
   bool may_read_ = true;
   bool may_write_ = true;
