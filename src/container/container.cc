@@ -75,6 +75,7 @@ Container::~Container() = default;
 void Container::set_phase(Phase phase) {
   phase_ = phase;
   changed_.notify_all();
+  if (ports_) ports_->wake_up();
 }
 
 Result<void> Container::load_record() {
@@ -102,18 +103,26 @@ void Container::make_machine() {
       [this](const char* event, std::string message) { report_(event, std::move(message)); });
 }
 
+void Container::open_ports() {
+  ports_ = std::make_unique<PublishedPorts>(loop_, [this]() -> std::shared_ptr<AgentLink> {
+    auto found = link();
+    return found && phase_ == Phase::running ? *std::move(found) : nullptr;
+  });
+}
+
 // --- Starting.
 
 Task<Result<void>> Container::start(Start start) {
   const auto guard = co_await changing_.lock();
-  if (phase_ != Phase::off || closing_) {
+  if (phase_ != Phase::off || end_ || closing_) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' runs already", options_.name));
   }
   CO_TRY(load_record());
-  end_.reset();
   make_machine();
   CO_TRY(make_directories(options_.run.container(options_.name)));
+  open_ports();
+  CO_TRY(ports_->open(record_.specification.ports));
   log_begins_at_ = log_time(loop_.wall_time());
   started_at_ = format_time(loop_.wall_time());
   memory_id_ = SystemRandom().id();
@@ -188,7 +197,21 @@ Task<Result<void>> Container::prepare_guest() {
   co_return co_await mount_volumes();
 }
 
-Task<Result<void>> Container::mount_volumes() { co_return Result<void>{}; }
+Task<Result<void>> Container::mount_volumes() {
+  const auto& mounts = record_.specification.mounts;
+  for (std::size_t i = 0; i < mounts.size(); ++i) {
+    FieldWriter request(Operation::mount);
+    request.text(Tag::serial, mount_serial(i)).text(Tag::path, mounts[i].path);
+    if (mounts[i].read_only) request.number(Tag::flags, agent::mount_read_only);
+    const auto mounted = co_await link_->request(std::move(request), request_timeout);
+    // Somebody who is gone may have come so far.
+    if (mounted || mounted.error().kind() == ErrorKind::in_use) continue;
+    co_return failure(Error(mounted.error())
+                          .with_context(fmt::format("cannot mount the volume '{}' at '{}'",
+                                                    mounts[i].volume, mounts[i].path)));
+  }
+  co_return Result<void>{};
+}
 
 ProcessSpecification Container::main_specification() const {
   const ContainerSpecification& wanted = record_.specification;
@@ -254,6 +277,7 @@ Task<Result<void>> Container::begin(std::uint16_t rows, std::uint16_t columns) {
 Result<void> Container::save_launch() const {
   const Json json = {{"memory", memory_id_.to_string()},
                      {"started_at", started_at_},
+                     {"ports", encode_ports(ports_->ports())},
                      {"log_begins_at", log_begins_at_}};
   return machine::write_small_file(options_.run.launch_file(options_.name), json.dump(2) + '\n');
 }
@@ -264,6 +288,8 @@ Result<std::optional<Id128>> Container::load_launch() {
   if (!text) return failure(std::move(text).error());
   const Json json = TRY(machine::parse_json(*text));
   started_at_ = TRY(machine::text_param(json, "started_at"));
+  // What was chosen at the start stays.
+  record_.specification.ports = TRY(decode_ports(json.value("ports", Json::array())));
   log_begins_at_ = TRY(machine::text_param(json, "log_begins_at"));
   return TRY(machine::id_param(json, "memory"));
 }
@@ -281,6 +307,9 @@ Task<Result<bool>> Container::adopt() {
     finish("it ended while nobody looked");
     co_return true;
   }
+  open_ports();
+  if (const auto opened = ports_->open(record_.specification.ports); !opened)
+    report_("container_port_lost", opened.error().message());
   tasks_.spawn(watch_machine());
   tasks_.spawn(go_on());
   changed_.notify_all();
@@ -323,6 +352,7 @@ Task<Result<void>> Container::find_processes() {
   std::uint64_t stream = 0;
   std::array<std::uint64_t, 2> kept_from{};
   std::vector<std::uint32_t> others;
+  std::vector<std::uint64_t> connections;
   // Each process begins with its number, each of its streams with its own.
   for (const agent::Field& field : answer.fields()) {
     const auto number = agent::number_of(field);
@@ -334,6 +364,10 @@ Task<Result<void>> Container::find_processes() {
       } else {
         others.push_back(static_cast<std::uint32_t>(process));
       }
+    }
+    if (field.tag == Tag::connection) {
+      process = 0;
+      connections.push_back(*number);
     }
     if (process != main_number) continue;
     const bool is_errors = stream == agent::stream_of(main_number, agent::stream_errors);
@@ -351,6 +385,12 @@ Task<Result<void>> Container::find_processes() {
       case Tag::input_limit: positions.input_limit = *number; break;
       default: break;
     }
+  }
+  for (const std::uint64_t stream_number : connections) {
+    // Its other end has died with the keeper that had it.
+    FieldWriter close(Operation::close_stream);
+    close.number(Tag::stream, stream_number);
+    (void)co_await link_->request(std::move(close), request_timeout);
   }
   for (const std::uint32_t number : others) {
     last_process_ = std::max(last_process_, number);
@@ -372,6 +412,7 @@ Task<Result<void>> Container::find_processes() {
   link_->wake();
   tasks_.spawn(watch_main());
   if (phase_ == Phase::booting) set_phase(Phase::running);
+  ports_->wake_up();
   co_return Result<void>{};
 }
 
@@ -540,6 +581,7 @@ Task<Result<void>> Container::thaw() {
     if (const auto set = co_await link_->request(std::move(clock), request_timeout); !set)
       log_warning("the guest's clock: {}", set.error().message());
   }
+  ports_->wake_up();
   report_("container_thawed", "");
   co_return Result<void>{};
 }
@@ -550,6 +592,7 @@ Json Container::info() const {
   Json json = {{"state", is_frozen ? "frozen" : names[static_cast<std::size_t>(phase_)]},
                {"started_at", started_at_}};
   if (!machine_) return json;
+  json["ports"] = encode_ports(ports_ ? ports_->ports() : record_.specification.ports);
   json["pid"] = machine_->pid();
   json["accelerator"] = machine_->uses_kvm() ? "kvm" : "tcg";
   json["qemu"] = machine_->qemu_version();
@@ -629,6 +672,7 @@ void Container::finish(const std::string& last_words) {
     log_error("{}", saved.error().message());
   ::unlink(options_.run.launch_file(options_.name).c_str());
   ::unlink(options_.run.cursor(options_.name).c_str());
+  if (ports_) tasks_.spawn(ports_->close());
   report_("container_ended",
           end_->error.empty() ? fmt::format("exit code {}", end_->end.exit_code) : end_->error);
   set_phase(Phase::off);
@@ -642,6 +686,7 @@ Task<> Container::close() {
   if (link_) co_await link_->close();
   if (machine_) co_await machine_->close();
   changed_.notify_all();
+  if (ports_) co_await ports_->close();
   co_await tasks_.drained();
   processes_.clear();
   main_.reset();

@@ -25,6 +25,7 @@
 #include "container/container_store.h"
 #include "container/guest_process.h"
 #include "container/microvm.h"
+#include "container/published_ports.h"
 
 namespace berth::container {
 
@@ -102,6 +103,7 @@ class Container {
  private:
   Result<void> load_record();
   void make_machine();
+  void open_ports();
   Result<void> save_launch() const;
   Result<std::optional<Id128>> load_launch();
   Task<Result<void>> connect(Duration patience);
@@ -140,6 +142,7 @@ class Container {
   std::string log_begins_at_;
   std::unique_ptr<MicroVm> machine_;
   std::optional<ContainerLog> log_;
+  std::unique_ptr<PublishedPorts> ports_;
   std::shared_ptr<AgentLink> link_;
   std::shared_ptr<GuestProcess> main_;
   std::map<std::uint32_t, std::shared_ptr<GuestProcess>> processes_;

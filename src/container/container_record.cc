@@ -335,13 +335,24 @@ Result<void> check(const ContainerSpecification& container) {
   return check_mounts(container);
 }
 
-Json encode(const ContainerSpecification& container) {
-  Json ports = Json::array();
-  for (const PublishedPort& port : container.ports) {
-    ports.push_back({{"host_address", port.host_address},
-                     {"host_port", port.host_port},
-                     {"guest_port", port.guest_port}});
+Json encode_ports(const std::vector<PublishedPort>& ports) {
+  Json json = Json::array();
+  for (const PublishedPort& port : ports) {
+    json.push_back({{"host_address", port.host_address},
+                    {"host_port", port.host_port},
+                    {"guest_port", port.guest_port}});
   }
+  return json;
+}
+
+Result<std::vector<PublishedPort>> decode_ports(const Json& json) {
+  const Json object = {{"ports", json}};
+  std::vector<PublishedPort> ports;
+  TRY(Members(object, "").take("ports", ports, container_ports_max, decode_port));
+  return ports;
+}
+
+Json encode(const ContainerSpecification& container) {
   Json mounts = Json::array();
   for (const ContainerMount& mount : container.mounts) {
     mounts.push_back(
@@ -363,7 +374,7 @@ Json encode(const ContainerSpecification& container) {
           {"cpus", container.cpus},
           {"memory", container.memory},
           {"network", to_string(container.network)},
-          {"ports", std::move(ports)},
+          {"ports", encode_ports(container.ports)},
           {"overlay", container.overlay},
           {"mounts", std::move(mounts)},
           {"labels", container.labels},

@@ -106,6 +106,8 @@ Result<void> check(const ContainerSpecification& specification);
 Json encode(const ContainerSpecification& specification);
 /// Members that are absent are as above; unknown ones are mistakes.
 Result<ContainerSpecification> decode_container(const Json& json);
+Json encode_ports(const std::vector<PublishedPort>& ports);
+Result<std::vector<PublishedPort>> decode_ports(const Json& json);
 Json encode(const ContainerRecord& record);
 Result<ContainerRecord> decode_container_record(std::string_view text);
 Json encode(const ContainerState& state);

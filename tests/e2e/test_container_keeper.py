@@ -1,8 +1,10 @@
 """The keeper of a container, with a real microVM: its processes, its log, and the deaths of everybody."""
 
+import contextlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -256,6 +258,138 @@ def test_the_guest_knows_who_it_is(shell):
     name, *hosts, machine_id, now = output.decode().splitlines()
     assert name == "c" and any(line.endswith("\tc") for line in hosts)
     assert len(machine_id) == 32 and abs(int(now) - time.time()) < 5
+
+
+# --- Published ports.
+
+PORT = {"host_address": "127.0.0.1", "guest_port": 7}
+
+
+@pytest.fixture(scope="module")
+def echo(image):
+    """A container with a service that says what it is told, at a port of the host's; the port."""
+    server = ["/bin/nc", "-ll", "-p", "7", "-e", "/bin/cat"]
+    with KeptContainer(image, arguments=server, network="none", ports=[PORT]) as container:
+        container.start()
+        yield container, container.call("info")["ports"][0]["host_port"]
+        container.call("stop", timeout_ms=0)
+        container.ended()
+
+
+def dial(port):
+    """A connection to a service that is there soon."""
+    deadline = time.monotonic() + 20
+    while True:
+        client = socket.create_connection(("127.0.0.1", port), timeout=20)
+        client.settimeout(20)
+        client.sendall(b"?")
+        with contextlib.suppress(OSError):
+            if client.recv(1) == b"?":
+                return client
+        client.close()
+        assert time.monotonic() < deadline, "the service does not answer"
+        time.sleep(0.05)
+
+
+def read_all(client):
+    got = b""
+    while piece := client.recv(65536):
+        got += piece
+    return got
+
+
+def test_a_published_port_carries_everything_both_ways(echo):
+    _, port = echo
+    data = os.urandom(4 * MIB)
+    client = dial(port)
+    feeding = threading.Thread(target=lambda: (client.sendall(data), client.shutdown(socket.SHUT_WR)))
+    feeding.start()
+    assert read_all(client) == data
+    feeding.join()
+    client.close()
+
+
+def test_many_connections_at_once_and_one_that_does_not_read(echo):
+    _, port = echo
+    slow = dial(port)
+    slow.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            slow.sendall(bytes(65536))
+    clients = [dial(port) for _ in range(20)]
+    for number, client in enumerate(clients):
+        client.sendall(f"{number}".encode())
+        client.shutdown(socket.SHUT_WR)
+    assert [read_all(client) for client in clients] == [f"{number}".encode() for number in range(20)]
+    for client in [slow, *clients]:
+        client.close()
+
+
+def test_connections_that_are_over_leave_nothing_in_the_guest(echo):
+    container, port = echo
+    for _ in range(30):
+        dial(port).close()
+    deadline = time.monotonic() + 20
+    while container.execute("/bin/sh", "-c", "pgrep cat || exit 1").rest()[2] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_connection_lives_through_a_pause_and_one_that_comes_meanwhile_waits(echo):
+    container, port = echo
+    client = dial(port)
+    container.call("freeze")
+    client.sendall(b"asked while it is paused")
+    late = socket.create_connection(("127.0.0.1", port), timeout=20)
+    late.settimeout(20)
+    late.sendall(b"late")
+    client.settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+    container.call("thaw")
+    for waiting, words in ((client, b"asked while it is paused"), (late, b"late")):
+        waiting.settimeout(20)
+        waiting.shutdown(socket.SHUT_WR)
+        assert read_all(waiting) == words
+        waiting.close()
+
+
+def test_a_port_without_a_service_hangs_up_and_one_that_is_taken_is_refused(image):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [{**PORT, "host_port": taken.getsockname()[1]}]
+        with KeptContainer(image, arguments=["/bin/true"], ports=ports) as container:
+            with pytest.raises(KeeperError, match="cannot publish port 7 at 127.0.0.1"):
+                container.start()
+            assert container.call("info")["state"] == "stopped"
+            assert container.leftovers() == []
+    with KeptContainer(image, arguments=["/bin/sleep", "1000"], ports=[PORT]) as container:
+        port = container.start()["ports"][0]["host_port"]
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            assert read_all(client) == b""
+        container.kill_keeper()
+        container.start_keeper()
+        container.wait_for_state("running")
+        assert container.call("info")["ports"][0]["host_port"] == port
+        container.call("stop", timeout_ms=0)
+        container.ended()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def test_connections_of_a_keeper_that_died_go_and_new_ones_come(echo):
+    container, port = echo
+    old = dial(port)
+    container.kill_keeper()
+    container.start_keeper()
+    container.wait_for_state("running")
+    with contextlib.suppress(OSError):
+        assert old.recv(1) == b""
+    old.close()
+    client = dial(port)
+    client.sendall(b"new")
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(client) == b"new"
+    client.close()
 
 
 # --- Pausing.
