@@ -25,6 +25,7 @@ namespace fs = std::filesystem;
 
 constexpr std::uint64_t status_block = 512;  // of st_blocks, stat(2)
 constexpr mode_t passage = 0711;
+constexpr mode_t sealed = 0444;
 
 std::string directory_of(const std::string& memory_dir, const Id128& id) {
   return fmt::format("{}/{}", memory_dir, id.to_string());
@@ -110,6 +111,27 @@ Result<void> make_file(const std::string& path, std::uint64_t size, MemoryOwner 
   return {};
 }
 
+/// fcntl(2), "Leases": one for reading is given only where nobody has the file open for writing,
+/// and a mapping keeps it open.
+Result<void> check_not_written(const MemoryFile& file) {
+  if (::fcntl(file.fd.get(), F_SETLEASE, F_RDLCK) == 0) {
+    (void)::fcntl(file.fd.get(), F_SETLEASE, F_UNLCK);
+    return {};
+  }
+  if (errno == EAGAIN) {
+    return failure(ErrorKind::in_use,
+                   fmt::format("the memory object '{}' cannot be sealed: somebody still writes to "
+                               "it. End its machine first",
+                               file.path));
+  }
+  return errno_failure(errno, fmt::format("cannot see who writes to '{}'", file.path));
+}
+
+Result<void> set_owner(const MemoryFile& file, uid_t uid, gid_t gid, mode_t mode) {
+  if (::fchown(file.fd.get(), uid, gid) == 0 && ::fchmod(file.fd.get(), mode) == 0) return {};
+  return errno_failure(errno, fmt::format("cannot seal the memory object '{}'", file.path));
+}
+
 }  // namespace
 
 std::string memory_object_path(const std::string& memory_dir, const Id128& id) {
@@ -133,6 +155,18 @@ Result<std::string> create_memory_object(const std::string& memory_dir, const Id
   if (made) return path;
   (void)remove_memory_object(memory_dir, id);
   return failure(std::move(made).error());
+}
+
+Result<void> seal_memory_object(const std::string& memory_file) {
+  const auto file = TRY(MemoryFile::open(memory_file, MemoryFile::Access::read));
+  struct stat before{};
+  if (::fstat(file.fd.get(), &before) != 0)
+    return errno_failure(errno, fmt::format("cannot look at '{}'", memory_file));
+  // First: so nobody opens it between the look and the seal.
+  auto outcome = set_owner(file, ::geteuid(), ::getegid(), sealed);
+  if (outcome) outcome = check_not_written(file);
+  if (!outcome) (void)set_owner(file, before.st_uid, before.st_gid, before.st_mode & 07777U);
+  return outcome;
 }
 
 Result<void> remove_memory_object(const std::string& memory_dir, const Id128& id) {

@@ -29,6 +29,11 @@ std::string memory_object_path(const std::string& memory_dir, const Id128& id);
 /// sum where the file system is too small for it now; `limit` where it never can hold it.
 Result<std::string> create_memory_object(const std::string& memory_dir, const Id128& id,
                                          std::uint64_t size, MemoryOwner owner);
+/// Makes a template of one that no machine writes to any more: it is the caller's (root's), mode
+/// 0444, from now on, and no clone can change it. `in_use` if somebody has it open for writing, or
+/// mapped so: then it stays as it was. Clones that look at what was never written to make it grow,
+/// up to its full size, which create_memory_object() counts.
+Result<void> seal_memory_object(const std::string& memory_file);
 /// Also of one that is gone.
 Result<void> remove_memory_object(const std::string& memory_dir, const Id128& id);
 

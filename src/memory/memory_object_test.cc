@@ -131,5 +131,29 @@ TEST_F(MemoryObjectTest, CountsWhatOtherMachinesMayStillTake) {
   MUST(create_memory_object(memory_dir_, random_.id(), 40 * MiB, {}));
 }
 
+TEST_F(MemoryObjectTest, SealedIsNobodysToWrite) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root gives files away";
+  const std::string path =
+      MUST(create_memory_object(memory_dir_, id_, MiB, {.uid = 12345, .gid = 54321}));
+  MUST(seal_memory_object(path));
+  struct stat status{};
+  ASSERT_EQ(::stat(path.c_str(), &status), 0);
+  EXPECT_EQ(status.st_uid, 0U);
+  EXPECT_EQ(status.st_mode & 07777U, 0444U);
+}
+
+TEST_F(MemoryObjectTest, IsNotSealedWhileSomebodyWritesToIt) {
+  const std::string path = MUST(create(MiB));
+  TrackedProcess machine;
+  machine.tell("map", path, MiB);
+  const auto sealed = seal_memory_object(path);
+  ASSERT_FALSE(sealed);
+  EXPECT_EQ(sealed.error().kind(), ErrorKind::in_use);
+  EXPECT_EQ(mode_of(path), 0600U);
+  machine.kill();
+  MUST(seal_memory_object(path));
+  EXPECT_EQ(mode_of(path), 0444U);
+}
+
 }  // namespace
 }  // namespace berth::memory

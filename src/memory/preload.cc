@@ -9,8 +9,23 @@
 #include "memory/preload/names.h"
 
 namespace berth::memory {
+namespace {
 
 namespace fs = std::filesystem;
+
+Result<std::vector<std::string>> environment_of(const std::string& library,
+                                                std::string_view variable,
+                                                const std::string& file) {
+  if (!library.starts_with('/') || library.find_first_of(" :") != std::string::npos) {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' cannot be preloaded: install Berth under an absolute path "
+                               "without blanks and colons",
+                               library));
+  }
+  return std::vector{fmt::format("LD_PRELOAD={}", library), fmt::format("{}={}", variable, file)};
+}
+
+}  // namespace
 
 Result<std::string> find_preload() {
   std::error_code error;
@@ -28,14 +43,12 @@ Result<std::string> find_preload() {
 
 Result<std::vector<std::string>> preload_environment(const std::string& library,
                                                      const std::string& memory_file) {
-  if (!library.starts_with('/') || library.find_first_of(" :") != std::string::npos) {
-    return failure(ErrorKind::invalid_argument,
-                   fmt::format("'{}' cannot be preloaded: install Berth under an absolute path "
-                               "without blanks and colons",
-                               library));
-  }
-  return std::vector{fmt::format("LD_PRELOAD={}", library),
-                     fmt::format("{}={}", memory_object_variable, memory_file)};
+  return environment_of(library, memory_object_variable, memory_file);
+}
+
+Result<std::vector<std::string>> clone_environment(const std::string& library,
+                                                   const std::string& template_file) {
+  return environment_of(library, memory_template_variable, template_file);
 }
 
 }  // namespace berth::memory

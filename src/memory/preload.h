@@ -1,5 +1,5 @@
 // Starting a program, QEMU, with our small library inside (memory/preload/libberth_preload.cc),
-// which makes its memory object one that DirtyScan can look at.
+// which makes its memory object one that DirtyScan can look at, or itself a clone of a template.
 //
 // Any thread.
 #pragma once
@@ -20,5 +20,13 @@ Result<std::string> find_preload();
 /// or a colon in it, which LD_PRELOAD cannot hold.
 Result<std::vector<std::string>> preload_environment(const std::string& library,
                                                      const std::string& memory_file);
+
+/// The same for a clone: its memory is that of the template, a memory object that is sealed
+/// (seal_memory_object), and what it writes is its own. QEMU is given the template as if it were
+/// its own memory object: a memory-backend-file with share=on and without prealloc. Such a memory
+/// cannot be tracked, and does not shrink: no balloon, no free page reporting, no virtio-mem, and
+/// no vhost-user.
+Result<std::vector<std::string>> clone_environment(const std::string& library,
+                                                   const std::string& template_file);
 
 }  // namespace berth::memory

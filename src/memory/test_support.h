@@ -1,6 +1,8 @@
 // A process whose memory is tracked, and files for it. Only tests include it.
 #pragma once
 
+#include <bit>
+#include <charconv>
 #include <csignal>
 #include <string>
 #include <string_view>
@@ -10,6 +12,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -92,6 +95,18 @@ class TrackedProcess {
     if (::write(commands_.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
       return read_line();
     return read_line();
+  }
+  /// Its memory, as it sees it itself.
+  std::string peek(std::uint64_t offset, std::size_t length) {
+    const std::string answer = ask("address");
+    CHECK(answer.starts_with("ok "));
+    std::uint64_t address = 0;
+    std::from_chars(answer.data() + 3, answer.data() + answer.size(), address);
+    std::string bytes(length, '\0');
+    iovec into{.iov_base = bytes.data(), .iov_len = length};
+    iovec from{.iov_base = std::bit_cast<void*>(address + offset), .iov_len = length};
+    CHECK(::process_vm_readv(pid_, &into, 1, &from, 1, 0) == static_cast<ssize_t>(length));
+    return bytes;
   }
   template <typename... Words>
   void tell(std::string_view command, Words... words) {

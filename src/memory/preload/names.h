@@ -3,8 +3,10 @@
 
 namespace berth::memory {
 
-/// Path of the memory object whose mapping is to be tracked.
+/// Path of the memory object whose mapping is to be tracked; or
 constexpr const char* memory_object_variable = "BERTH_MEMORY_OBJECT";
+/// path of the template whose clone this process is to be. One of the two.
+constexpr const char* memory_template_variable = "BERTH_MEMORY_TEMPLATE";
 constexpr const char* preload_library_name = "libberth-preload.so";
 
 }  // namespace berth::memory

@@ -2,22 +2,23 @@
 // told. Commands come as lines on standard input, offsets and lengths in bytes of the memory
 // object; each is answered with "ok" when it is done, or with what was wrong.
 //
-//   map PATH SIZE                   shared, for reading and writing
+//   map PATH SIZE                      shared, for reading and writing
 //   map-private PATH SIZE, map-read-only PATH SIZE
-//   forbid-userfaultfd              by seccomp, from now on
-//   register                        for write protection, as the preload does; `map` first
-//   store OFFSET LENGTH VALUE       CPU stores of one byte value
-//   load OFFSET LENGTH              CPU loads
-//   receive OFFSET LENGTH VALUE     recv() from a socket into the memory: how data of an NBD disk
-//   comes read OFFSET LENGTH VALUE        read() from a file into the memory receive-vector OFFSET
-//   LENGTH VALUE  recvmsg() into an iovec, page by page in descending order discard OFFSET LENGTH
-//   MADV_DONTNEED punch OFFSET LENGTH             MADV_REMOVE: a hole in the file page-out OFFSET
-//   LENGTH          MADV_PAGEOUT remap OFFSET LENGTH             the same piece of the file, mapped
-//   anew over the old mapping unmap OFFSET LENGTH again                           maps the whole
-//   file a second time run THREADS SEED                threads store and receive at random places
-//   until `halt` halt                            ends when no thread writes any more rate
-//   BYTES-PER-SECOND           of each thread of a later `run`; 0 for no limit environment NAME its
-//   value
+//   forbid-userfaultfd                 by seccomp, from now on
+//   register                           for write protection, as the preload does; `map` first
+//   address                            of the memory
+//   store OFFSET LENGTH VALUE          CPU stores of one byte value
+//   load OFFSET LENGTH                 CPU loads
+//   receive OFFSET LENGTH VALUE        recv() from a socket into the memory: as data of a disk
+//   comes read OFFSET LENGTH VALUE           read() from a file into the memory receive-vector
+//   OFFSET LENGTH VALUE recvmsg(), page by page in descending order discard OFFSET LENGTH
+//   MADV_DONTNEED punch OFFSET LENGTH                a hole in the file allocate OFFSET LENGTH
+//   space in the file resize LENGTH                      of the file remap OFFSET LENGTH the same
+//   piece of the file, mapped anew over the old mapping unmap OFFSET LENGTH again maps the whole
+//   file a second time run THREADS SEED                   threads store and receive at random
+//   places until `halt` halt                               ends when no thread writes any more rate
+//   BYTES-PER-SECOND              of each thread of a later `run`; 0 for no limit environment NAME
+//   its value
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -192,6 +193,14 @@ class TrackedMemory {
   void remap(std::size_t offset, std::size_t length) const {
     map_shared(at(offset, length), MAP_FIXED, length, offset);
   }
+  void resize(std::size_t size) const {
+    expect(::ftruncate(file_, static_cast<off_t>(size)) == 0, "ftruncate");
+  }
+  void allocate(std::size_t offset, std::size_t length) const {
+    expect(::fallocate(file_, 0, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0,
+           "fallocate");
+  }
+  const void* address() const { return memory_; }
   void unmap(std::size_t offset, std::size_t length) const {
     expect(::munmap(at(offset, length), length) == 0, "munmap");
   }
@@ -260,6 +269,7 @@ void run_command(TrackedMemory& memory, const std::string& name, std::istringstr
   if (name == "forbid-userfaultfd") return forbid_userfaultfd();
   if (name == "map" && words >> text >> length) return memory.map(text, length);
   if (name == "register") return memory.register_for_tracking();
+  if (name == "resize" && words >> length) return memory.resize(length);
   if (name == "again") return memory.map_again();
   if (name == "halt") return memory.halt();
   if (name == "rate" && words >> length) return memory.set_rate(static_cast<double>(length));
@@ -269,6 +279,7 @@ void run_command(TrackedMemory& memory, const std::string& name, std::istringstr
   if (name == "load") return memory.load(offset, length);
   if (name == "discard") return memory.advise(offset, length, MADV_DONTNEED);
   if (name == "punch") return memory.punch(offset, length);
+  if (name == "allocate") return memory.allocate(offset, length);
   if (name == "remap") return memory.remap(offset, length);
   if (name == "unmap") return memory.unmap(offset, length);
   if (!(words >> value)) throw Problem{"no such command, or the value is missing"};
@@ -292,6 +303,10 @@ int main() {
         words >> name;
         const char* value = std::getenv(name.c_str());
         std::cout << "ok " << (value != nullptr ? value : "(none)") << std::endl;
+        continue;
+      }
+      if (name == "address") {
+        std::cout << "ok " << reinterpret_cast<std::uintptr_t>(memory.address()) << std::endl;
         continue;
       }
       run_command(memory, name, words);

@@ -2,18 +2,16 @@
 // measurements.
 //
 //   berth-memory-fixture create DIR SIZE UID     a memory object; prints its path
+//   berth-memory-fixture seal MEMORY             makes a template of it
 //   berth-memory-fixture load IMAGE MEMORY       fills a memory object with an image
-//   berth-memory-fixture difference IMAGE MEMORY prints the first offset where they differ, or
-//   "none" berth-memory-fixture checkpoint OPTIONS      a memory image and a device state of one
-//   instant
+//   berth-memory-fixture difference IMAGE MEMORY prints the first offset where they differ, or none
+//   berth-memory-fixture checkpoint OPTIONS      an image and a device state of one instant
 //     --pid PID --memory FILE --qmp SOCKET       of a QEMU with the preload, running
 //     --image FILE --state FILE                  are made
 //     --leave-stopped
 //     --forget-last-round                        makes a wrong image: who compares has to find out
-//     --pass-fd                                  the state goes to a pipe (getfd), not to a unix
-//     socket
-//     --overlap                                  the devices are saved while the last round is
-//     copied
+//     --pass-fd                                  the state goes to a pipe, not to a unix socket
+//     --overlap                                  devices are saved beside the last round
 //     --cgroup DIR                               of QEMU (v1, cpu), to slow it down
 //
 // Prints one line of JSON: the rounds, and the phases of the pause in milliseconds.
@@ -381,6 +379,10 @@ Result<std::string> run(const std::vector<std::string>& words) {
     const auto user = static_cast<uid_t>(std::stoul(words[3]));
     return create_memory_object(words[1], SystemRandom().id(), TRY(parse_size(words[2])),
                                 {.uid = user, .gid = user});
+  }
+  if (words.size() == 2 && words[0] == "seal") {
+    TRY(seal_memory_object(words[1]));
+    return words[1];
   }
   if (words.size() == 3 && words[0] == "load") {
     const auto start = SteadyClock::now();
