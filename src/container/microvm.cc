@@ -20,6 +20,7 @@
 #include "container/host_tsc.h"
 #include "machine/host/accelerator.h"
 #include "machine/layout.h"
+#include "machine/vm/device_state.h"
 #include "machine/vm/qemu_files.h"
 #include "machine/volume_directory.h"
 #include "memory/memory_object.h"
@@ -87,11 +88,7 @@ Task<Result<void>> MicroVm::start(Start start, Id128 memory) {
 Task<Result<void>> MicroVm::launch(Start start) {
   CO_TRY(prepare_directory());
   const gid_t gid = kvm_ ? machine::kvm_group() : options_.uid;
-  const memory::MemoryOwner owner =
-      is_root() ? memory::MemoryOwner{.uid = options_.uid, .gid = gid}
-                : memory::MemoryOwner{.uid = ::geteuid(), .gid = ::getegid()};
-  memory_file_ =
-      CO_TRY(memory::create_memory_object(options_.memory_dir, memory_id_, options_.memory, owner));
+  CO_TRY(prepare_memory(start, gid));
   const Fd image(::open(start.image.c_str(), O_RDONLY | O_CLOEXEC));
   if (!image)
     co_return errno_failure(errno, fmt::format("cannot open the image '{}'", start.image));
@@ -109,7 +106,8 @@ Task<Result<void>> MicroVm::launch(Start start) {
                        .kernel = qemu_directory() + "/kernel",
                        .initrd = qemu_directory() + "/initrd",
                        .image_fd = image.get(),
-                       .kvm = kvm_};
+                       .kvm = kvm_,
+                       .incoming = is_clone_};
   if (!kvm_) places.tsc_khz = co_await offload(loop_, [] { return measure_host_tsc_khz(); });
   CO_TRY(machine::copy_for_qemu(start.kernel, places.kernel, options_.uid, gid));
   CO_TRY(machine::copy_for_qemu(start.initrd, places.initrd, options_.uid, gid));
@@ -124,18 +122,54 @@ Task<Result<void>> MicroVm::launch(Start start) {
                           .uid = std::nullopt,
                           .gid = gid};
   if (is_root()) how.uid = options_.uid;
-  const std::string library = machine::preload_copy(memory_file_);
-  if (!options_.preload.empty()) {
-    CO_TRY(machine::copy_for_qemu(options_.preload, library, options_.uid, gid));
-    for (std::string& variable : CO_TRY(memory::preload_environment(library, memory_file_)))
-      how.environment.push_back(std::move(variable));
-  }
+  for (std::string& variable : CO_TRY(preload_environment(start, gid)))
+    how.environment.push_back(std::move(variable));
   process_ = CO_TRY(machine::launch_qemu(how));
   tasks_.spawn(watch_process());
   CO_TRY(co_await connect_monitor(monitor_patience));
   // QEMU has read them.
-  for (const std::string& copy : {library, places.kernel, places.initrd}) ::unlink(copy.c_str());
+  for (const std::string& copy : {preload_path(), places.kernel, places.initrd})
+    ::unlink(copy.c_str());
+  if (is_clone_) {
+    std::string devices = CO_TRY(machine::read_device_state(start.restore->devices));
+    CO_TRY(co_await machine::load_device_state(loop_, *this, std::move(devices)));
+    CO_TRY(co_await command("cont", Json::object()));
+  }
   co_return Result<void>{};
+}
+
+/// A clone has none of its own: what it writes is private to its QEMU.
+Result<void> MicroVm::prepare_memory(const Start& start, gid_t gid) {
+  is_clone_ = start.restore.has_value();
+  if (is_clone_) {
+    memory_file_ = start.restore->memory;
+    const std::string own = memory::memory_object_path(options_.memory_dir, memory_id_);
+    const std::string directory = own.substr(0, own.rfind('/'));
+    if (::mkdir(directory.c_str(), 0711) != 0 || ::chmod(directory.c_str(), 0711) != 0)
+      return errno_failure(errno, fmt::format("cannot make '{}'", directory));
+    return {};
+  }
+  const memory::MemoryOwner owner =
+      is_root() ? memory::MemoryOwner{.uid = options_.uid, .gid = gid}
+                : memory::MemoryOwner{.uid = ::geteuid(), .gid = ::getegid()};
+  memory_file_ =
+      TRY(memory::create_memory_object(options_.memory_dir, memory_id_, options_.memory, owner));
+  return {};
+}
+
+Result<std::vector<std::string>> MicroVm::preload_environment(const Start& start, gid_t gid) const {
+  if (options_.preload.empty()) {
+    if (!is_clone_) return std::vector<std::string>();
+    return failure(ErrorKind::unsupported, "clones need the library that is loaded into QEMU");
+  }
+  TRY(machine::copy_for_qemu(options_.preload, preload_path(), options_.uid, gid));
+  return is_clone_ ? memory::clone_environment(preload_path(), start.restore->memory)
+                   : memory::preload_environment(preload_path(), memory_file_);
+}
+
+/// In the memory directory, since programs may not be run from /run.
+std::string MicroVm::preload_path() const {
+  return machine::preload_copy(memory::memory_object_path(options_.memory_dir, memory_id_));
 }
 
 Result<void> MicroVm::prepare_directory() {
@@ -251,6 +285,19 @@ Task<Result<void>> MicroVm::thaw() {
   co_return Result<void>{};
 }
 
+Task<Result<MicroVm::Saved>> MicroVm::become_template() {
+  if (is_clone_) co_return failure(ErrorKind::unsupported, "a clone cannot become a template");
+  Saved saved{.memory = memory_file_, .devices = {}};
+  const auto receiver = CO_TRY(co_await machine::DeviceStateReceiver::prepare(loop_, *this));
+  CO_TRY(co_await freeze());
+  saved.devices = CO_TRY(co_await receiver->receive());
+  CO_TRY(co_await receiver->completed());
+  keeps_memory_ = true;
+  co_await end();
+  CO_TRY(memory::seal_memory_object(saved.memory));
+  co_return saved;
+}
+
 // --- Ending.
 
 Task<> MicroVm::watch_process() {
@@ -286,9 +333,11 @@ Task<std::string> MicroVm::ended() {
 
 /// What a QEMU that is gone has left.
 Task<> MicroVm::clean_up() {
-  if (!memory_file_.empty()) ::unlink(machine::preload_copy(memory_file_).c_str());
-  if (const auto removed = memory::remove_memory_object(options_.memory_dir, memory_id_); !removed)
-    log_warning("{}", removed.error().message());
+  ::unlink(preload_path().c_str());
+  if (!keeps_memory_) {
+    const auto removed = memory::remove_memory_object(options_.memory_dir, memory_id_);
+    if (!removed) log_warning("{}", removed.error().message());
+  }
   memory_file_.clear();
   // A process that was killed takes a moment to leave it.
   const Instant deadline = loop_.now() + group_patience;

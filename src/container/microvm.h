@@ -39,11 +39,17 @@ class MicroVm final : public machine::QemuMonitor {
     bool network = true;
     bool has_overlay = false;
   };
+  /// What it goes on from, in place of booting.
+  struct Restore {
+    std::string memory;   // the template's memory object, which is sealed
+    std::string devices;  // a file with the state of its devices
+  };
   struct Start {
     std::string image;  // paths
     std::string kernel;
     std::string initrd;
     std::vector<machine::AttachedDisk> disks;  // the overlay first
+    std::optional<Restore> restore;
   };
   /// A disk failed, and the guest stands still until it is back; and the like, for people.
   using Report = std::function<void(const char* event, std::string message)>;
@@ -84,16 +90,28 @@ class MicroVm final : public machine::QemuMonitor {
   }
   uid_t qemu_user() const override { return options_.uid; }
 
+  /// Its memory object and the state of its devices, of a guest in which nothing runs any more: it
+  /// stands, and QEMU ends. The memory object, sealed, is the caller's from now on. Of a clone
+  /// `unsupported`.
+  struct Saved {
+    std::string memory;  // path
+    std::string devices;
+  };
+  Task<Result<Saved>> become_template();
+
   /// Lets go of QEMU, which runs on.
   Task<> close();
 
  private:
   Task<Result<void>> launch(Start start);
+  Result<void> prepare_memory(const Start& start, gid_t gid);
+  Result<std::vector<std::string>> preload_environment(const Start& start, gid_t gid) const;
   Result<void> prepare_directory();
   Task<Result<void>> connect_monitor(Duration patience);
   Task<> watch_process();
   Task<> reconnect_monitor();
   Task<> retry_io();
+  std::string preload_path() const;
   void on_event(const std::string& event, const machine::Json& data);
   Task<> clean_up();
   std::string group_name() const;
@@ -112,6 +130,8 @@ class MicroVm final : public machine::QemuMonitor {
   UringOperation* waiting_for_end_ = nullptr;
   std::string last_words_;
   std::string qemu_version_;
+  bool is_clone_ = false;      // its memory object is a template's
+  bool keeps_memory_ = false;  // the memory object is somebody else's when QEMU has ended
   bool frozen_ = false;
   bool retrying_io_ = false;
   bool closing_ = false;

@@ -1,6 +1,8 @@
 #include "machine/vm/device_state.h"
 
 #include <array>
+#include <fstream>
+#include <iterator>
 
 #include <unistd.h>
 
@@ -39,6 +41,14 @@ Task<Result<void>> await_migration(UringLoop& loop, QemuMonitor& machine) {
 }
 
 }  // namespace
+
+Result<std::string> read_device_state(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string state{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (!file.is_open() || file.bad() || state.empty() || state.size() > device_state_max)
+    return failure(ErrorKind::corrupt, fmt::format("there is no device state in '{}'", path));
+  return state;
+}
 
 std::string device_state_socket(const std::string& qemu_directory) {
   return qemu_directory + "/devices.sock";

@@ -16,6 +16,9 @@ namespace berth::machine {
 
 constexpr std::size_t device_state_max = std::size_t{64} << 20;  // bytes
 
+/// One that was saved to a file: `corrupt` where there is none.
+Result<std::string> read_device_state(const std::string& path);
+
 /// Where it goes through; whoever dies meanwhile leaves it.
 std::string device_state_socket(const std::string& qemu_directory);
 

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include <fcntl.h>
@@ -46,14 +44,6 @@ constexpr Duration io_retry_max = std::chrono::seconds(5);
 constexpr Duration restart_window = std::chrono::minutes(1);
 constexpr std::size_t restarts_in_window_max = 3;
 constexpr Duration restart_pause = std::chrono::milliseconds(500);
-
-Result<std::string> read_device_state(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string state{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file.is_open() || file.bad() || state.empty() || state.size() > device_state_max)
-    return failure(ErrorKind::corrupt, fmt::format("there is no device state in '{}'", path));
-  return state;
-}
 
 bool is_root() { return ::geteuid() == 0; }
 
