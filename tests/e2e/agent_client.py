@@ -38,10 +38,10 @@ class AgentError(Exception):
     """An answer that is an error."""
 
     def __init__(self, fields):
+        self.all, fields = fields, dict(fields)
         super().__init__(fields["error_message"])
         self.kind = fields["error_kind"]
         self.shell_status = fields.get("shell_status")
-        self.fields = fields
 
 
 class AgentTimeout(Exception):
@@ -221,7 +221,7 @@ class AgentClient:
         self.wait_until(lambda: request in self.answers, timeout_s)
         fields = self.answers.pop(request)
         if "error_kind" in dict(fields):
-            raise AgentError(dict(fields))
+            raise AgentError(fields)
         return fields
 
     def call(self, operation, timeout_s=None, **fields):

@@ -443,6 +443,146 @@ def test_network(agent):
     agent.shell("ping -c 1 -W 10 10.0.2.2")
     with pytest.raises(AgentError):
         agent.call("configure", interface="eth0", address="10.0.2/24")
+    again = {"interface": "eth0", "hardware_address": "52:54:00:aa:bb:cc", "address": "10.0.2.15/24"}
+    for gateway in ("10.0.2.2", "10.0.2.3", "10.0.2.3", "10.0.2.2"):
+        agent.call("configure", gateway=gateway, **again)
+        assert agent.shell("ip route | grep default") == f"default via {gateway} dev eth0 \n"
+    with pytest.raises(AgentError):
+        agent.call("configure", gateway="192.0.2.1", **again)
+    assert "default via 10.0.2.2" in agent.shell("ip route")
+
+
+TICKS = "while :; do echo -n x >>/dev/shm/ticks; sleep 0.01; done"
+
+
+@pytest.fixture
+def ticking(agent):
+    """A workload whose /dev/shm/ticks grows while it runs."""
+    agent.shell("rm -f /dev/shm/ticks; mkdir -p /etc/berth/clone.d")
+    process = agent.start("sh", "-c", TICKS)
+    wait_for_ticks(agent, 0)
+    yield process
+    agent.call("thaw")
+    process.signal(signal.SIGKILL)
+    process.wait()
+    process.forget()
+    agent.shell("rm -rf /etc/berth")
+
+
+def ticks(agent):
+    try:
+        return agent.call("read_file", path="/dev/shm/ticks", length=0)["size"]
+    except AgentError:
+        return 0
+
+
+def wait_for_ticks(agent, more_than):
+    deadline = time.monotonic() + 20
+    while ticks(agent) <= more_than:
+        assert time.monotonic() < deadline, "the workload does not run"
+
+
+def assert_stands_still(agent):
+    """That nothing happens can only be seen in time that passes: that of thirty ticks."""
+    before = ticks(agent)
+    time.sleep(0.3)
+    assert ticks(agent) == before
+    agent.list()
+    assert agent.is_frozen == 1
+
+
+def write_hook(agent, name, script, mode=0o755):
+    agent.call("write_file", path=f"/etc/berth/clone.d/{name}", content=f"#!/bin/sh\n{script}\n".encode(), flags=1, mode=mode)
+
+
+def hooks_of(fields):
+    """(name, how it ended, output) of each."""
+    values = [value for name, value in fields if name in ("hook", "exit_code", "exit_signal", "hook_output")]
+    return list(zip(values[::3], values[1::3], values[2::3], strict=True))
+
+
+def test_a_frozen_workload_stands_still_until_it_is_thawed(agent, ticking):
+    for _ in range(2):
+        agent.call("freeze")
+        assert_stands_still(agent)
+        agent.call("freeze")
+        with pytest.raises(AgentError) as refused:
+            agent.run("true")
+        assert refused.value.kind == "precondition"
+        agent.call("thaw")
+        wait_for_ticks(agent, ticks(agent))
+        agent.call("thaw")
+        assert agent.shell("echo runs") == "runs\n"
+        agent.list()
+        assert agent.is_frozen == 0
+
+
+def test_a_frozen_process_can_be_killed(agent, ticking):
+    process = agent.start("sleep", "1000")
+    agent.call("freeze")
+    process.signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.forget()
+
+
+def test_a_clone_is_another_before_its_workload_runs(agent, ticking):
+    write_hook(agent, "10-first", "echo $BERTH_CLONE_HOSTNAME $BERTH_CLONE_MACHINE_ID\n"
+                                  "wc -c </dev/shm/ticks; sleep 0.3; wc -c </dev/shm/ticks")
+    write_hook(agent, "20-leaves", "cat /proc/self/cgroup; sleep 1000 & echo $! >/dev/shm/left")
+    write_hook(agent, "30-none", "exit 9", mode=0o644)
+    write_hook(agent, ".40-none", "exit 9")
+    write_hook(agent, "50-long", "yes | head -c 500000; echo the end >&2")
+    machine_id = os.urandom(16).hex()
+    identity = {"entropy": os.urandom(64), "time_ns": time.time_ns(), "hostname": "clone-9", "machine_id": machine_id,
+                "interface": "eth0", "hardware_address": "52:54:00:aa:bb:dd", "address": "10.0.2.16/24", "gateway": "10.0.2.2",
+                "hosts": "10.0.2.16 clone-9\n", "resolver": "nameserver 10.0.2.3\n"}
+    for begins_frozen in (True, False, True):  # said again it is the same
+        if begins_frozen:
+            agent.call("freeze")
+        first, leaves, long = hooks_of(agent.answer(agent.request("become_clone", identity.items())))
+        name, before, after = first[2].decode().splitlines()
+        assert first[:2] == ("10-first", 0) and name == f"clone-9 {machine_id}" and before == after
+        assert leaves == ("20-leaves", 0, b"0::/clone-hooks\n")
+        assert long[:2] == ("50-long", 0) and len(long[2]) == 2048 and b"the end\n" in long[2]
+        wait_for_ticks(agent, ticks(agent))
+        shown = agent.shell("cat /etc/hostname /etc/machine-id /etc/hosts /etc/resolv.conf; ip addr show eth0; ip route")
+        for expected in (f"clone-9\n{machine_id}\n10.0.2.16 clone-9\nnameserver 10.0.2.3\n", "52:54:00:aa:bb:dd",
+                         "inet 10.0.2.16/24", "default via 10.0.2.2"):
+            assert expected in shown, shown
+        assert agent.shell("cat /proc/$(cat /dev/shm/left)/cgroup; kill $(cat /dev/shm/left)") == "0::/container\n"
+
+
+def test_a_hook_that_fails_leaves_the_workload_frozen(agent, ticking):
+    write_hook(agent, "10-good", "true")
+    for script, kind, ended in (("echo why >&2; exit 3", "precondition", 3), ("kill -9 $$", "precondition", 9),
+                                ("echo begun; sleep 1000 & sleep 1000", "timed_out", 9)):
+        write_hook(agent, "20-bad", script)
+        with pytest.raises(AgentError, match="20-bad") as refused:
+            agent.answer(agent.request("become_clone", [("timeout_ms", 1000)]))
+        assert refused.value.kind == kind
+        assert [hook[:2] for hook in hooks_of(refused.value.all)] == [("10-good", 0), ("20-bad", ended)]
+        assert_stands_still(agent)
+    agent.call("write_file", path="/etc/berth/clone.d/20-bad", content=b"#!/missing\n", flags=1)
+    for fields, kind in (({}, "not_found"), ({"machine_id": "short"}, "invalid_argument"),
+                         ({"timeout_ms": "x"}, "invalid_argument")):
+        with pytest.raises(AgentError) as refused:
+            agent.call("become_clone", **fields)
+        assert refused.value.kind == kind
+        assert_stands_still(agent)
+    write_hook(agent, "20-bad", "exit 0")
+    agent.call("become_clone")
+    wait_for_ticks(agent, ticks(agent))
+    assert agent.shell("pidof sleep | wc -w").strip() in ("0", "1")  # that of the ticks, and none of a hook
+
+
+def test_a_clone_is_made_once_at_a_time(agent, ticking):
+    write_hook(agent, "10-slow", "sleep 1")
+    request = agent.request("become_clone", [])
+    for operation in ("become_clone", "freeze", "thaw"):
+        with pytest.raises(AgentError) as refused:
+            agent.call(operation)
+        assert refused.value.kind == "in_use"
+    agent.answer(request)
 
 
 def test_power_off_ends_what_runs_and_the_guest(machine):
@@ -487,6 +627,31 @@ def test_entropy_of_the_host_tells_clones_apart(tmp_path):
         assert len({*plain, *seeded}) >= 3 and seeded[0] != seeded[1]
 
 
+def test_a_frozen_template_becomes_clones(tmp_path):
+    state = tmp_path / "state"
+    with MicroVm() as template:
+        agent = template.agent
+        agent.greet()
+        process = agent.start("sh", "-c", TICKS)
+        wait_for_ticks(agent, 0)
+        agent.call("freeze")
+        template.save(state)
+        for name in ("one", "two"):
+            with MicroVm(template=template, state=state) as clone:
+                agent = clone.agent
+                agent.greet()
+                agent.next_process = process.number + 1
+                assert_stands_still(agent)
+                assert process.number in agent.list()
+                agent.call("become_clone", hostname=name, entropy=os.urandom(64), machine_id=os.urandom(16).hex())
+                wait_for_ticks(agent, ticks(agent))
+                assert agent.run("hostname")[1] == f"{name}\n".encode()
+        with MicroVm(template=template, state=state) as clone:  # one that is given up
+            clone.agent.greet()
+            clone.agent.call("power_off", grace_ms=600_000)
+            assert clone.wait_for_end() == 0
+
+
 def test_a_disk_as_overlay_is_kept_and_left_clean(tmp_path):
     disk = tmp_path / "overlay.raw"
     subprocess.run(["/usr/sbin/mke2fs", "-q", "-t", "ext4", disk, "64M"], check=True)
@@ -514,9 +679,11 @@ def test_disks_are_mounted_by_their_serial_numbers(tmp_path):
         agent.greet()
         agent.call("mount", serial="volume-a", path="/var/new/data", mode=0o2770, owner=33, group=34)
         agent.call("mount", serial="volume-b", path="/root", flags=1)
-        assert agent.shell("stat -c '%a %u %g' /var/new/data; stat -c %a /var/new; echo x >/var/new/data/kept") == "2770 33 34\n755\n"
+        agent.shell("echo x >/var/new/data/kept")
+        assert agent.shell("stat -c '%a %u %g' /var/new/data; stat -c %a /var/new") == "2770 33 34\n755\n"
         assert "Read-only" in agent.run("sh", "-c", "echo x >/root/y")[2].decode()
-        for fields, kind in (({"serial": "volume-c"}, "not_found"), ({"serial": ""}, "not_found"), ({"path": "/"}, "invalid_argument"),
+        for fields, kind in (({"serial": "volume-c"}, "not_found"), ({"serial": ""}, "not_found"),
+                             ({"path": "/"}, "invalid_argument"),
                              ({"path": "relative"}, "invalid_argument"), ({"path": "/etc/passwd/x"}, "io_error"),
                              ({"flags": 2}, "invalid_argument"), ({"file_system": "none-such"}, "unsupported"),
                              ({"serial": "not-formatted"}, "invalid_argument"), ({"path": "/var/new/data"}, "in_use")):

@@ -146,6 +146,12 @@ void reset_signals() {
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
 }
 
+void join_cgroup(int cgroup, const ChildEnds& ends) {
+  if (cgroup < 0) return;
+  const Fd members(::openat(cgroup, "cgroup.procs", O_WRONLY | O_CLOEXEC));
+  if (!members || ::write(members.get(), "0", 1) != 1) report_failure(ends, Step::prepare);
+}
+
 void become_user(const User& user, const std::vector<gid_t>& groups, const ChildEnds& ends) {
   if (::setgroups(groups.size(), groups.data()) != 0 ||
       ::setresgid(user.gid, user.gid, user.gid) != 0 ||
@@ -171,6 +177,7 @@ void become_user(const User& user, const std::vector<gid_t>& groups, const Child
 [[noreturn]] void run_child(const ChildSpec& spec, const Prepared& prepared,
                             const ChildEnds& ends) {
   ::setsid();
+  join_cgroup(spec.cgroup, ends);
   (void)write_setting("/proc/self/oom_score_adj", "0");
   if (ends.terminal && ::ioctl(ends.terminal.get(), TIOCSCTTY, 0) != 0) {
     report_failure(ends, Step::prepare);

@@ -22,6 +22,7 @@ struct ChildSpec {
   bool has_input = false;  // without one and without a terminal: /dev/null
   std::uint16_t rows = 0;
   std::uint16_t columns = 0;
+  int cgroup = -1;  // a directory; it is joined before anything of the image runs
 };
 
 /// Our ends, not blocking.

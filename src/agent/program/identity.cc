@@ -84,18 +84,7 @@ Result<void> set_identity(const Fields& fields) {
   return {};
 }
 
-Result<void> configure(const Fields& fields) {
-  ::mkdir("/etc", 0755);
-  if (fields.has(Tag::hostname)) {
-    const std::string name = TRY(fields.text(Tag::hostname));
-    TRY(set_hostname(name));
-  }
-  if (fields.has(Tag::hosts)) {
-    TRY(replace_file("/etc/hosts", as_text(fields.raw(Tag::hosts)), 0644));
-  }
-  if (fields.has(Tag::resolver)) {
-    TRY(replace_file("/etc/resolv.conf", as_text(fields.raw(Tag::resolver)), 0644));
-  }
+Result<void> set_network(const Fields& fields) {
   if (fields.has(Tag::interface)) {
     const InterfaceSettings settings{
         .name = TRY(fields.text(Tag::interface)),
@@ -104,7 +93,23 @@ Result<void> configure(const Fields& fields) {
         .hardware_address = TRY(fields.text_or(Tag::hardware_address, ""))};
     TRY(set_interface(settings));
   }
+  ::mkdir("/etc", 0755);
+  if (fields.has(Tag::hosts)) {
+    TRY(replace_file("/etc/hosts", as_text(fields.raw(Tag::hosts)), 0644));
+  }
+  if (fields.has(Tag::resolver)) {
+    TRY(replace_file("/etc/resolv.conf", as_text(fields.raw(Tag::resolver)), 0644));
+  }
   return {};
+}
+
+Result<void> configure(const Fields& fields) {
+  ::mkdir("/etc", 0755);
+  if (fields.has(Tag::hostname)) {
+    const std::string name = TRY(fields.text(Tag::hostname));
+    TRY(set_hostname(name));
+  }
+  return set_network(fields);
 }
 
 }  // namespace berth::agent

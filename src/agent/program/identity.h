@@ -9,7 +9,9 @@ namespace berth::agent {
 Result<void> set_clock(const Fields& fields);
 /// Entropy first: what comes after it may draw on it. Every field may be missing.
 Result<void> set_identity(const Fields& fields);
-/// Names and addresses. Every field may be missing.
+/// The interface, `hosts` and `resolver`. Every field may be missing.
+Result<void> set_network(const Fields& fields);
+/// The hostname, and the network. Every field may be missing.
 Result<void> configure(const Fields& fields);
 
 }  // namespace berth::agent

@@ -1,5 +1,7 @@
 #include "agent/program/network.h"
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
@@ -18,6 +20,8 @@
 
 namespace berth::agent {
 namespace {
+
+constexpr int default_routes_max = 16;  // of an interface
 
 Result<ifreq> request_for(const std::string& name) {
   ifreq request{};
@@ -75,8 +79,13 @@ Result<void> set_hardware_address(const Fd& socket, const InterfaceSettings& set
     return failure(ErrorKind::invalid_argument,
                    "'" + settings.hardware_address + "' is not a hardware address");
   }
+  std::array<char, 6> wanted{};
+  std::ranges::copy(b, wanted.begin());
+  // Said again it must not take the interface down, and its routes with it.
+  TRY(call(socket, SIOCGIFHWADDR, request, "look at the hardware address"));
+  if (std::memcmp(request.ifr_hwaddr.sa_data, wanted.data(), wanted.size()) == 0) return {};
   request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
-  for (int i = 0; i < 6; ++i) request.ifr_hwaddr.sa_data[i] = static_cast<char>(b[i]);
+  std::memcpy(request.ifr_hwaddr.sa_data, wanted.data(), wanted.size());
   TRY(set_flag_up(socket, settings.name, false));
   return call(socket, SIOCSIFHWADDR, request, "set the hardware address");
 }
@@ -107,6 +116,17 @@ Result<void> set_gateway(const Fd& socket, const InterfaceSettings& settings) {
   route.rt_flags = RTF_UP | RTF_GATEWAY;
   std::string device = settings.name;
   route.rt_dev = device.data();
+  if (::ioctl(socket.get(), SIOCADDRT, &route) != 0) {
+    if (errno == EEXIST) return {};  // this very route is there already
+    return errno_failure(errno, "cannot set the default route");
+  }
+  // It is a good one, and those of before go. The kernel names none of them: all go, and it comes
+  // back.
+  rtentry any = route;
+  any.rt_gateway = {};
+  any.rt_flags = RTF_UP;
+  int left = default_routes_max;
+  while (left > 0 && ::ioctl(socket.get(), SIOCDELRT, &any) == 0) --left;
   return call(socket, SIOCADDRT, route, "set the default route");
 }
 

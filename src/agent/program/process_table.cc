@@ -80,6 +80,7 @@ Result<void> ProcessTable::start(std::uint32_t request, const Fields& fields) {
   const bool is_main = (TRY(fields.number_or(Tag::flags, 0)) & start_main) != 0;
   const std::uint64_t linger_ms = TRY(fields.number_or(Tag::linger_ms, default_linger_ms));
   ChildSpec spec = TRY(read_spec(fields));
+  spec.cgroup = cgroup_;
   Child child = TRY(start_child(spec));
   Process& process = processes_[number];
   process.number = number;
@@ -210,7 +211,7 @@ void ProcessTable::list(FieldWriter& answer) const {
   }
 }
 
-void ProcessTable::reap() {
+void ProcessTable::reap(const Other& other) {
   int status = 0;
   for (pid_t pid = 0; (pid = ::waitpid(-1, &status, WNOHANG)) > 0;) {
     bool is_known = false;
@@ -222,7 +223,7 @@ void ProcessTable::reap() {
       if (!process.report) finish(process, status);
       break;
     }
-    if (!is_known) ++orphans_reaped_;
+    if (!is_known && !other(pid, status)) ++orphans_reaped_;
   }
 }
 

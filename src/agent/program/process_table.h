@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -19,7 +20,12 @@ namespace berth::agent {
 
 class ProcessTable {
  public:
-  ProcessTable(EventLoop& loop, Session& session) : loop_(loop), session_(session) {}
+  /// Whether a child that has ended is known elsewhere.
+  using Other = std::function<bool(pid_t pid, int status)>;
+
+  /// `cgroup`: which processes join; or -1.
+  ProcessTable(EventLoop& loop, Session& session, int cgroup)
+      : loop_(loop), session_(session), cgroup_(cgroup) {}
 
   /// The answer to `request` is sent when the program runs, or cannot.
   Result<void> start(std::uint32_t request, const Fields& fields);
@@ -29,8 +35,8 @@ class ProcessTable {
   /// Of all processes; each begins with its number.
   void list(FieldWriter& answer) const;
 
-  /// Call it on SIGCHLD. Sends the events.
-  void reap();
+  /// Call it on SIGCHLD. Sends the events; asks `other` about children that are no processes.
+  void reap(const Other& other);
   /// Call it when something is new about the stream.
   void stream_changed(std::uint32_t stream);
 
@@ -60,6 +66,7 @@ class ProcessTable {
 
   EventLoop& loop_;
   Session& session_;
+  int cgroup_;
   std::map<std::uint32_t, Process> processes_;
   std::optional<std::uint64_t> linger_ms_;
   std::uint64_t orphans_reaped_ = 0;

@@ -22,6 +22,8 @@ using std::chrono::milliseconds;
 
 constexpr std::uint64_t default_grace_ms = 10'000;
 constexpr std::uint64_t grace_max_ms = 600'000;
+constexpr std::uint64_t default_freeze_ms = 10'000;
+constexpr std::uint64_t freeze_max_ms = 600'000;
 constexpr milliseconds last_words_max{500};  // for what has been said and has not gone
 constexpr std::size_t read_size = std::size_t{32} << 10;
 
@@ -54,7 +56,7 @@ void Server::watch_children() {
     std::array<signalfd_siginfo, 16> taken;
     while (::read(children_.get(), taken.data(), sizeof taken) > 0) {
     }
-    processes_.reap();
+    processes_.reap([this](pid_t pid, int status) { return clone_.reaped(pid, status); });
   });
 }
 
@@ -163,11 +165,13 @@ Result<void> Server::serve(const Message& message, const Fields& fields, FieldWr
   switch (operation) {
     case Operation::start:
       if (ends_at_) return failure(ErrorKind::precondition, "the guest is about to power off");
+      if (!workload_.is_running()) return failure(ErrorKind::precondition, "it is frozen");
       is_answered = false;
       return processes_.start(message.channel, fields);
     case Operation::signal: return processes_.send_signal(fields);
     case Operation::resize: return processes_.resize(fields);
     case Operation::list:
+      answer.number(Tag::frozen, workload_.is_frozen() ? 1 : 0);
       processes_.list(answer);
       connections_.list(answer);
       return {};
@@ -183,10 +187,31 @@ Result<void> Server::serve(const Message& message, const Fields& fields, FieldWr
       return connections_.connect(message.channel, fields);
     case Operation::close_stream: return close_stream(fields);
     case Operation::mount: return mounts_.mount(fields);
+    case Operation::freeze:
+    case Operation::thaw:
+    case Operation::become_clone: return serve_workload(message, fields, is_answered);
     default: break;
   }
   return failure(ErrorKind::unsupported,
                  "this agent does not know operation " + std::to_string(message.head));
+}
+
+Result<void> Server::serve_workload(const Message& message, const Fields& fields,
+                                    bool& is_answered) {
+  if (clone_.is_running()) return failure(ErrorKind::in_use, "it becomes a clone");
+  const auto operation = static_cast<Operation>(message.head);
+  if (operation == Operation::thaw) return workload_.thaw();
+  const std::uint64_t limit_ms =
+      std::min(TRY(fields.number_or(Tag::timeout_ms, default_freeze_ms)), freeze_max_ms);
+  is_answered = false;
+  const auto finish = [this, request = message.channel](const Result<void>& result,
+                                                        FieldWriter answer) {
+    if (!result) write_error(answer, result.error());
+    session_.answer(request, answer);
+  };
+  if (operation == Operation::become_clone) return clone_.begin(message.fields, finish);
+  return workload_.freeze(milliseconds(limit_ms),
+                          [finish](const Result<void>& result) { finish(result, FieldWriter()); });
 }
 
 Result<void> Server::close_stream(const Fields& fields) {
@@ -202,7 +227,9 @@ Result<void> Server::close_stream(const Fields& fields) {
 Result<void> Server::begin_power_off(const Fields& fields) {
   const std::uint64_t grace_ms = TRY(fields.number_or(Tag::grace_ms, default_grace_ms));
   if (!ends_at_) ::kill(-1, SIGTERM);
-  ends_at_ = Clock::now() + milliseconds(std::min(grace_ms, grace_max_ms));
+  // Who is frozen can do nothing with the time, and must not run: it may not be a clone yet.
+  const std::uint64_t given_ms = workload_.is_running() ? std::min(grace_ms, grace_max_ms) : 0;
+  ends_at_ = Clock::now() + milliseconds(given_ms);
   return {};
 }
 

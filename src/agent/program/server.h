@@ -5,10 +5,12 @@
 #include <optional>
 #include <string>
 
+#include "agent/program/clone.h"
 #include "agent/program/connection_table.h"
 #include "agent/program/disks.h"
 #include "agent/program/event_loop.h"
 #include "agent/program/process_table.h"
+#include "agent/program/workload.h"
 #include "agent/session.h"
 #include "base/fd.h"
 
@@ -35,6 +37,7 @@ class Server {
   void take_request(const Message& message);
   Result<void> serve(const Message& message, const Fields& fields, FieldWriter& answer,
                      bool& is_answered);
+  Result<void> serve_workload(const Message& message, const Fields& fields, bool& is_answered);
   Result<void> close_stream(const Fields& fields);
   Result<void> begin_power_off(const Fields& fields);
   void look_at_the_time();
@@ -44,7 +47,9 @@ class Server {
   Fd port_;
   std::string boot_error_;
   Session session_{Session::Role::agent};
-  ProcessTable processes_{loop_, session_};
+  Workload workload_{loop_};
+  ProcessTable processes_{loop_, session_, workload_.cgroup()};
+  Clone clone_{loop_, workload_};
   ConnectionTable connections_{loop_, session_};
   Mounts mounts_;
   Fd children_;  // signalfd

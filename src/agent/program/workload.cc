@@ -1,0 +1,116 @@
+#include "agent/program/workload.h"
+
+#include <array>
+#include <cerrno>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "agent/program/small_files.h"
+
+namespace berth::agent {
+namespace {
+
+constexpr int adopt_rounds_max = 100;  // who forks while it is moved is seen in the next one
+
+Fd make_cgroup(const char* path) {
+  ::mkdir(path, 0755);
+  return Fd(::open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+}
+
+Result<Fd> open_in(const Fd& cgroup, const char* name, int flags) {
+  if (!cgroup) return failure(ErrorKind::unsupported, "the guest's kernel has no cgroups");
+  Fd file(::openat(cgroup.get(), name, flags | O_CLOEXEC));
+  if (!file) return errno_failure(errno, std::string("cannot open ") + name);
+  return file;
+}
+
+Result<void> set(const Fd& cgroup, const char* name, std::string_view value) {
+  const Fd file = TRY(open_in(cgroup, name, O_WRONLY));
+  return write_all(file.get(), as_bytes(value));
+}
+
+}  // namespace
+
+Workload::Workload(EventLoop& loop)
+    : loop_(loop),
+      workload_(make_cgroup("/sys/fs/cgroup/container")),
+      hooks_(make_cgroup("/sys/fs/cgroup/clone-hooks")) {}
+
+Result<void> Workload::freeze(std::chrono::milliseconds limit, Done done) {
+  if (state_ == State::freezing) return failure(ErrorKind::in_use, "it is being frozen already");
+  if (state_ == State::frozen) {
+    done({});
+    return {};
+  }
+  events_ = TRY(open_in(workload_, "cgroup.events", O_RDONLY));
+  deadline_ = TRY(Timer::start(loop_, limit, [this] {
+    (void)set(workload_, "cgroup.freeze", "0");
+    finish(State::running, failure(ErrorKind::timed_out, "a process could not be frozen in time"));
+  }));
+  if (auto written = set(workload_, "cgroup.freeze", "1"); !written) {
+    deadline_.reset();
+    return written;
+  }
+  state_ = State::freezing;
+  done_ = std::move(done);
+  loop_.watch(events_.get(), EPOLLPRI, [this](std::uint32_t) { look_at_events(); });
+  look_at_events();
+  return {};
+}
+
+/// cgroups(7), "cgroup.events": a line "frozen 1" when everybody is.
+void Workload::look_at_events() {
+  std::array<char, 256> text{};
+  const ssize_t count = ::pread(events_.get(), text.data(), text.size(), 0);
+  if (count <= 0) return;  // the deadline ends it
+  const std::string_view events(text.data(), static_cast<std::size_t>(count));
+  if (events.contains("frozen 1")) finish(State::frozen, {});
+}
+
+void Workload::finish(State state, Result<void> result) {
+  state_ = state;
+  loop_.forget(events_.get());
+  events_.reset();
+  deadline_.reset();
+  if (const Done done = std::exchange(done_, nullptr)) done(std::move(result));
+}
+
+Result<void> Workload::thaw() {
+  TRY(set(workload_, "cgroup.freeze", "0"));
+  if (state_ == State::freezing) {
+    finish(State::running, failure(ErrorKind::cancelled, "it was thawed before that"));
+  }
+  state_ = State::running;
+  return {};
+}
+
+Result<void> Workload::adopt_hooks() {
+  if (!hooks_) return {};
+  for (int round = 0; round < adopt_rounds_max; ++round) {
+    const Fd list = TRY(open_in(hooks_, "cgroup.procs", O_RDONLY));
+    std::array<char, 4096> text{};
+    const ssize_t count = ::read(list.get(), text.data(), text.size());
+    if (count < 0) return errno_failure(errno, "cannot see what the hooks have left");
+    if (count == 0) return {};
+    const std::string_view pids(text.data(), static_cast<std::size_t>(count));
+    for (std::size_t begin = 0; begin < pids.size();) {
+      const std::size_t end = std::min(pids.find('\n', begin), pids.size());
+      // One that has ended meanwhile is not there in the next round.
+      (void)set(workload_, "cgroup.procs", pids.substr(begin, end - begin));
+      begin = end + 1;
+    }
+  }
+  return failure(ErrorKind::limit, "the hooks have left too many processes");
+}
+
+void Workload::kill_hooks() {
+  if (hooks_) (void)set(hooks_, "cgroup.kill", "1");
+}
+
+}  // namespace berth::agent
