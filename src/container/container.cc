@@ -29,6 +29,7 @@ constexpr Duration boot_patience = std::chrono::seconds(120);  // emulated, on a
 constexpr Duration reconnect_patience = std::chrono::seconds(30);
 constexpr Duration end_notice = std::chrono::milliseconds(500);
 constexpr Duration request_timeout = std::chrono::seconds(20);
+constexpr Duration clone_timeout = std::chrono::seconds(60);  // its hooks included
 constexpr Duration hold_max = std::chrono::seconds(30);
 constexpr Duration last_words_max = std::chrono::seconds(2);  // of children that keep its output
 constexpr Duration kill_patience = std::chrono::seconds(5);
@@ -50,6 +51,20 @@ std::string hosts_file(const ContainerSpecification& container) {
       container.network == ContainerSpecification::Network::user ? "10.0.2.15" : "127.0.1.1";
   return fmt::format("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{}\t{}\n", own,
                      container.hostname);
+}
+
+std::uint64_t time_ns(const Clock& clock) {
+  const auto now = clock.wall_time().time_since_epoch();
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+}
+
+/// Empty where there is none.
+Bytes last_of(const agent::Fields& fields, Tag tag) {
+  Bytes last;
+  for (const agent::Field& field : fields)
+    if (field.tag == tag) last = field.value;
+  return last;
 }
 
 /// 32 digits.
@@ -129,6 +144,8 @@ Task<Result<void>> Container::start(Start start) {
   log_.reset();
   log_.emplace(CO_TRY(ContainerLog::open(log_path(), options_.run.cursor(options_.name),
                                          record_.specification.log_bytes, true)));
+  is_clone_ = start.machine.restore.has_value();
+  template_memory_ = is_clone_ ? start.machine.restore->memory : std::string();
   CO_TRY(save_launch());  // so that whoever comes after us finds what there is
   state_ = {.running = true, .started_at = started_at_};
   CO_TRY(store_.save_state(options_.name, state_));
@@ -137,6 +154,16 @@ Task<Result<void>> Container::start(Start start) {
   if (started) {
     tasks_.spawn(watch_machine());
     started = co_await connect(boot_patience);
+  }
+  if (started && is_clone_) {
+    started = co_await become_clone();
+    if (started) started = co_await find_processes();
+    if (started && !main_)
+      started = failure(ErrorKind::precondition, "the template has no main process any more");
+    if (started) {
+      report_("container_started", "");
+      co_return started;
+    }
   }
   if (started) started = co_await prepare_guest();
   if (started && start.hold) {
@@ -172,29 +199,49 @@ Task<Result<void>> Container::connect(Duration patience) {
   co_return Result<void>{};
 }
 
-Task<Result<void>> Container::prepare_guest() {
-  const ContainerSpecification& wanted = record_.specification;
+void Container::add_identity(FieldWriter& request) const {
   std::array<std::byte, entropy_size> entropy{};
   SystemRandom().fill(entropy);
-  FieldWriter identity(Operation::set_identity);
-  identity.raw(Tag::entropy, entropy)
-      .text(Tag::hostname, wanted.hostname)
+  request.raw(Tag::entropy, entropy)
+      .text(Tag::hostname, record_.specification.hostname)
       .text(Tag::machine_id, machine_id(record_.id))
-      .number(Tag::time_ns,
-              static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                             loop_.wall_time().time_since_epoch())
-                                             .count()));
+      .number(Tag::time_ns, time_ns(loop_));
+}
+
+void Container::add_network(FieldWriter& request) const {
+  const ContainerSpecification& wanted = record_.specification;
+  request.text(Tag::hosts, hosts_file(wanted));
+  if (wanted.network == ContainerSpecification::Network::none) return;
+  request.text(Tag::resolver, guest_resolver)
+      .text(Tag::interface, "eth0")
+      .text(Tag::hardware_address, microvm_mac(record_.id))
+      .text(Tag::address, guest_address)
+      .text(Tag::gateway, guest_gateway);
+}
+
+Task<Result<void>> Container::prepare_guest() {
+  FieldWriter identity(Operation::set_identity);
+  add_identity(identity);
   CO_TRY(co_await link_->request(std::move(identity), request_timeout));
   FieldWriter network(Operation::configure);
-  network.text(Tag::hosts, hosts_file(wanted));
-  if (wanted.network == ContainerSpecification::Network::user) {
-    network.text(Tag::resolver, guest_resolver)
-        .text(Tag::interface, "eth0")
-        .text(Tag::address, guest_address)
-        .text(Tag::gateway, guest_gateway);
-  }
+  add_network(network);
   CO_TRY(co_await link_->request(std::move(network), request_timeout));
   co_return co_await mount_volumes();
+}
+
+/// Nothing of the workload has run since the template was saved, and nothing does before this.
+Task<Result<void>> Container::become_clone() {
+  FieldWriter request(Operation::become_clone);
+  add_identity(request);
+  add_network(request);
+  const AgentAnswer answer = CO_TRY(co_await link_->ask(std::move(request), clone_timeout));
+  if (auto error = agent::read_error(answer.fields())) {
+    const std::string_view said = as_text(last_of(answer.fields(), Tag::hook_output));
+    if (said.empty()) co_return failure(*std::move(error));
+    co_return failure(error->kind(), fmt::format("{}: {}", error->message(), said));
+  }
+  is_clone_ = false;
+  co_return save_launch();
 }
 
 Task<Result<void>> Container::mount_volumes() {
@@ -275,10 +322,9 @@ Task<Result<void>> Container::begin(std::uint16_t rows, std::uint16_t columns) {
 // --- Another keeper's container.
 
 Result<void> Container::save_launch() const {
-  const Json json = {{"memory", memory_id_.to_string()},
-                     {"started_at", started_at_},
-                     {"ports", encode_ports(ports_->ports())},
-                     {"log_begins_at", log_begins_at_}};
+  const Json json = {{"memory", memory_id_.to_string()},       {"started_at", started_at_},
+                     {"template", template_memory_},           {"clone", is_clone_},
+                     {"ports", encode_ports(ports_->ports())}, {"log_begins_at", log_begins_at_}};
   return machine::write_small_file(options_.run.launch_file(options_.name), json.dump(2) + '\n');
 }
 
@@ -291,6 +337,8 @@ Result<std::optional<Id128>> Container::load_launch() {
   // What was chosen at the start stays.
   record_.specification.ports = TRY(decode_ports(json.value("ports", Json::array())));
   log_begins_at_ = TRY(machine::text_param(json, "log_begins_at"));
+  is_clone_ = TRY(machine::flag_param(json, "clone"));
+  template_memory_ = TRY(machine::text_param(json, "template"));
   return TRY(machine::id_param(json, "memory"));
 }
 
@@ -303,8 +351,9 @@ Task<Result<bool>> Container::adopt() {
   log_.emplace(CO_TRY(ContainerLog::open(log_path(), options_.run.cursor(options_.name),
                                          record_.specification.log_bytes, false)));
   phase_ = Phase::booting;
-  if (!CO_TRY(co_await machine_->adopt(memory_id_))) {
-    finish("it ended while nobody looked");
+  if (!CO_TRY(co_await machine_->adopt(memory_id_, template_memory_, !is_clone_))) {
+    finish(machine_->last_words().empty() ? "it ended while nobody looked"
+                                          : machine_->last_words());
     co_return true;
   }
   open_ports();
@@ -331,6 +380,7 @@ Task<> Container::go_on() {
   if (link_) co_await std::exchange(link_, nullptr)->close();
   if (closing_ || phase_ == Phase::off || !machine_->is_on()) co_return;
   auto found = co_await connect(phase_ == Phase::booting ? boot_patience : reconnect_patience);
+  if (found && is_clone_) found = co_await become_clone();
   if (found) found = co_await find_processes();
   if (found && !main_) {
     // Whoever is gone had not come to it.
@@ -553,6 +603,64 @@ Task<Result<void>> Container::kill(unsigned signal) {
   co_return co_await main->signal(signal);
 }
 
+/// Nothing of the workload runs any more, and everything that it has said is in the log.
+Task<Result<void>> Container::rest_workload() {
+  CO_TRY(co_await link_->request(FieldWriter(Operation::freeze), request_timeout));
+  const Instant deadline = loop_.now() + request_timeout;
+  while (loop_.now() < deadline) {
+    for (agent::IncomingStream* in : {main_->output(), main_->errors()})
+      if (in != nullptr) in->renew_credit();
+    link_->wake();
+    const AgentAnswer answer =
+        CO_TRY(co_await link_->request(FieldWriter(Operation::list), request_timeout));
+    std::uint64_t kept = 0;
+    std::uint64_t produced = 0;
+    for (const agent::Field& field : answer.fields()) {
+      const std::uint64_t number = agent::number_of(field).value_or(0);
+      if (field.tag == Tag::output_kept_from) kept += number;
+      if (field.tag == Tag::output_produced) produced += number;
+    }
+    if (kept == produced) {
+      CO_TRY(co_await link_->request(FieldWriter(Operation::sync), request_timeout));
+      co_return Result<void>{};
+    }
+    co_await loop_.sleep(std::chrono::milliseconds(5));
+  }
+  co_return failure(ErrorKind::timed_out, "its processes have more to say than can be taken");
+}
+
+Task<Result<MicroVm::Saved>> Container::become_template() {
+  const auto guard = co_await changing_.lock();
+  CO_TRY(link());
+  if (phase_ != Phase::running || !main_ || main_->end()) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' does not run", options_.name));
+  }
+  if (!processes_.empty() || !record_.specification.mounts.empty() ||
+      !record_.specification.overlay.empty()) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("'{}' has volumes, or processes besides its own: clones would "
+                                  "share them",
+                                  options_.name));
+  }
+  auto rested = co_await rest_workload();
+  Result<MicroVm::Saved> saved = failure(ErrorKind::internal, "not saved");
+  if (rested) {
+    is_template_ = true;
+    saved = co_await machine_->become_template();
+    rested = saved ? Result<void>() : failure(saved.error());
+  }
+  if (rested) co_return saved;
+  is_template_ = false;
+  if (machine_->is_on()) {
+    if (machine_->is_frozen()) (void)co_await machine_->thaw();
+    if (link_ && link_->is_open())
+      (void)co_await link_->request(FieldWriter(Operation::thaw), request_timeout);
+  }
+  co_return failure(std::move(rested).error().with_context(
+      fmt::format("'{}' cannot become a template", options_.name)));
+}
+
 Task<Result<void>> Container::freeze() {
   const auto guard = co_await changing_.lock();
   if (phase_ != Phase::running) {
@@ -574,10 +682,7 @@ Task<Result<void>> Container::thaw() {
   // The clock of the guest stood meanwhile.
   if (link_ && link_->is_open()) {
     FieldWriter clock(Operation::set_clock);
-    clock.number(Tag::time_ns,
-                 static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                                loop_.wall_time().time_since_epoch())
-                                                .count()));
+    clock.number(Tag::time_ns, time_ns(loop_));
     if (const auto set = co_await link_->request(std::move(clock), request_timeout); !set)
       log_warning("the guest's clock: {}", set.error().message());
   }
@@ -657,6 +762,7 @@ Task<> Container::watch_machine() {
 void Container::finish(const std::string& last_words) {
   if (kill_asked_) set_end({.exit_code = killed, .signal = SIGKILL}, "");
   if (!end_ && main_ && main_->end()) set_end(*main_->end(), "");
+  if (is_template_) set_end({}, "");
   set_end({.exit_code = failed}, last_words.empty()
                                      ? "the guest ended by itself"
                                      : fmt::format("the guest ended by itself: {}", last_words));

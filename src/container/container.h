@@ -51,8 +51,8 @@ class Container {
   Task<Result<bool>> adopt();
 
   struct Start {
-    MicroVm::Start machine;
-    bool hold = false;  // the main process waits for begin()
+    MicroVm::Start machine;  // with a `restore`, of a template
+    bool hold = false;       // the main process waits for begin()
   };
   /// Returns when the main process runs, or, held, when the guest is up. A program that cannot be
   /// run is an error, and the container has then ended, with what a shell would end with.
@@ -62,6 +62,10 @@ class Container {
   /// The stop signal, and SIGKILL when that takes longer; returns when QEMU has ended.
   Task<Result<void>> stop(Duration timeout);
   Task<Result<void>> kill(unsigned signal);
+  /// Its memory, sealed, and the state of its devices, for clones of it; with that it has ended.
+  /// What its processes have written until then is in its log. Where it fails before its end it
+  /// runs on.
+  Task<Result<MicroVm::Saved>> become_template();
   Task<Result<void>> freeze();
   Task<Result<void>> thaw();
   machine::Json info() const;
@@ -108,6 +112,10 @@ class Container {
   Result<std::optional<Id128>> load_launch();
   Task<Result<void>> connect(Duration patience);
   Task<Result<void>> prepare_guest();
+  Task<Result<void>> become_clone();
+  Task<Result<void>> rest_workload();
+  void add_identity(agent::FieldWriter& request) const;
+  void add_network(agent::FieldWriter& request) const;
   Task<Result<void>> mount_volumes();
   ProcessSpecification main_specification() const;
   Task<Result<void>> start_main();
@@ -148,6 +156,9 @@ class Container {
   std::map<std::uint32_t, std::shared_ptr<GuestProcess>> processes_;
   std::uint32_t last_process_ = 1;
   std::optional<End> end_;
+  std::string template_memory_;  // of a clone: the memory object of its template
+  bool is_clone_ = false;        // of a template, and not a machine of its own so far
+  bool is_template_ = false;     // and ends with that
   bool log_fails_ = false;
   bool kill_asked_ = false;
   bool closing_ = false;

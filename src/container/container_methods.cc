@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "machine/control_messages.h"
+#include "machine/small_file.h"
 #include "machine/vm/machine_store.h"
 
 namespace berth::container {
@@ -20,6 +21,11 @@ Result<Container::Start> decode_start(const Json& params) {
   start.machine.kernel = TRY(machine::required_text_param(params, "kernel"));
   start.machine.initrd = TRY(machine::required_text_param(params, "initrd"));
   start.hold = TRY(machine::flag_param(params, "hold"));
+  const std::string memory = TRY(machine::text_param(params, "memory"));
+  if (!memory.empty()) {
+    start.machine.restore = {.memory = memory,
+                             .devices = TRY(machine::required_text_param(params, "devices"))};
+  }
   const auto disks = params.find("disks");
   if (disks == params.end() || disks->is_null()) return start;
   if (!disks->is_array() || disks->size() > container_mounts_max + 1)
@@ -36,6 +42,7 @@ ContainerMethods::ContainerMethods(machine::ControlServer& server, Container& co
   add(server, "container.start", &ContainerMethods::start);
   add(server, "container.stop", &ContainerMethods::stop);
   add(server, "container.kill", &ContainerMethods::kill);
+  add(server, "container.become_template", &ContainerMethods::become_template);
   add(server, "container.freeze", &ContainerMethods::freeze);
   add(server, "container.thaw", &ContainerMethods::thaw);
   add(server, "container.info", &ContainerMethods::info);
@@ -71,6 +78,13 @@ Task<Result<Json>> ContainerMethods::kill(ControlCall& call) {
     co_return failure(ErrorKind::invalid_argument, "signal: expected a number from 1 to 64");
   CO_TRY(co_await container_.kill(static_cast<unsigned>(number)));
   co_return Json::object();
+}
+
+Task<Result<Json>> ContainerMethods::become_template(ControlCall& call) {
+  const std::string path = CO_TRY(machine::required_text_param(call.params(), "devices"));
+  const MicroVm::Saved saved = CO_TRY(co_await container_.become_template());
+  CO_TRY(machine::write_small_file(path, saved.devices));
+  co_return Json{{"memory", saved.memory}, {"device_bytes", saved.devices.size()}};
 }
 
 Task<Result<Json>> ContainerMethods::freeze(ControlCall& /*call*/) {

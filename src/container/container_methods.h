@@ -26,6 +26,7 @@ class ContainerMethods {
   Task<Result<machine::Json>> start(machine::ControlCall& call);
   Task<Result<machine::Json>> stop(machine::ControlCall& call);
   Task<Result<machine::Json>> kill(machine::ControlCall& call);
+  Task<Result<machine::Json>> become_template(machine::ControlCall& call);
   Task<Result<machine::Json>> freeze(machine::ControlCall& call);
   Task<Result<machine::Json>> thaw(machine::ControlCall& call);
   Task<Result<machine::Json>> info(machine::ControlCall& call);

@@ -13,6 +13,7 @@
 
 #include <fmt/format.h>
 
+#include "async/deadline.h"
 #include "async/directories.h"
 #include "async/uring_call.h"
 #include "base/log.h"
@@ -36,6 +37,7 @@ constexpr Duration reconnect_patience = std::chrono::seconds(10);
 constexpr Duration connect_timeout = std::chrono::seconds(2);
 constexpr Duration connect_retry = std::chrono::milliseconds(5);
 constexpr Duration command_timeout = std::chrono::seconds(10);
+constexpr Duration last_words_patience = std::chrono::seconds(2);
 constexpr Duration group_patience = std::chrono::seconds(5);
 constexpr Duration io_retry_first = std::chrono::milliseconds(200);
 constexpr Duration io_retry_max = std::chrono::seconds(5);
@@ -74,9 +76,18 @@ Task<Result<void>> MicroVm::start(Start start, Id128 memory) {
   memory_id_ = memory;
   auto launched = co_await launch(std::move(start));
   if (!launched) {
+    const bool had_process = process_.has_value();
+    if (had_process && launched.error().kind() == ErrorKind::disconnected) {
+      // Most often it has ended by itself, and says why.
+      Deadline deadline(loop_, last_words_patience, [this] { changed_.notify_all(); });
+      while (process_ && !deadline.expired()) co_await changed_.wait();
+      co_await deadline.stop();
+      if (!process_ && !last_words_.empty())
+        launched = failure(ErrorKind::precondition, last_words_);
+    }
     if (process_) {
       co_await end();
-    } else {
+    } else if (!had_process) {
       co_await clean_up();
     }
     co_return failure(std::move(launched).error().with_context(
@@ -103,14 +114,18 @@ Task<Result<void>> MicroVm::launch(Start start) {
     specification.overlay = specification.disks.front().node;
   MicroVmPlaces places{.directory = qemu_directory(),
                        .memory_file = memory_file_,
-                       .kernel = qemu_directory() + "/kernel",
-                       .initrd = qemu_directory() + "/initrd",
+                       .kernel = {},
+                       .initrd = {},
                        .image_fd = image.get(),
                        .kvm = kvm_,
                        .incoming = is_clone_};
-  if (!kvm_) places.tsc_khz = co_await offload(loop_, [] { return measure_host_tsc_khz(); });
-  CO_TRY(machine::copy_for_qemu(start.kernel, places.kernel, options_.uid, gid));
-  CO_TRY(machine::copy_for_qemu(start.initrd, places.initrd, options_.uid, gid));
+  if (!is_clone_) {
+    places.kernel = qemu_directory() + "/kernel";
+    places.initrd = qemu_directory() + "/initrd";
+    CO_TRY(machine::copy_for_qemu(start.kernel, places.kernel, options_.uid, gid));
+    CO_TRY(machine::copy_for_qemu(start.initrd, places.initrd, options_.uid, gid));
+    if (!kvm_) places.tsc_khz = co_await offload(loop_, [] { return measure_host_tsc_khz(); });
+  }
 
   group_ = machine::ControlGroup::open(group_name());
   if (options_.cpu_limit > 0) CO_TRY(group_.limit_cpus(options_.cpu_limit));
@@ -217,9 +232,11 @@ Task<> MicroVm::reconnect_monitor() {
   }
 }
 
-Task<Result<bool>> MicroVm::adopt(Id128 memory) {
+Task<Result<bool>> MicroVm::adopt(Id128 memory, std::string template_memory, bool may_stand) {
   memory_id_ = memory;
-  memory_file_ = memory::memory_object_path(options_.memory_dir, memory);
+  is_clone_ = !template_memory.empty();
+  memory_file_ = is_clone_ ? std::move(template_memory)
+                           : memory::memory_object_path(options_.memory_dir, memory);
   group_ = machine::ControlGroup::open(group_name());
   process_ = machine::find_qemu(qemu_directory() + '/');
   if (!process_) {
@@ -232,7 +249,13 @@ Task<Result<bool>> MicroVm::adopt(Id128 memory) {
   const Json status = CO_TRY(co_await command("query-status", Json::object()));
   const std::string text = status.value("status", std::string());
   log_info("found QEMU, process {}: {}", process_->pid, text);
+  if (text == "inmigrate") {
+    co_await end();
+    last_words_ = "what it was to go on from was not complete";
+    co_return false;
+  }
   frozen_ = text == "paused";
+  if (frozen_ && !may_stand) CO_TRY(co_await thaw());
   if (text == "io-error") {
     retrying_io_ = true;
     tasks_.spawn(retry_io());

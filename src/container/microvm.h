@@ -62,8 +62,10 @@ class MicroVm final : public machine::QemuMonitor {
   /// Returns when QEMU runs and answers. Nothing is left behind if it does not. `memory` is the id
   /// of its memory object, and of this QEMU: kept by the caller, for adopt().
   Task<Result<void>> start(Start start, Id128 memory);
-  /// Finds the QEMU of an earlier keeper; false if there is none, and what it has left is gone.
-  Task<Result<bool>> adopt(Id128 memory);
+  /// Finds the QEMU of an earlier keeper; false if there is none, or it had not all that it needs
+  /// to run, and what it has left is gone. `memory` as for start(); of a clone, `template_memory`,
+  /// and whether it `may_stand`: one that has never run so far is set going.
+  Task<Result<bool>> adopt(Id128 memory, std::string template_memory, bool may_stand);
 
   bool is_on() const { return process_.has_value(); }
   pid_t pid() const { return process_ ? process_->pid : 0; }
@@ -78,6 +80,7 @@ class MicroVm final : public machine::QemuMonitor {
   Task<> end();
   /// Until QEMU has ended; its last words, "" where it has none.
   Task<std::string> ended();
+  const std::string& last_words() const { return last_words_; }
 
   /// Virtual CPUs stand, and go on.
   Task<Result<void>> freeze();

@@ -84,6 +84,7 @@ class CommandLine {
                        .dump());
     add("-uuid", machine_.id.to_string());
     add("-rtc", "base=utc,clock=host");
+    if (places_.kernel.empty()) return;
     add("-kernel", places_.kernel);
     add("-initrd", places_.initrd);
     add("-append", places_.tsc_khz == 0

@@ -76,9 +76,12 @@ class Control:
         self._number = 0
         self.events = []
 
-    def call(self, method, **params):
+    def send(self, method, **params):
         self._number += 1
         self._stream.sendall(json.dumps({"id": self._number, "method": method, "params": params}).encode() + b"\n")
+
+    def call(self, method, **params):
+        self.send(method, **params)
         while True:
             reply = json.loads(self._lines.readline() or "null")
             if reply is None:
@@ -156,8 +159,9 @@ class Attached:
 
 
 class KeptContainer:
-    def __init__(self, image, **specification):
-        self.image = image
+    def __init__(self, image, keeps_memory=False, **specification):
+        """keeps_memory: it becomes a template, whose memory object stays."""
+        self.image, self.keeps_memory = image, keeps_memory
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="berth-c-", dir="/dev/shm"))
         self.state, self.run = self.directory / "state", self.directory / "run"
         self.memory = self.directory / "memory"
@@ -195,7 +199,8 @@ class KeptContainer:
     def start_keeper(self):
         with open(self.directory / "keeper.log", "ab") as log:
             self._keeper = subprocess.Popen([program(), "keeper", "--state-dir", self.state, "--run-dir", self.run,
-                                             "--memory-dir", self.memory, "--container", NAME], stderr=log)
+                                             "--memory-dir", self.memory, "--container", NAME,
+                                             "--preload", agent_machine.BUILD / "libberth-preload.so"], stderr=log)
         self.control = self.new_control()
 
     def new_control(self):
@@ -224,11 +229,17 @@ class KeptContainer:
         assert self.wait_for_keeper() == 0
         self.control.close()
 
+    def _start_params(self, params):
+        return {"image": str(self.image.image), "kernel": self.image.kernel, "initrd": str(self.image.initrd), **params}
+
     def start(self, **params):
-        result = self.control.call("container.start", image=str(self.image.image), kernel=self.image.kernel,
-                                   initrd=str(self.image.initrd), **params)
+        result = self.control.call("container.start", **self._start_params(params))
         self._pid = result["pid"]
         return result
+
+    def send_start(self, **params):
+        """Does not wait for the answer."""
+        self.control.send("container.start", **self._start_params(params))
 
     def call(self, method, **params):
         return self.control.call(f"container.{method}", **params)
@@ -241,9 +252,10 @@ class KeptContainer:
 
     def wait_for_state(self, state):
         deadline = time.monotonic() + LIMIT_S
-        while (now := self.call("info")["state"]) != state:
+        while (now := self.call("info"))["state"] != state:
             assert time.monotonic() < deadline, now
             time.sleep(0.02)
+        self._pid = now["pid"]
 
     def wait_for_keeper(self):
         return self._keeper.wait(LIMIT_S)
@@ -277,7 +289,7 @@ class KeptContainer:
 
     def leftovers(self):
         """Everything of a container's run that should go with it."""
-        found = [str(path) for path in self.memory.iterdir()]
+        found = [] if self.keeps_memory else [str(path) for path in self.memory.iterdir()]
         found += [str(path) for path in (self.run / "microvms").glob("*")]
         if self.qemu() is not None:
             found.append(f"QEMU {self.qemu()}")
