@@ -1,5 +1,6 @@
 // The parts of the list of actions that have files of their own, and what they share. Internal to
-// actions.cc, machine_actions.cc, machine_point_actions.cc and image_operations.cc.
+// actions.cc, machine_actions.cc, machine_point_actions.cc, image_operations.cc,
+// container_actions.cc and kernel_operations.cc.
 #pragma once
 
 #include <vector>
@@ -11,6 +12,8 @@ namespace berth::control {
 std::vector<Action> machine_actions();        // vm.*
 std::vector<Action> machine_point_actions();  // vm_checkpoint.*, vm_refpoint.*
 std::vector<Action> image_actions();          // image.*
+std::vector<Action> container_actions();      // container.*
+std::vector<Action> kernel_actions();         // kernel.*
 
 inline Parameter machine_in_path() {
   return {"machine", Parameter::Place::path, Parameter::Type::machine_name,

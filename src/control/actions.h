@@ -31,6 +31,7 @@ struct Parameter {
     count,    // a whole number
     flag,     // true or false; false when left out
     choice,   // one of `choices`; the first when left out
+    object,   // a JSON object, of the schema that `choices` names
     id,       // 32 hexadecimal digits, as in RFC 4122
   };
 

@@ -100,8 +100,19 @@ class Daemon {
                    .memory_dir = options.memory_dir,
                    .preload = memory::find_preload().value_or(std::string())},
                   keepers_, events_),
+        containers_(io.get_executor(), workers_,
+                    {.program = options.keeper_program,
+                     .state_dir = options.state_dir,
+                     .run_dir = options.run_dir,
+                     .memory_dir = options.memory_dir,
+                     .preload = memory::find_preload().value_or(std::string())},
+                    keepers_, events_,
+                    [this](machine::MachineMemory one_more) {
+                      return machines_.check_memory(std::move(one_more));
+                    }),
         cuts_(io.get_executor(), workers_, *catalogue_, events_),
         images_(options.state_dir),
+        kernels_(options.state_dir),
         image_makers_(image_maker_threads),
         jobs_(io.get_executor(), workers_, *catalogue_, events_),
         services_{.executor = io.get_executor(),
@@ -115,6 +126,8 @@ class Daemon {
                   .cuts = cuts_,
                   .images = images_,
                   .image_makers = image_makers_,
+                  .kernels = kernels_,
+                  .containers = containers_,
                   .jobs = jobs_,
                   .events = events_,
                   .request_end =
@@ -127,7 +140,9 @@ class Daemon {
             [this](HttpRequest request) { return answer_request(services_, std::move(request)); }),
         taken_over_(io.get_executor()),
         end_requested_(io.get_executor()),
-        signals_(io, SIGTERM, SIGINT) {}
+        signals_(io, SIGTERM, SIGINT) {
+    machines_.set_others([this] { return containers_.running_memory(); });
+  }
 
   /// The daemon's life; what it ends with.
   Async<Result<void>> live() {
@@ -150,6 +165,10 @@ class Daemon {
     if (const auto opened = co_await on_worker(workers_, [images] { return images->open(); });
         !opened)
       log_warning("no images: {}", opened.error().message());
+    container::KernelStore* kernels = &kernels_;
+    if (const auto opened = co_await on_worker(workers_, [kernels] { return kernels->open(); });
+        !opened)
+      log_warning("no kernels: {}", opened.error().message());
     const std::vector<std::string> unsettled = CO_TRY(co_await cuts_.resolve());
     keepers_.set_opened_hook([this](KeeperChannel& channel, std::string volume) {
       return cuts_.settle_volume(channel, std::move(volume));
@@ -182,6 +201,7 @@ class Daemon {
     }
     co_await machines_.take_over();
     co_await settle_machines(services_);
+    co_await containers_.take_over();
     is_taken_over_ = true;
     taken_over_.notify();
   }
@@ -191,6 +211,7 @@ class Daemon {
     co_await jobs_.end_all(jobs_patience);
     events_.close();
     co_await server_.finish(requests_patience);
+    containers_.quit();
     machines_.quit();
     keepers_.quit();
     boost::system::error_code ignored;
@@ -204,8 +225,10 @@ class Daemon {
   Volumes volumes_;
   Keepers keepers_;
   Machines machines_;
+  Containers containers_;
   GroupCuts cuts_;
   container::ImageStore images_;
+  container::KernelStore kernels_;
   asio::thread_pool image_makers_;
   Jobs jobs_;
   Services services_;

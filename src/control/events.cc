@@ -61,7 +61,9 @@ EventLog::EventLog(Executor executor) : state_(std::make_shared<State>(std::move
 EventLog::~EventLog() { close(); }
 
 void EventLog::publish(std::string_view kind, EventSubject subject, std::string message) {
-  const std::string& whose = subject.machine.empty() ? subject.volume : subject.machine;
+  const std::string& whose = !subject.container.empty() ? subject.container
+                             : !subject.machine.empty() ? subject.machine
+                                                        : subject.volume;
   log_info("{}{}{}: {}", kind, whose.empty() ? "" : " ", whose, message);
   state_->lines.push_back(
       machine::format_json({{"sequence", ++state_->last},
@@ -70,6 +72,7 @@ void EventLog::publish(std::string_view kind, EventSubject subject, std::string 
                             {"volume", text_or_null(subject.volume)},
                             {"job", text_or_null(subject.job)},
                             {"machine", text_or_null(subject.machine)},
+                            {"container", text_or_null(subject.container)},
                             {"message", std::move(message)}}));
   if (state_->lines.size() > events_remembered_max) state_->lines.pop_front();
   state_->changed.notify();

@@ -32,6 +32,7 @@ struct EventSubject {
   std::string volume = {};  // "" for none
   std::string job = {};
   std::string machine = {};
+  std::string container = {};
 };
 
 class EventLog {

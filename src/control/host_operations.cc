@@ -66,6 +66,7 @@ Async<Result<Json>> host_shutdown(Services& services, Json params) {
   if (params.value("keepers", false)) {
     co_await services.jobs.end_all(jobs_end_patience);
     ended += co_await services.machines.stop_all(true);
+    co_await services.containers.stop_all();
     stopped = co_await services.keepers.stop_all();
   }
   services.request_end();

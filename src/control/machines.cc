@@ -412,7 +412,7 @@ Async<Result<void>> Machines::check_disks_free(machine::MachineRecord record) {
   co_return Result<void>();
 }
 
-Async<Result<void>> Machines::check_memory(machine::MachineRecord record) {
+Async<Result<void>> Machines::check_memory(machine::MachineMemory one_more) {
   struct sysinfo host{};
   struct statvfs space{};
   ::sysinfo(&host);
@@ -430,7 +430,11 @@ Async<Result<void>> Machines::check_memory(machine::MachineRecord record) {
     if (!is_on(other.specification.name)) continue;
     admission.running.push_back(machine::memory_of(other.specification, kvm));
   }
-  co_return machine::check_admission(admission, machine::memory_of(record.specification, kvm));
+  if (others_) {
+    for (machine::MachineMemory& other : co_await others_())
+      admission.running.push_back(std::move(other));
+  }
+  co_return machine::check_admission(admission, one_more);
 }
 
 // --- Starting and ending.
@@ -465,7 +469,7 @@ Async<Result<void>> Machines::start_locked(std::shared_ptr<Machine> machine, Sta
                     name, reverting));
   }
   CO_TRY(co_await check_disks_free(record));
-  CO_TRY(co_await check_memory(record));
+  CO_TRY(co_await check_memory(machine::memory_of(record.specification, machine::has_kvm())));
   CO_TRY(machine::check_host_ports(record.specification));
 
   Json disks = Json::array();

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -22,6 +23,7 @@
 #include "control/keeper_connection.h"
 #include "control/keepers.h"
 #include "control/volumes.h"
+#include "machine/vm/admission.h"
 #include "machine/vm/machine_store.h"
 
 namespace berth::control {
@@ -89,11 +91,16 @@ class Machines {
   Async<std::size_t> stop_all(bool force);
   void quit();
 
+  /// What else runs on this host and counts in admission.
+  using Others = std::function<Async<std::vector<machine::MachineMemory>>()>;
+  void set_others(Others others) { others_ = std::move(others); }
+  /// `limit` where one more does not fit beside everything that runs.
+  Async<Result<void>> check_memory(machine::MachineMemory one_more);
+
  private:
   std::shared_ptr<Machine> machine_of(const std::string& name);
   Async<Result<void>> start_locked(std::shared_ptr<Machine> machine, Start how);
   Async<Result<void>> check_disks_free(machine::MachineRecord record);
-  Async<Result<void>> check_memory(machine::MachineRecord record);
   Async<Result<void>> launch(std::shared_ptr<Machine> machine);
   Async<Result<void>> attach(std::shared_ptr<Machine> machine);
   Async<void> watch_process(std::shared_ptr<Machine> machine, std::uint64_t generation);
@@ -114,6 +121,7 @@ class Machines {
   machine::MachineStore store_;
   std::map<std::string, std::shared_ptr<Machine>> machines_;
   std::uint64_t starts_ = 0;
+  Others others_;
   bool quitting_ = false;
 };
 

@@ -77,6 +77,7 @@ Json schema_of_parameter(const Parameter& parameter) {
               {"uniqueItems", true}};
     case Type::size:
     case Type::count: return {{"type", "integer"}, {"minimum", 0}};
+    case Type::object: return {{"type", "object"}};
     case Type::flag: return {{"type", "boolean"}, {"default", false}};
     case Type::choice: return {{"type", "string"}, {"enum", parameter.choices}};
     case Type::id: return {{"type", "string"}, {"format", "uuid"}};

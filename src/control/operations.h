@@ -15,7 +15,9 @@
 
 #include "base/result.h"
 #include "container/image_store.h"
+#include "container/kernel_store.h"
 #include "control/async.h"
+#include "control/containers.h"
 #include "control/events.h"
 #include "control/group_cut.h"
 #include "control/jobs.h"
@@ -38,6 +40,8 @@ struct Services {
   GroupCuts& cuts;
   container::ImageStore& images;           // on the workers
   boost::asio::thread_pool& image_makers;  // where images are made: that may take long
+  container::KernelStore& kernels;         // on the workers
+  Containers& containers;
   Jobs& jobs;
   EventLog& events;
   std::function<void()> request_end;  // of the daemon, once open requests are answered
@@ -59,6 +63,8 @@ HandlerTable refpoint_handlers();
 HandlerTable machine_handlers();
 HandlerTable machine_point_handlers();
 HandlerTable image_handlers();
+HandlerTable container_handlers();
+HandlerTable kernel_handlers();
 HandlerTable job_handlers();
 
 /// Null if no action of that name answers at once, or with a job.

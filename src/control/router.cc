@@ -185,6 +185,10 @@ Result<Json> check_parameter(const Parameter& parameter, const Json& value) {
     case Type::size:
     case Type::count: return check_number(parameter, value);
     case Type::flag: return check_flag(parameter, value);
+    case Type::object:
+      if (value.is_object()) return {};
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("{}: expected an object", parameter.name));
     case Type::volume_names: return check_volume_names(parameter, value);
     default: return check_text(parameter, value);
   }

@@ -25,6 +25,7 @@ std::string value_name(const Parameter& parameter) {
     case Type::choice: return fmt::format("{}", fmt::join(parameter.choices, "|"));
     case Type::flag: return {};
     case Type::text:
+    case Type::object:
     case Type::volume_names: return "TEXT";
   }
   return {};

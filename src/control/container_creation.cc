@@ -1,0 +1,79 @@
+#include "control/container_creation.h"
+
+#include <algorithm>
+#include <optional>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/ids.h"
+
+namespace berth::control {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::size_t name_digits = 8;
+
+Result<std::optional<std::vector<std::string>>> take_words(Json& request, const char* name) {
+  const auto found = request.find(name);
+  if (found == request.end() || found->is_null()) return std::nullopt;
+  std::vector<std::string> words;
+  const bool is_list = found->is_array() && std::ranges::all_of(*found, [](const Json& word) {
+                         return word.is_string();
+                       });
+  if (!is_list)
+    return failure(ErrorKind::invalid_argument, fmt::format("{}: expected a list of texts", name));
+  for (const Json& word : *found) words.push_back(word.get<std::string>());
+  request.erase(name);
+  return words;
+}
+
+std::string_view name_of(std::string_view variable) {
+  return variable.substr(0, variable.find('='));
+}
+
+/// Later ones replace earlier ones of the same name.
+std::vector<std::string> merged(std::vector<std::string> variables,
+                                const std::vector<std::string>& over) {
+  for (const std::string& variable : over) {
+    std::erase_if(variables,
+                  [&](const std::string& old) { return name_of(old) == name_of(variable); });
+    variables.push_back(variable);
+  }
+  return variables;
+}
+
+}  // namespace
+
+Result<container::ContainerSpecification> complete_container(Json request,
+                                                             const container::ImageRecord& image,
+                                                             const std::string& image_name) {
+  if (request.contains("arguments") || request.contains("image"))
+    return failure(ErrorKind::invalid_argument,
+                   "give `entrypoint` and `command`, and the image beside the specification");
+  const auto entrypoint = TRY(take_words(request, "entrypoint"));
+  const auto command = TRY(take_words(request, "command"));
+  const bool has_signal = request.contains("stop_signal");
+  auto wanted = TRY(container::decode_container(request));
+  const container::RunConfig& config = image.config;
+  wanted.image = image.digest;
+  wanted.image_name = image_name;
+  wanted.arguments = entrypoint ? *entrypoint : config.entrypoint;
+  const std::vector<std::string> own = entrypoint ? std::vector<std::string>() : config.command;
+  for (const std::string& word : command ? *command : own) wanted.arguments.push_back(word);
+  wanted.environment = merged(config.environment, wanted.environment);
+  if (wanted.working_directory.empty()) wanted.working_directory = config.working_directory;
+  if (wanted.user.empty()) wanted.user = config.user;
+  if (!has_signal && !config.stop_signal.empty()) wanted.stop_signal = config.stop_signal;
+  if (wanted.name.empty())
+    wanted.name = "c-" + SystemRandom().id().to_string().substr(0, name_digits);
+  if (wanted.hostname.empty()) {
+    wanted.hostname = wanted.name;
+    std::ranges::replace(wanted.hostname, '_', '-');
+  }
+  TRY(container::check(wanted));
+  return wanted;
+}
+
+}  // namespace berth::control

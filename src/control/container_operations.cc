@@ -1,0 +1,184 @@
+// container.*: what carries the actions out.
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "control/container_creation.h"
+#include "control/operations.h"
+#include "control/spawn.h"
+
+namespace berth::control {
+namespace {
+
+using Json = nlohmann::json;
+using container::ContainerRecord;
+
+constexpr Milliseconds command_timeout{30'000};
+
+std::string text(const Json& params, const char* name) { return params.value(name, std::string()); }
+
+Json exit_code_of(const Containers::Status& status) {
+  return status.last.ended && status.info.is_null() ? Json(status.last.exit_code) : Json();
+}
+
+Json ports_of(const ContainerRecord& record, const Containers::Status& status) {
+  return status.info.is_object() ? status.info["ports"]
+                                 : container::encode_ports(record.specification.ports);
+}
+
+Async<Json> shown(Services& services, ContainerRecord record) {
+  const std::string& name = record.specification.name;
+  const Containers::Status status = co_await services.containers.status(name);
+  const auto optional = [&status](const char* member) {
+    return status.info.is_object() ? status.info.value(member, Json()) : Json();
+  };
+  const container::ContainerRunLayout run{services.run_dir};
+  const bool runs = status.info.is_object();
+  co_return Json{
+      {"name", name},
+      {"id", record.id.to_string()},
+      {"state", status.state},
+      {"created_at", record.created_at},
+      {"started_at", runs ? status.info.value("started_at", "") : status.last.started_at},
+      {"finished_at", runs ? std::string() : status.last.finished_at},
+      {"exit_code", exit_code_of(status)},
+      {"error", runs ? std::string() : status.last.error},
+      {"pid", optional("pid")},
+      {"accelerator", optional("accelerator")},
+      {"kernel", optional("kernel")},
+      {"memory_used", optional("memory_used")},
+      {"ports", ports_of(record, status)},
+      {"attach", runs ? Json(run.attach_socket(name)) : Json()},
+      {"log", container::ContainerStore(services.state_dir).log(name)},
+      {"specification", encode(record.specification)}};
+}
+
+Async<Result<ContainerRecord>> find(Services& services, Json params) {
+  co_return co_await services.containers.find(text(params, "container"));
+}
+
+Async<Result<void>> check_volumes(Services& services, container::ContainerSpecification wanted) {
+  if (!wanted.overlay.empty()) CO_TRY(services.volumes.check_exists(wanted.overlay));
+  for (const container::ContainerMount& mount : wanted.mounts)
+    CO_TRY(services.volumes.check_exists(mount.volume));
+  co_return Result<void>();
+}
+
+Async<Result<Json>> container_create(Services& services, Json params) {
+  const std::string reference = text(params, "image");
+  const auto image = CO_TRY(co_await on_worker(
+      services.workers, [store = &services.images, reference] { return store->find(reference); }));
+  const auto wanted =
+      CO_TRY(complete_container(params.value("specification", Json::object()), image, reference));
+  CO_TRY(co_await check_volumes(services, wanted));
+  const ContainerRecord record = CO_TRY(co_await services.containers.create(wanted));
+  services.events.publish("container_created", {.container = wanted.name}, reference);
+  co_return co_await shown(services, record);
+}
+
+Async<Result<Json>> container_start(Services& services, Json params) {
+  const ContainerRecord record = CO_TRY(co_await find(services, params));
+  struct Boot {
+    std::string kernel;
+    std::string initrd;
+  };
+  const auto boot =
+      CO_TRY(co_await on_worker(services.workers, [store = &services.kernels]() -> Result<Boot> {
+        const container::KernelRecord kernel = TRY(store->current());
+        return Boot{.kernel = store->image(kernel.release),
+                    .initrd = TRY(store->initrd(kernel.release))};
+      }));
+  CO_TRY(co_await services.containers.start(
+      record.specification.name, {.image = services.images.file_system(record.specification.image),
+                                  .kernel = boot.kernel,
+                                  .initrd = boot.initrd,
+                                  .hold = params.value("hold", false)}));
+  co_return co_await shown(services, record);
+}
+
+Async<Result<Json>> container_stop(Services& services, Json params) {
+  const ContainerRecord record = CO_TRY(co_await find(services, params));
+  const std::uint64_t timeout_s =
+      params.value("timeout_s", std::uint64_t{record.specification.stop_timeout_s});
+  if (timeout_s > container::container_stop_timeout_s_max)
+    co_return failure(ErrorKind::invalid_argument, "timeout_s: too long");
+  CO_TRY(co_await services.containers.stop(record.specification.name,
+                                           std::chrono::seconds(timeout_s)));
+  const auto after = co_await services.containers.find(record.specification.name);
+  // One that was to be removed is gone; it is shown as it was.
+  co_return co_await shown(services, after ? *after : record);
+}
+
+Async<Result<Json>> container_kill(Services& services, Json params) {
+  const ContainerRecord record = CO_TRY(co_await find(services, params));
+  const std::string word = params.value("signal", std::string("SIGKILL"));
+  const unsigned number = CO_TRY(container::signal_number(word));
+  CO_TRY(co_await services.containers.call(record.specification.name, "container.kill",
+                                           {{"signal", number}}, {.timeout = command_timeout}));
+  co_return co_await shown(services, record);
+}
+
+Async<Result<Json>> run_command(Services& services, Json params, std::string method) {
+  const ContainerRecord record = CO_TRY(co_await find(services, params));
+  CO_TRY(co_await services.containers.call(record.specification.name, std::move(method),
+                                           Json::object(), {.timeout = command_timeout}));
+  co_return co_await shown(services, record);
+}
+
+Async<Result<Json>> container_pause(Services& services, Json params) {
+  co_return co_await run_command(services, std::move(params), "container.freeze");
+}
+
+Async<Result<Json>> container_resume(Services& services, Json params) {
+  co_return co_await run_command(services, std::move(params), "container.thaw");
+}
+
+Async<Result<Json>> container_list(Services& services, Json /*params*/) {
+  Json containers = Json::array();
+  for (const ContainerRecord& record : co_await services.containers.list()) {
+    const container::ContainerSpecification& is = record.specification;
+    const Containers::Status status = co_await services.containers.status(is.name);
+    containers.push_back({{"name", is.name},
+                          {"id", record.id.to_string()},
+                          {"image", is.image},
+                          {"image_name", is.image_name},
+                          {"command", is.arguments},
+                          {"state", status.state},
+                          {"exit_code", exit_code_of(status)},
+                          {"created_at", record.created_at},
+                          {"started_at", status.last.started_at},
+                          {"ports", ports_of(record, status)}});
+  }
+  co_return Json{{"containers", std::move(containers)}};
+}
+
+Async<Result<Json>> container_inspect(Services& services, Json params) {
+  co_return co_await shown(services, CO_TRY(co_await find(services, params)));
+}
+
+Async<Result<Json>> container_delete(Services& services, Json params) {
+  const ContainerRecord record = CO_TRY(co_await find(services, params));
+  const std::string& name = record.specification.name;
+  if (params.value("force", false) && services.containers.is_on(name)) {
+    const auto stopped = co_await services.containers.stop(name, Milliseconds(0));
+    if (!stopped && stopped.error().kind() != ErrorKind::precondition)
+      co_return failure(stopped.error());
+  }
+  const auto removed = co_await services.containers.remove(name);
+  // One that goes by itself when it has ended may have done so.
+  if (!removed && !(record.specification.remove && removed.error().kind() == ErrorKind::not_found))
+    co_return failure(removed.error());
+  co_return Json::object();
+}
+
+}  // namespace
+
+HandlerTable container_handlers() {
+  return {{"container.create", container_create}, {"container.start", container_start},
+          {"container.stop", container_stop},     {"container.kill", container_kill},
+          {"container.pause", container_pause},   {"container.resume", container_resume},
+          {"container.list", container_list},     {"container.inspect", container_inspect},
+          {"container.delete", container_delete}};
+}
+
+}  // namespace berth::control
