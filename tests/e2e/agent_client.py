@@ -261,6 +261,21 @@ class AgentClient:
             self.grant(connection.number)
         return connection
 
+    def pull(self, path, timeout_s=None):
+        """The tar of a path."""
+        stream = self.open_stream()
+        request = self.request("archive_read", [("stream", stream), ("path", path)])
+        self.grant(stream)
+        self.answer(request, timeout_s)
+        return Connection(self, stream).output(timeout_s)
+
+    def push(self, path, tar, flags=0, timeout_s=None):
+        """Unpacks a tar in a directory."""
+        stream = Connection(self, self.open_stream())
+        request = self.request("archive_write", [("stream", stream.number), ("path", path), ("flags", flags)])
+        stream.send(tar, end=True, unless=lambda: request in self.answers)
+        return self.answer(request, timeout_s)
+
     def start(self, *arguments, flags=0, has_input=False, terminal=False, environment=(), read=True, **more):
         """A Process that runs, with nothing of its output granted unless `read`."""
         number = self.next_process
@@ -314,11 +329,13 @@ class Channel:
     def __init__(self, agent, stream_in, outputs):
         self.agent, self.input, self.outputs = agent, stream_in, outputs
 
-    def send(self, data, end=False):
-        """Waits for credit where there is none."""
+    def send(self, data, end=False, unless=lambda: False):
+        """Waits for credit where there is none. Nothing more is sent once the condition is true."""
         stream = self.agent.outgoing[self.input]
         while data and not stream["stopped"]:
-            self.agent.wait_until(lambda: stream["stopped"] or stream["limit"] > stream["position"])
+            self.agent.wait_until(lambda: stream["stopped"] or stream["limit"] > stream["position"] or unless())
+            if unless():
+                return
             piece = data[:min(DATA_MAX, stream["limit"] - stream["position"])]
             self.agent.send_raw(frame(DATA, self.input, struct.pack("<Q", stream["position"]) + piece))
             stream["position"] += len(piece)

@@ -61,8 +61,8 @@ def make_initramfs(output):
 
 
 class MicroVm:
-    """`overlay`: a raw disk with an ext4; `disks`: more of them, by serial number. `template`, `state`: a machine whose files are used,
-    and what save() has made of it."""
+    """`overlay`: a raw disk with an ext4; `disks`: more of them, by serial number. `template`, `state`: a machine whose files
+    are used, and what save() has made of it."""
 
     def __init__(self, machine="q35", memory="192M", overlay=None, image=True, cpus=1, template=None, state=None,
                  disks=None):

@@ -1,14 +1,16 @@
 """The agent that is PID 1 of microVMs (docs/formats/container-agent.md), in real guests."""
 
 import hashlib
+import io
 import os
 import signal
 import struct
 import subprocess
+import tarfile
 import time
 
 import pytest
-from agent_client import MAIN, AgentError, AgentTimeout, Incoming, frame
+from agent_client import MAIN, AgentError, AgentTimeout, Connection, Incoming, frame
 from agent_machine import MicroVm
 
 MIB = 1 << 20
@@ -423,6 +425,128 @@ def test_a_connection_outlives_its_host_and_the_next_one_decides(machine):
     agent.call("signal", process=listener.number, signal=signal.SIGKILL)
 
 
+def tar_of(*entries):
+    """Of (name, content or None for a directory, attributes) triples."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content, attributes in entries:
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            info.mode = 0o755 if content is None else 0o644
+            info.size = len(content or b"")
+            for attribute, value in attributes.items():
+                setattr(info, attribute, value)
+            tar.addfile(info, io.BytesIO(content or b""))
+    return made.getvalue()
+
+
+def members_of(data):
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return {member.name: (member, tar.extractfile(member).read() if member.isreg() else None) for member in tar}
+
+
+def test_a_tree_comes_out_as_a_tar(agent):
+    agent.shell("""rm -rf /tmp/out; mkdir -p /tmp/out/tree/deep; cd /tmp/out/tree; head -c 3000000 /dev/urandom >data
+        ln data deep/again; ln -s ../data deep/link; mkfifo fifo; mknod device c 1 3; echo x >'na\u00efve'; chown 33:34 deep/again
+        chmod 4711 data; touch -d @1234567890 deep; dd if=/dev/zero of=sparse bs=1 count=1 seek=1000000 2>/dev/null
+        n=$(head -c 150 /dev/zero | tr '\\0' n); echo long >$n""")
+    members = members_of(agent.pull("/tmp/out/tree"))
+    long_name = "n" * 150
+    assert members.keys() == {"tree", *(f"tree/{name}" for name in (
+        "data", "deep", "deep/again", "deep/link", "fifo", "device", "na\u00efve", "sparse", long_name))}
+    first, second = members["tree/data"], members["tree/deep/again"]
+    whole, link = (first, second) if first[0].isreg() else (second, first)
+    assert link[0].islnk() and link[0].linkname == whole[0].name
+    assert hashlib.sha256(whole[1]).hexdigest() == agent.shell("sha256sum </tmp/out/tree/data").split()[0]
+    assert (whole[0].mode, whole[0].uid, whole[0].gid) == (0o4711, 33, 34)
+    assert members["tree/deep"][0].mtime == 1234567890 and members["tree/deep"][0].isdir()
+    assert members["tree/deep/link"][0].linkname == "../data"
+    assert members["tree/fifo"][0].isfifo() and members["tree/device"][0].ischr()
+    assert members["tree/sparse"][1] == bytes(1_000_001)
+    assert members[f"tree/{long_name}"][1] == b"long\n"
+    assert members_of(agent.pull("/tmp/out/tree/deep/link")).keys() == {"link"}
+    assert members_of(agent.pull("/etc/passwd"))["passwd"][1].startswith(b"root:")
+    assert "./tree" in members_of(agent.pull("/tmp/out/."))
+    # What was taken is what comes back.
+    agent.shell("mkdir /tmp/out/copy")
+    agent.push("/tmp/out/copy", agent.pull("/tmp/out/tree"), flags=1)
+    listing = ("cd {} && find . | sort | xargs stat -c '%n %a %u %g %h %F %s' && find . -type f | sort | xargs sha256sum && "
+               "stat -c %Y deep")
+    assert agent.shell(listing.format("/tmp/out/copy/tree")) == agent.shell(listing.format("/tmp/out/tree"))
+    Connection(agent, agent.next_stream - 1).wait_until_gone()
+    agent.list()
+    assert agent.other_streams == {}
+
+
+def test_a_tar_is_unpacked_and_never_outside_of_its_directory(agent):
+    agent.shell("rm -rf /tmp/in /tmp/outside; mkdir -p /tmp/in /tmp/outside; ln -s /tmp/outside /tmp/in/out; echo old >/tmp/in/old")
+    agent.push("/tmp/in", tar_of(("new", None, {"mode": 0o2750}), ("new/file", b"content", {"uid": 33, "mtime": 1234567890}),
+                                 ("implied/file", b"", {}), ("old", b"replaced", {}), ("na\u00efve" * 40, b"named", {}),
+                                 ("absolute", b"", {"type": tarfile.SYMTYPE, "linkname": "/tmp/outside/x"})))
+    shown = agent.shell("cd /tmp/in; stat -c '%a %u' new new/file implied; stat -c %Y new/file; cat new/file old; "
+                        "readlink absolute")
+    assert shown == "2750 0\n644 0\n755 0\n1234567890\ncontentreplaced/tmp/outside/x\n"
+    assert agent.call("read_file", path="/tmp/in/" + "na\u00efve" * 40)["content"] == b"named"
+    agent.push("/tmp/in", tar_of(("mine", b"", {"uid": 33, "gid": 34})), flags=1)
+    assert agent.shell("stat -c '%u %g' /tmp/in/mine") == "33 34\n"
+    link = ("way", b"", {"type": tarfile.SYMTYPE, "linkname": "/tmp/outside"})
+    for entries in ([("/tmp/outside/a", b"x", {})], [("../outside/b", b"x", {})], [("out/c", b"x", {})],
+                    [link, ("way/d", b"x", {})], [("new/../../outside/e", b"x", {})]):
+        with pytest.raises(AgentError) as refused:
+            agent.push("/tmp/in", tar_of(*entries))
+        assert refused.value.kind == "invalid_argument", (entries, refused.value)
+    with pytest.raises(AgentError):
+        agent.push("/tmp/in", tar_of(("hard", b"", {"type": tarfile.LNKTYPE, "linkname": "../../etc/passwd"})))
+    # It takes the place of a link, and does not go through it.
+    agent.push("/tmp/in", tar_of(("absolute", b"a file", {})))
+    assert agent.shell("cat /tmp/in/absolute; ls /tmp/outside") == "a file"
+
+
+def test_archives_that_cannot_be_are_said_so(agent):
+    good = tar_of(("file", bytes(MIB), {}))
+    agent.shell("mkdir -p /tmp/in; ln -sf / /tmp/rootlink")
+    for path, data, kind in (("/missing", good, "not_found"), ("/etc/passwd", good, "precondition"),
+                             ("relative", good, "invalid_argument"),
+                             ("/tmp/in", os.urandom(MIB), "corrupt"), ("/tmp/in", good[:700_000], "corrupt"),
+                             ("/proc", good, "not_found")):
+        with pytest.raises(AgentError) as refused:
+            agent.push(path, data)
+        assert refused.value.kind == kind, (path, refused.value)
+    for path, kind in (("/missing", "not_found"), ("/missing/x", "not_found"), ("relative", "invalid_argument"),
+                       ("/tmp/..", "invalid_argument")):
+        with pytest.raises(AgentError) as refused:
+            agent.pull(path)
+        assert refused.value.kind == kind, (path, refused.value)
+    agent.list()
+    assert agent.other_streams == {}
+
+
+def test_an_archive_that_nobody_takes_stops_nothing_and_can_be_closed(agent):
+    agent.shell("mkdir -p /tmp/big; head -c 5000000 /dev/zero >/tmp/big/zeros")
+    requests = []
+    for _ in range(16):
+        stream = agent.open_stream()
+        requests.append((stream, agent.request("archive_read", [("stream", stream), ("path", "/tmp/big")])))
+    with pytest.raises(AgentError) as refused:
+        agent.pull("/tmp/big")
+    assert refused.value.kind == "limit"
+    # Nobody has got hold of what others wait for to end.
+    process = agent.start("cat", has_input=True)
+    process.send(b"x", end=True)
+    assert process.output(10) == b"x" and process.wait(10) == 0
+    process.forget()
+    agent.list()
+    listed = [(stream, entry["kind"]) for stream, entry in agent.other_streams.items()]
+    assert listed == [(stream, "transfer") for stream, _ in requests]
+    for stream, request in requests:
+        agent.call("close_stream", stream=stream)
+        with pytest.raises(AgentError) as refused:
+            agent.answer(request)
+        assert refused.value.kind == "cancelled"
+    agent.list()
+    assert agent.other_streams == {}
+
+
 def test_identity(agent):
     machine_id = os.urandom(16).hex()
     agent.call("set_identity", entropy=os.urandom(256), time_ns=2_000_000_000 * 10**9, hostname="clone-7", machine_id=machine_id)
@@ -515,6 +639,13 @@ def test_a_frozen_workload_stands_still_until_it_is_thawed(agent, ticking):
         assert agent.shell("echo runs") == "runs\n"
         agent.list()
         assert agent.is_frozen == 0
+
+
+def test_archives_go_in_and_out_of_a_frozen_workload(agent, ticking):
+    agent.call("freeze")
+    agent.push("/tmp", tar_of(("while-frozen", b"content", {})))
+    assert members_of(agent.pull("/tmp/while-frozen"))["while-frozen"][1] == b"content"
+    assert_stands_still(agent)
 
 
 def test_a_frozen_process_can_be_killed(agent, ticking):

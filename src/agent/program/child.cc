@@ -139,13 +139,6 @@ Result<void> make_pipes(const ChildSpec& spec, Child& child, ChildEnds& ends) {
   ::_exit(125);
 }
 
-void reset_signals() {
-  for (int number = 1; number < NSIG; ++number) std::signal(number, SIG_DFL);
-  sigset_t none;
-  ::sigemptyset(&none);
-  ::sigprocmask(SIG_SETMASK, &none, nullptr);
-}
-
 void join_cgroup(int cgroup, const ChildEnds& ends) {
   if (cgroup < 0) return;
   const Fd members(::openat(cgroup, "cgroup.procs", O_WRONLY | O_CLOEXEC));
@@ -195,6 +188,13 @@ void become_user(const User& user, const std::vector<gid_t>& groups, const Child
 }
 
 }  // namespace
+
+void reset_signals() {
+  for (int number = 1; number < NSIG; ++number) std::signal(number, SIG_DFL);
+  sigset_t none;
+  ::sigemptyset(&none);
+  ::sigprocmask(SIG_SETMASK, &none, nullptr);
+}
 
 Result<Child> start_child(const ChildSpec& spec) {
   const Prepared prepared = prepare(spec);

@@ -44,6 +44,9 @@ struct StartFailure {
 /// Its session is its own, and so is its process group. That it runs is known from `report`.
 Result<Child> start_child(const ChildSpec& spec);
 
+/// In a child: every signal does what it does by default, and none waits.
+void reset_signals();
+
 /// The failure in a person's words, and the status that a shell would end with: 127 where there is
 /// no such program, 126 where it cannot be run, 125 for the rest.
 Error describe(const StartFailure& start_failure, const ChildSpec& spec);

@@ -56,7 +56,9 @@ void Server::watch_children() {
     std::array<signalfd_siginfo, 16> taken;
     while (::read(children_.get(), taken.data(), sizeof taken) > 0) {
     }
-    processes_.reap([this](pid_t pid, int status) { return clone_.reaped(pid, status); });
+    processes_.reap([this](pid_t pid, int status) {
+      return clone_.reaped(pid, status) || transfers_.reaped(pid, status);
+    });
   });
 }
 
@@ -97,6 +99,7 @@ void Server::pump_port() {
     take_messages();
     session_.fill_output();
     connections_.drop_ended();
+    transfers_.drop_ended();
     if (may_write_ && !session_.output().empty()) {
       write_port();
       goes_on = goes_on || may_write_;
@@ -137,6 +140,7 @@ void Server::take_messages() {
     if (message->kind != Message::Kind::stream) continue;
     processes_.stream_changed(message->channel);
     connections_.stream_changed(message->channel);
+    transfers_.stream_changed(message->channel);
   }
 }
 
@@ -174,6 +178,7 @@ Result<void> Server::serve(const Message& message, const Fields& fields, FieldWr
       answer.number(Tag::frozen, workload_.is_frozen() ? 1 : 0);
       processes_.list(answer);
       connections_.list(answer);
+      transfers_.list(answer);
       return {};
     case Operation::forget: return processes_.forget(fields);
     case Operation::write_file: return write_file_piece(fields);
@@ -190,6 +195,12 @@ Result<void> Server::serve(const Message& message, const Fields& fields, FieldWr
     case Operation::freeze:
     case Operation::thaw:
     case Operation::become_clone: return serve_workload(message, fields, is_answered);
+    case Operation::archive_read:
+      is_answered = false;
+      return transfers_.start(message.channel, fields, TransferTable::Direction::from_guest);
+    case Operation::archive_write:
+      is_answered = false;
+      return transfers_.start(message.channel, fields, TransferTable::Direction::to_guest);
     default: break;
   }
   return failure(ErrorKind::unsupported,
@@ -217,10 +228,12 @@ Result<void> Server::serve_workload(const Message& message, const Fields& fields
 Result<void> Server::close_stream(const Fields& fields) {
   const std::uint64_t number = TRY(fields.number(Tag::stream));
   const auto stream = static_cast<std::uint32_t>(number);
-  if (stream != number || !connections_.contains(stream)) {
+  const bool is_there = connections_.contains(stream) || transfers_.contains(stream);
+  if (stream != number || !is_there) {
     return failure(ErrorKind::not_found, "there is no such stream " + std::to_string(number));
   }
   connections_.close(stream);
+  transfers_.close(stream);
   return {};
 }
 

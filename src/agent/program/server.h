@@ -10,6 +10,7 @@
 #include "agent/program/disks.h"
 #include "agent/program/event_loop.h"
 #include "agent/program/process_table.h"
+#include "agent/program/transfer_table.h"
 #include "agent/program/workload.h"
 #include "agent/session.h"
 #include "base/fd.h"
@@ -51,6 +52,7 @@ class Server {
   ProcessTable processes_{loop_, session_, workload_.cgroup()};
   Clone clone_{loop_, workload_};
   ConnectionTable connections_{loop_, session_};
+  TransferTable transfers_{loop_, session_};
   Mounts mounts_;
   Fd children_;  // signalfd
   bool may_read_ = true;
