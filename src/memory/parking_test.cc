@@ -279,6 +279,49 @@ TEST_P(OwnMemoryParkingTest, IsNotTrackedUntilItIsRestored) {
   EXPECT_EQ(total_length(MUST(again->take())), 2 * page);
 }
 
+// What is in the memory object below page files, of a restore that was cut short, is nothing.
+TEST_P(OwnMemoryParkingTest, WhatARestoreThatWasCutShortHasLeftDoesNoHarm) {
+  store(0, MiB, 1);
+  park_to(1);
+  write_at(file_, 0, std::string(MiB, 'x'));
+  expect_unchanged();
+  store(0, 512 * KiB, 0);
+  MUST(restore(*memory_));
+  expect_unchanged();
+  park_to(2);
+  write_at(file_, 512 * KiB, std::string(512 * KiB, 'x'));
+  EXPECT_EQ(park_to(3).after.guest, 0U);
+  expect_unchanged();
+}
+
+TEST(RestoreTest, AFullMemoryDirectoryLeavesTheMachineParked) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root mounts";
+  const ScratchDirectory directory("/var/tmp");
+  const std::string place = directory / "memory";
+  std::filesystem::create_directory(place);
+  ASSERT_EQ(::mount("none", place.c_str(), "tmpfs", 0, "size=4M"), 0);
+  const std::string file = make_file(place + "/ram", 8 * MiB);
+  const std::string channel = directory / "memory.sock";
+  {
+    TrackedProcess process(MUST(preload_environment(BERTH_PRELOAD, file, channel)));
+    process.tell("map", file, 8 * MiB);
+    process.tell("store", MiB, 2 * MiB, 1);
+    const auto memory =
+        MUST(GuestMemory::open({.pid = process.pid(), .memory_file = file, .channel = channel}));
+    MUST(park(*memory, directory / "pages"));
+    write_at(make_file(place + "/other", 3 * MiB), 0, std::string(3 * MiB, 'o'));
+    const auto restored = restore(*memory);
+    ASSERT_FALSE(restored);
+    EXPECT_EQ(restored.error().kind(), ErrorKind::no_space);
+    EXPECT_EQ(allocated(file), 0U);
+    EXPECT_EQ(process.peek(MiB, 2 * MiB), std::string(2 * MiB, '\x01'));
+    std::filesystem::remove(place + "/other");
+    MUST(restore(*memory));
+    EXPECT_EQ(read_at(file, MiB, 2 * MiB), std::string(2 * MiB, '\x01'));
+  }
+  ASSERT_EQ(::umount2(place.c_str(), MNT_DETACH), 0);
+}
+
 using CloneParkingTest = ParkingTest;
 INSTANTIATE_TEST_SUITE_P(All, CloneParkingTest, testing::Values(Kind::clone),
                          [](const auto&) { return "Clone"; });
