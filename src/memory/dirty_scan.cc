@@ -2,26 +2,23 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <optional>
 #include <span>
-#include <string_view>
 #include <utility>
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
 #include "base/fd.h"
+#include "memory/process_maps.h"
 #include "memory/write_protection.h"
 
 namespace berth::memory {
 namespace {
 
-constexpr std::size_t maps_length_max = std::size_t{64} << 20;  // bytes; a QEMU has some 50 KB
 constexpr std::size_t regions_at_once = 4096;
 
 /// A mapping of the file, or a part of it.
@@ -36,54 +33,14 @@ struct FileName {
   ino_t inode = 0;
 };
 
-/// Text between blanks, one after the other, of one line of /proc/PID/maps.
-class Fields {
- public:
-  explicit Fields(std::string_view line) : rest_(line) {}
-
-  std::string_view text(char end = ' ') {
-    const auto length = std::min(rest_.find(end), rest_.size());
-    const auto field = rest_.substr(0, length);
-    rest_.remove_prefix(std::min(length + 1, rest_.size()));
-    return field;
-  }
-  std::uint64_t number(char end, int base = 16) {
-    const auto field = text(end);
-    std::uint64_t value = 0;
-    const auto [last, error] = std::from_chars(field.begin(), field.end(), value, base);
-    good_ = good_ && error == std::errc() && last == field.end();
-    return value;
-  }
-  bool good() const { return good_; }
-
- private:
-  std::string_view rest_;
-  bool good_ = true;
-};
-
-/// Linux, Documentation/filesystems/proc.rst, "/proc/PID/maps". Shared mappings of the file alone.
-std::optional<Piece> parse_mapping(std::string_view line, FileName file) {
-  Fields fields(line);
-  const std::uint64_t start = fields.number('-');
-  const std::uint64_t end = fields.number(' ');
-  const std::string_view permissions = fields.text();
-  const std::uint64_t offset = fields.number(' ');
-  const std::uint64_t device_major = fields.number(':');
-  const std::uint64_t device_minor = fields.number(' ');
-  const std::uint64_t inode = fields.number(' ', 10);
-  if (!fields.good() || end <= start || !permissions.ends_with('s')) return std::nullopt;
-  if (device_major != major(file.device) || device_minor != minor(file.device) ||
-      inode != file.inode)
-    return std::nullopt;
-  return Piece{.address = start, .offset = offset, .length = end - start};
-}
-
-std::vector<Piece> parse_mappings(std::string_view text, FileName file) {
+/// Shared mappings of the file alone.
+std::vector<Piece> pieces_of(const std::vector<Mapping>& mappings, FileName file) {
   std::vector<Piece> pieces;
-  while (!text.empty()) {
-    const auto line = text.substr(0, text.find('\n'));
-    if (const auto piece = parse_mapping(line, file)) pieces.push_back(*piece);
-    text.remove_prefix(std::min(line.size() + 1, text.size()));
+  for (const Mapping& mapping : mappings) {
+    if (!mapping.is_shared || mapping.device != file.device || mapping.inode != file.inode)
+      continue;
+    pieces.push_back(
+        {.address = mapping.address, .offset = mapping.offset, .length = mapping.length});
   }
   std::ranges::sort(pieces, {}, &Piece::offset);
   return pieces;
@@ -135,17 +92,14 @@ std::vector<PageRange> merged(std::vector<PageRange> ranges) {
 struct DirtyScan::State {
   std::string name;  // for messages
   Fd pagemap;
-  Fd maps;
+  std::optional<ProcessMaps> maps;
   FileName file;
   std::uint64_t size = 0;
   bool armed = false;
   std::vector<Piece> mapped;  // where the memory was at the last take()
-  std::string maps_text = std::string(std::size_t{256} << 10, '\0');
   std::vector<PageRegion> regions = std::vector<PageRegion>(regions_at_once);
 
   Result<void> open(pid_t pid, const std::string& memory_file);
-  /// Good until the next call.
-  Result<std::string_view> read_maps();
   Result<std::vector<Piece>> find_pieces();
   Result<void> arm(const Piece& piece);
   Result<void> scan(const Piece& piece, Categories categories, std::uint64_t flags,
@@ -162,39 +116,12 @@ Result<void> DirtyScan::State::open(pid_t pid, const std::string& memory_file) {
   size = static_cast<std::uint64_t>(status.st_size);
   pagemap = Fd(::open(fmt::format("/proc/{}/pagemap", pid).c_str(), O_RDONLY | O_CLOEXEC));
   if (!pagemap) return errno_failure(errno, fmt::format("cannot look at the {}", name));
-  maps = Fd(::open(fmt::format("/proc/{}/maps", pid).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!maps) return errno_failure(errno, fmt::format("cannot look at the {}", name));
+  maps = TRY(ProcessMaps::open(pid, name));
   return {};
 }
 
-Result<std::string_view> DirtyScan::State::read_maps() {
-  std::size_t length = 0;
-  if (::lseek(maps.get(), 0, SEEK_SET) != 0)
-    return errno_failure(errno, fmt::format("cannot look at the {}", name));
-  for (;;) {
-    if (length == maps_text.size()) {
-      if (length >= maps_length_max) {
-        return failure(ErrorKind::limit,
-                       fmt::format("cannot look at the {}: too many mappings", name));
-      }
-      maps_text.resize(2 * length);
-    }
-    const ssize_t got = ::read(maps.get(), maps_text.data() + length, maps_text.size() - length);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0 && errno != ESRCH)
-      return errno_failure(errno, fmt::format("cannot look at the {}", name));
-    if (got <= 0) break;
-    length += static_cast<std::size_t>(got);
-  }
-  if (length == 0) {
-    return failure(ErrorKind::disconnected,
-                   fmt::format("cannot look at the {}: it has ended", name));
-  }
-  return std::string_view(maps_text).substr(0, length);
-}
-
 Result<std::vector<Piece>> DirtyScan::State::find_pieces() {
-  auto pieces = parse_mappings(TRY(read_maps()), file);
+  auto pieces = pieces_of(TRY(maps->read()), file);
   if (!pieces.empty() && covers_once(pieces, size)) return pieces;
   if (armed) {
     return failure(ErrorKind::precondition,

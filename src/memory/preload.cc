@@ -14,15 +14,19 @@ namespace {
 namespace fs = std::filesystem;
 
 Result<std::vector<std::string>> environment_of(const std::string& library,
-                                                std::string_view variable,
-                                                const std::string& file) {
+                                                std::string_view variable, const std::string& file,
+                                                const std::string& channel) {
   if (!library.starts_with('/') || library.find_first_of(" :") != std::string::npos) {
     return failure(ErrorKind::invalid_argument,
                    fmt::format("'{}' cannot be preloaded: install Berth under an absolute path "
                                "without blanks and colons",
                                library));
   }
-  return std::vector{fmt::format("LD_PRELOAD={}", library), fmt::format("{}={}", variable, file)};
+  std::vector environment{fmt::format("LD_PRELOAD={}", library),
+                          fmt::format("{}={}", variable, file)};
+  if (!channel.empty())
+    environment.push_back(fmt::format("{}={}", memory_channel_variable, channel));
+  return environment;
 }
 
 }  // namespace
@@ -42,13 +46,15 @@ Result<std::string> find_preload() {
 }
 
 Result<std::vector<std::string>> preload_environment(const std::string& library,
-                                                     const std::string& memory_file) {
-  return environment_of(library, memory_object_variable, memory_file);
+                                                     const std::string& memory_file,
+                                                     const std::string& channel) {
+  return environment_of(library, memory_object_variable, memory_file, channel);
 }
 
 Result<std::vector<std::string>> clone_environment(const std::string& library,
-                                                   const std::string& template_file) {
-  return environment_of(library, memory_template_variable, template_file);
+                                                   const std::string& template_file,
+                                                   const std::string& channel) {
+  return environment_of(library, memory_template_variable, template_file, channel);
 }
 
 }  // namespace berth::memory

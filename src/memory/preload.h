@@ -17,9 +17,12 @@ Result<std::string> find_preload();
 /// NAME=VALUE to be put into the environment of the program. Privileges are dropped before the exec
 /// that it is for: the dynamic loader ignores it where privileges are gained. The user that QEMU
 /// runs as has to be able to read the library. invalid_argument if the library's path has a blank
-/// or a colon in it, which LD_PRELOAD cannot hold.
+/// or a colon in it, which LD_PRELOAD cannot hold. `channel`: where QEMU is to serve the socket
+/// that GuestMemory takes, in a directory of its own; the program does not run if it cannot. No
+/// socket if empty: such a machine cannot be parked.
 Result<std::vector<std::string>> preload_environment(const std::string& library,
-                                                     const std::string& memory_file);
+                                                     const std::string& memory_file,
+                                                     const std::string& channel = {});
 
 /// The same for a clone: its memory is that of the template, a memory object that is sealed
 /// (seal_memory_object), and what it writes is its own. QEMU is given the template as if it were
@@ -27,6 +30,7 @@ Result<std::vector<std::string>> preload_environment(const std::string& library,
 /// cannot be tracked, and does not shrink: no balloon, no free page reporting, no virtio-mem, and
 /// no vhost-user.
 Result<std::vector<std::string>> clone_environment(const std::string& library,
-                                                   const std::string& template_file);
+                                                   const std::string& template_file,
+                                                   const std::string& channel = {});
 
 }  // namespace berth::memory

@@ -44,6 +44,7 @@ constexpr unsigned long pagemap_scan = _IOWR('f', 16, PagemapScanArgument);
 constexpr uint64_t scan_protect_matching = 1 << 0;  // PM_SCAN_WP_MATCHING
 constexpr uint64_t scan_check_async = 1 << 1;       // PM_SCAN_CHECK_WPASYNC
 constexpr uint64_t page_is_written = 1 << 1;        // PAGE_IS_WRITTEN
+constexpr uint64_t page_is_file = 1 << 2;           // PAGE_IS_FILE
 constexpr uint64_t page_is_present = 1 << 3;        // PAGE_IS_PRESENT
 constexpr uint64_t page_is_swapped = 1 << 4;        // PAGE_IS_SWAPPED
 

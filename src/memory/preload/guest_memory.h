@@ -1,11 +1,13 @@
 // The file that the machine's memory is of, as the preload sees it, and its mapping: tracked (a
 // memory object of its own, mapped shared) or a clone's (a sealed template, mapped privately).
 //
-// The environment is read before main(); the memory is mapped by QEMU's main thread. Without the
-// C++ library.
+// The environment is read before main(); the memory is mapped by QEMU's main thread, and pieces of
+// it are mapped anew by the thread of the channel. Without the C++ library.
 #pragma once
 
 #include <cstddef>
+
+#include "memory/preload/channel_format.h"
 
 namespace berth::memory::preload {
 
@@ -26,5 +28,15 @@ bool is_clone();
 /// cannot be tracked; MAP_FAILED, with errno, where the kernel refuses.
 void* map_guest_memory(void* address, std::size_t length, int protection, int flags, int fd,
                        long offset);
+
+/// Where the memory is; its status is `not_mapped` before it is.
+void describe_guest_memory(channel::Answer& answer);
+
+/// Maps these ranges of the file over those of the memory: privately, but for the memory object
+/// itself, which is mapped as QEMU does it, and tracked again. All is checked before the first one;
+/// the kernel maps a range whole or not at all, and the answer says how many it has mapped. Where
+/// it leaves a gap instead, the process ends.
+void map_into_guest_memory(int fd, const channel::Range* ranges, unsigned count,
+                           channel::Answer& answer);
 
 }  // namespace berth::memory::preload

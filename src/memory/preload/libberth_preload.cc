@@ -11,10 +11,13 @@
 //     whatever it asks for, and maps it privately. What it writes is its own. QEMU itself is told
 //     that the memory is shared (share=on): so it keeps it out of the state of the devices.
 //
-// It fails closed: where the memory could not be tracked, or the template is not sealed, QEMU does
-// not run. It says why in one line on standard error and ends the process, before the guest has run
-// an instruction. It takes its variables, and itself, out of the environment. It holds one file
-// descriptor, closed on exec, and none in a clone.
+// With BERTH_MEMORY_CHANNEL a thread of its own serves a socket of that name, on which root can
+// have pieces of the memory mapped from another file: how machines are parked (memory/parking.h).
+//
+// It fails closed: where the memory could not be tracked, the template is not sealed or the socket
+// cannot be served, QEMU does not run. It says why in one line on standard error and ends the
+// process, before the guest has run an instruction. It takes its variables, and itself, out of the
+// environment. Its file descriptors are closed on exec.
 //
 // Without the C++ library. The calls of the kernel that it stands in front of are made directly.
 #include <bit>
@@ -32,6 +35,7 @@
 #include <unistd.h>
 
 #include "memory/preload/guest_memory.h"
+#include "memory/preload/memory_channel.h"
 #include "memory/preload/names.h"
 
 // The kernel's calls take a 64-bit offset in one register.
@@ -72,6 +76,10 @@ void leave_ld_preload() {
 [[gnu::constructor]] void begin() {
   find_guest_memory();
   leave_ld_preload();
+  if (const char* path = ::getenv(memory_channel_variable); path != nullptr) {
+    serve_memory_channel(path);
+    ::unsetenv(memory_channel_variable);
+  }
 }
 
 /// Of the template, a descriptor that nobody can write through. Who looks at the name and who opens

@@ -200,6 +200,14 @@ class TrackedMemory {
     expect(::fallocate(file_, 0, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0,
            "fallocate");
   }
+  static void crowd(std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const int protection = i % 2 == 0 ? PROT_READ : PROT_NONE;
+      expect(
+          ::mmap(nullptr, page_size, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED,
+          "mmap");
+    }
+  }
   const void* address() const { return memory_; }
   void unmap(std::size_t offset, std::size_t length) const {
     expect(::munmap(at(offset, length), length) == 0, "munmap");
@@ -279,6 +287,7 @@ void run_command(TrackedMemory& memory, const std::string& name, std::istringstr
   if (name == "load") return memory.load(offset, length);
   if (name == "discard") return memory.advise(offset, length, MADV_DONTNEED);
   if (name == "punch") return memory.punch(offset, length);
+  if (name == "crowd") return TrackedMemory::crowd(offset);
   if (name == "allocate") return memory.allocate(offset, length);
   if (name == "remap") return memory.remap(offset, length);
   if (name == "unmap") return memory.unmap(offset, length);

@@ -10,6 +10,7 @@ directory goes; QEMU dies with us, too.
 """
 
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -68,7 +69,7 @@ class _MicroVm:
         self._process = self.agent = None
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="berth-test-", dir="/var/tmp"))
         os.chown(self.directory, USER, USER)
-        self.qmp_path = self.directory / "qmp.sock"
+        self.qmp_path, self.channel = self.directory / "qmp.sock", self.directory / "memory.sock"
 
     def _command(self):
         directory, files = self.directory, self.files
@@ -87,7 +88,8 @@ class _MicroVm:
     def _start(self):
         privileges = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs", "--bounding-set=-all",
                       "--inh-caps=-all", "setpriv", "--pdeathsig", "KILL", "env",
-                      f"LD_PRELOAD={BUILD / 'libberth-preload.so'}", *self._environment]
+                      f"LD_PRELOAD={BUILD / 'libberth-preload.so'}", f"BERTH_MEMORY_CHANNEL={self.channel}",
+                      *self._environment]
         incoming = ["-incoming", "defer"] if self._state is not None else []
         self.started_at = time.monotonic()
         with open(self.directory / "qemu.log", "wb") as log:
@@ -151,6 +153,15 @@ class _MicroVm:
     def resume(self):
         with self.qmp() as qmp:
             qmp.call("cont")
+
+    def parking_command(self, command, *arguments):
+        return [BUILD / "berth-parking-fixture", command, str(self.pid), self.memory, self.channel, *arguments]
+
+    def parking(self, command, *arguments):
+        """What berth-parking-fixture says; an AssertionError with its error."""
+        done = subprocess.run(self.parking_command(command, *arguments), capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return json.loads(done.stdout)
 
     def _await_migration(self, qmp):
         deadline = time.monotonic() + 30

@@ -1,0 +1,257 @@
+#include "memory/parking.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+#include <vector>
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "base/aligned_buffer.h"
+#include "base/units.h"
+#include "memory/image_output.h"
+#include "memory/page_file.h"
+#include "memory/preload/channel_format.h"
+
+namespace berth::memory {
+namespace {
+
+// What is read and looked at in one piece: never larger than a granule.
+constexpr std::size_t unit = channel::granule_min;
+static_assert(unit <= ImageOutput::buffer_size && PageFile::trailer_size <= unit);
+
+/// Gives space of the memory object back.
+Result<void> punch(const MemoryFile& object, const std::vector<PageRange>& ranges) {
+  for (const PageRange& range : ranges) {
+    if (::fallocate(object.fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                    static_cast<off_t>(range.offset), static_cast<off_t>(range.length)) != 0)
+      return errno_failure(errno, fmt::format("cannot take memory out of '{}'", object.path));
+  }
+  return {};
+}
+
+/// What is not mapped from the memory object.
+std::vector<PageRange> elsewhere(const GuestMemory& memory) {
+  std::vector<PageRange> ranges;
+  for (const GuestMemory::Piece& piece : memory.pieces())
+    if (!piece.is_shared) ranges.push_back(piece.range);
+  return merged(std::move(ranges));
+}
+
+/// Calls `write(start, end)` for each run of pages that are not zero.
+template <typename Write>
+Result<void> write_runs(Bytes bytes, Write write) {
+  const auto is_page_zero = [&](std::size_t at) { return is_zero(bytes.subspan(at, page_size)); };
+  for (std::size_t start = 0; start < bytes.size(); start += page_size) {
+    if (is_page_zero(start)) continue;
+    std::size_t end = start + page_size;
+    while (end < bytes.size() && !is_page_zero(end)) end += page_size;
+    TRY(write(start, end));
+    start = end;
+  }
+  return {};
+}
+
+class Parking {
+ public:
+  Parking(GuestMemory& memory, std::string path)
+      : memory_(memory),
+        path_(std::move(path)),
+        held_(memory.size()),
+        same_(memory.size()),
+        template_(unit),
+        scratch_(unit) {}
+
+  Result<ParkReport> run() {
+    report_.before = TRY(memory_use(memory_));
+    output_ = TRY(ImageOutput::create(path_, memory_.size() + PageFile::trailer_size));
+    if (auto written = write(); !written) {
+      output_.reset();
+      ::unlink(path_.c_str());
+      return failure(std::move(written).error());
+    }
+    output_.reset();
+    if (auto mapped = map(); !mapped) {
+      remove_if_unused(mapped.error());
+      return failure(std::move(mapped).error());
+    }
+    report_.after = TRY(memory_use(memory_));
+    return report_;
+  }
+
+ private:
+  Result<void> write() {
+    GranuleSet candidates(memory_.size());
+    for (const PageRange& range : TRY(memory_.private_pages())) candidates.add(range);
+    for (const PageRange& range : TRY(memory_.object_pages())) candidates.add(range);
+    for (const PageRange& run : candidates.ranges()) {
+      for (std::uint64_t at = run.offset; at < run.offset + run.length; at += held_.granule()) {
+        const PageRange granule{.offset = at,
+                                .length = std::min(held_.granule(), memory_.size() - at)};
+        TRY(write_granule(granule));
+      }
+    }
+    // The trailer vouches for what is before it.
+    TRY(output_->sync());
+    const Bytes trailer = PageFile::encode_trailer(TRY(output_->buffer()), memory_.size(), held_);
+    TRY(output_->write(memory_.size(), trailer));
+    return output_->sync();
+  }
+
+  Result<void> write_granule(PageRange granule) {
+    if (granule.length > unit) {
+      if (TRY(is_as_its_source(granule))) {
+        same_.add(granule);
+        return {};
+      }
+      held_.add(granule);
+    }
+    for (std::uint64_t at = granule.offset; at < granule.offset + granule.length; at += unit) {
+      const MutableBytes bytes =
+          TRY(output_->buffer())
+              .first(std::min<std::uint64_t>(unit, granule.offset + granule.length - at));
+      TRY(memory_.read(at, bytes));
+      if (granule.length <= unit) {
+        const bool is_same = TRY(is_source(at, bytes));
+        (is_same ? same_ : held_).add(granule);
+        if (is_same) return {};
+      }
+      TRY(write_runs(bytes, [&](std::size_t start, std::size_t end) {
+        report_.written += end - start;
+        return output_->write(at + start, bytes.subspan(start, end - start));
+      }));
+    }
+    return {};
+  }
+
+  Result<bool> is_as_its_source(PageRange granule) {
+    for (std::uint64_t at = granule.offset; at < granule.offset + granule.length; at += unit) {
+      const MutableBytes bytes =
+          scratch_.first(std::min<std::uint64_t>(unit, granule.offset + granule.length - at));
+      TRY(memory_.read(at, bytes));
+      if (!TRY(is_source(at, bytes))) return false;
+    }
+    return true;
+  }
+
+  /// Whether that is what would be there if nothing of it were private.
+  Result<bool> is_source(std::uint64_t at, Bytes bytes) {
+    if (!memory_.is_clone()) return is_zero(bytes);
+    const MutableBytes source = template_.first(bytes.size());
+    TRY(memory_.file().read(at, source));
+    return std::ranges::equal(bytes, source);
+  }
+
+  Result<void> map() {
+    auto file = TRY(PageFile::open(path_));
+    const auto held = held_.ranges();
+    report_.mapped = total_length(held);
+    TRY(memory_.map(file.fd(), held));
+    const auto same = same_.ranges();
+    report_.back_to_source = total_length(same);
+    TRY(memory_.map(memory_.file().fd, same));
+    TRY(memory_.look());
+    if (!memory_.is_clone()) {
+      // Also what somebody has left there who died before.
+      TRY(punch(memory_.file(), elsewhere(memory_)));
+      TRY(punch(memory_.file(), same));
+    }
+    // The pages of older page files are in the page table: those of this one are not.
+    drop_page_files(memory_);
+    file.drop_cache();
+    return {};
+  }
+
+  void remove_if_unused(const Error& error) {
+    if (error.kind() == ErrorKind::timed_out) return;
+    const auto looked = memory_.look();
+    const bool has_ended = !looked && looked.error().kind() == ErrorKind::disconnected;
+    if (!looked && !has_ended) return;
+    if (const auto mapped = is_mapped(memory_, path_); has_ended || (mapped && !*mapped))
+      ::unlink(path_.c_str());
+  }
+
+  GuestMemory& memory_;
+  const std::string path_;
+  std::unique_ptr<ImageOutput> output_;
+  GranuleSet held_;
+  GranuleSet same_;
+  AlignedBuffer template_;
+  AlignedBuffer scratch_;
+  ParkReport report_;
+};
+
+Result<void> copy_back(const GuestMemory& memory, const std::vector<PageRange>& ranges) {
+  const AlignedBuffer buffer(unit);
+  for (const PageRange& range : ranges) {
+    for (std::uint64_t at = range.offset; at < range.offset + range.length; at += unit) {
+      const MutableBytes bytes =
+          buffer.first(std::min<std::uint64_t>(unit, range.offset + range.length - at));
+      TRY(memory.read(at, bytes));
+      TRY(write_runs(bytes, [&](std::size_t start, std::size_t end) {
+        return memory.file().write(at + start, bytes.subspan(start, end - start));
+      }));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<ParkReport> park(GuestMemory& memory, const std::string& path) {
+  TRY(memory.look());
+  return Parking(memory, path).run();
+}
+
+Result<void> restore(GuestMemory& memory) {
+  if (memory.is_clone()) {
+    return failure(ErrorKind::precondition,
+                   "a clone has no memory object that its memory could go back to");
+  }
+  TRY(memory.look());
+  const auto ranges = elsewhere(memory);
+  // Zeros are not written: nothing may be there of an attempt that failed.
+  TRY(punch(memory.file(), ranges));
+  if (auto copied = copy_back(memory, ranges); !copied) {
+    TRY(punch(memory.file(), ranges));
+    return failure(std::move(copied).error());
+  }
+  TRY(memory.map(memory.file().fd, ranges));
+  return memory.look();
+}
+
+Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string& path) {
+  auto file = TRY(PageFile::open(path));
+  struct stat status{};
+  if (::fstat(file.fd().get(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
+  if (file.memory_size() != memory.size()) {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is no page file of this machine", path));
+  }
+  TRY(memory.look());
+  GranuleSet found(memory.size());
+  for (const GuestMemory::Piece& piece : memory.pieces()) {
+    if (piece.device != status.st_dev || piece.inode != status.st_ino) continue;
+    for (const PageRange& range : TRY(memory.present_pages(piece))) found.add(range);
+  }
+  TRY(file.set_working_set(found));
+  return total_length(found.ranges());
+}
+
+Result<bool> is_mapped(GuestMemory& memory, const std::string& path) {
+  struct stat status{};
+  if (::stat(path.c_str(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
+  TRY(memory.look());
+  return std::ranges::any_of(memory.pieces(), [&](const GuestMemory::Piece& piece) {
+    return piece.device == status.st_dev && piece.inode == status.st_ino;
+  });
+}
+
+}  // namespace berth::memory
