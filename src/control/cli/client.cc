@@ -19,6 +19,7 @@
 #include "base/fd.h"
 #include "control/cli/api_client.h"
 #include "control/cli/console.h"
+#include "control/cli/container_commands.h"
 #include "control/cli/render.h"
 #include "control/cli/render_doctor.h"
 #include "control/cli/stop_keepers.h"
@@ -39,10 +40,6 @@ std::string start_hint(const Globals& globals) {
   if (globals.state_dir != defaults.state_dir) hint += " --state-dir " + globals.state_dir;
   if (globals.run_dir != defaults.run_dir) hint += " --run-dir " + globals.run_dir;
   return hint;
-}
-
-ApiClient client_of(const Globals& globals) {
-  return ApiClient(globals.socket, start_hint(globals));
 }
 
 void print(std::string_view text) { (void)std::fwrite(text.data(), 1, text.size(), stdout); }
@@ -390,9 +387,18 @@ Result<void> run(const ParsedLine& line) {
 
 }  // namespace
 
+ApiClient client_of(const Globals& globals) {
+  return ApiClient(globals.socket, start_hint(globals));
+}
+
+Result<Json> wait_for_job(const ApiClient& client, const std::string& id) {
+  return result_of(TRY(follow_job(client, id)));
+}
+
 int run_client(const ParsedLine& line) {
   Result<void> done;
   try {
+    if (is_container_flow(line.command->flow)) return run_container_command(line);
     if (line.command->flow == Flow::vm_console) {
       const auto console = find_console(line);
       return console ? run_console(*console) : report(console.error());

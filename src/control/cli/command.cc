@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "base/result.h"
+#include "control/cli/container_commands.h"
 #include "machine/host/doctor.h"
 
 namespace berth::control::cli {
@@ -421,6 +422,18 @@ Positional image() {
           false,   Names::images};
 }
 
+void add_kernel_commands(std::vector<Command>& all) {
+  all.push_back(make(
+      {.action = "kernel.import",
+       .positionals = {{"PACKAGE",
+                        "A linux-image package; Debian's cloud kernel is downloaded when left out",
+                        "package", false, false, Names::files}},
+       .examples = {
+           {"berth kernel import", "Debian's, as apt offers it today"},
+           {"berth kernel import linux-image-6.1.0-28-cloud-amd64_6.1.119-1_amd64.deb", ""}}}));
+  all.push_back(make({.action = "kernel.list"}));
+}
+
 void add_image_commands(std::vector<Command>& all) {
   all.push_back(
       make({.action = "image.pull",
@@ -574,6 +587,8 @@ const std::vector<Command>& commands() {
     add_refpoint_commands(list);
     add_machine_commands(list);
     add_image_commands(list);
+    for (Command& command : container_commands()) list.push_back(std::move(command));
+    add_kernel_commands(list);
     add_job_commands(list);
     add_hidden_commands(list);
     return list;
@@ -613,6 +628,8 @@ std::string_view noun_summary(std::string_view noun) {
   if (noun == "volume") return "Virtual disks";
   if (noun == "vm") return "Virtual machines";
   if (noun == "image") return "Images of containers";
+  if (noun == "container") return "Containers, each in a microVM of its own";
+  if (noun == "kernel") return "Kernels of microVMs";
   if (noun == "checkpoint") return "Restorable images of volumes";
   if (noun == "refpoint") return "Reference points: moments that changes can be asked about";
   if (noun == "job") return "Work that is under way";

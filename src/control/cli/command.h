@@ -64,9 +64,17 @@ enum class Flow : std::uint8_t {
   refpoint_import,  // from such a file
   vm_create,        // from a vm.toml
   vm_console,       // relay a terminal
-  job_watch,        // follow one job to its end
-  events,           // print what comes
-  daemon,           // these run here, not in the daemon
+  container_run,    // these are container_commands.h's
+  container_create,
+  container_start,
+  container_exec,
+  container_attach,
+  container_logs,
+  container_ps,
+  container_each,  // one action on each of the names
+  job_watch,       // follow one job to its end
+  events,          // print what comes
+  daemon,          // these run here, not in the daemon
   keeper,
   watchdog,
   check,

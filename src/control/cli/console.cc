@@ -13,7 +13,6 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <termios.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -21,6 +20,7 @@
 #include "async/socket_address.h"
 #include "base/fd.h"
 #include "base/result.h"
+#include "control/cli/terminal.h"
 #include "control/exit_code.h"
 
 namespace berth::control::cli {
@@ -45,36 +45,6 @@ Result<Fd> connect(const std::string& path) {
     return failure(ErrorKind::not_found, context + ": the machine is not running");
   return errno_failure(errno, context);
 }
-
-/// The terminal on a descriptor: raw in between, afterwards as it was.
-class Terminal {
- public:
-  explicit Terminal(int fd) : fd_(fd) { is_one_ = ::tcgetattr(fd_, &before_) == 0; }
-  Terminal(const Terminal&) = delete;
-  Terminal& operator=(const Terminal&) = delete;
-  ~Terminal() { restore(); }
-
-  bool is_one() const { return is_one_; }
-  void make_raw() {
-    if (!is_one_) return;
-    termios raw = before_;
-    ::cfmakeraw(&raw);
-    is_raw_ = ::tcsetattr(fd_, TCSANOW, &raw) == 0;
-  }
-  /// Does not wait for output: a terminal that takes none is to be left as well. What was typed and
-  /// not read was for the guest, not for the shell.
-  void restore() {
-    if (!std::exchange(is_raw_, false)) return;
-    ::tcflush(fd_, TCIFLUSH);
-    ::tcsetattr(fd_, TCSANOW, &before_);
-  }
-
- private:
-  int fd_;
-  termios before_{};
-  bool is_one_ = false;
-  bool is_raw_ = false;
-};
 
 /// Signals that end, stop or continue the process, as something to poll. SIGPIPE is an error of
 /// write().

@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "control/cli/container_commands.h"
 #include "control/exit_code.h"
 #include "control/version.h"
 
@@ -156,7 +157,12 @@ class Parser {
 
 }  // namespace
 
-ParseOutcome parse_line(int argc, const char* const* argv) { return Parser().parse(argc, argv); }
+ParseOutcome parse_line(int argc, const char* const* argv) {
+  const std::vector<std::string> words = with_command_apart(argc, argv);
+  std::vector<const char*> pointers;
+  for (const std::string& word : words) pointers.push_back(word.c_str());
+  return Parser().parse(static_cast<int>(pointers.size()), pointers.data());
+}
 
 std::string absolute_path(const std::string& path) {
   std::error_code error;

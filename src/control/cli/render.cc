@@ -10,6 +10,8 @@
 namespace berth::control::cli {
 namespace {
 
+constexpr std::size_t command_shown_max = 32;  // bytes
+
 using Json = nlohmann::json;
 using Row = std::vector<std::string>;
 
@@ -348,6 +350,38 @@ std::string render_check(const Json& report) {
              report["pages"].dump(), report["hold_entries"].dump());
 }
 
+std::string shown_port(const Json& port) {
+  return fmt::format("{}:{}->{}", text_of(port["host_address"]), port["host_port"].dump(),
+                     port["guest_port"].dump());
+}
+
+std::string render_containers(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& container : list["containers"]) {
+    std::string command;
+    for (const Json& word : container["command"])
+      command += (command.empty() ? "" : " ") + text_of(word);
+    if (command.size() > command_shown_max)
+      command = command.substr(0, command_shown_max - 3) + "...";
+    std::string ports;
+    for (const Json& port : container["ports"])
+      ports += (ports.empty() ? "" : ", ") + shown_port(port);
+    std::string state = text_of(container["state"]);
+    if (container["exit_code"].is_number()) state += " (" + container["exit_code"].dump() + ")";
+    rows.push_back({text_of(container["name"]), text_of(container["image_name"]), command, state,
+                    text_of(container["created_at"]), ports});
+  }
+  return table({"NAME", "IMAGE", "COMMAND", "STATE", "CREATED", "PORTS"}, rows);
+}
+
+std::string render_kernels(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& kernel : list["kernels"])
+    rows.push_back(
+        {text_of(kernel["release"]), text_of(kernel["imported_at"]), text_of(kernel["source"])});
+  return table({"RELEASE", "IMPORTED", "SOURCE"}, rows);
+}
+
 /// Whatever has no form of its own.
 std::string render_members(const Json& object) {
   std::vector<std::pair<std::string, std::string>> entries;
@@ -411,6 +445,8 @@ std::string render(std::string_view schema, const Json& answer) {
     return fmt::format("the daemon ends; {} machines and {} keepers were ended\n",
                        answer["machines_stopped"].dump(), answer["keepers_stopped"].dump());
   }
+  if (schema == "ContainerList") return render_containers(answer);
+  if (schema == "KernelList") return render_kernels(answer);
   if (schema == "Image") return render_image(answer);
   if (schema == "ImageList") return render_images(answer);
   if (schema == "DeletedImage") return render_deleted_image(answer);

@@ -1,0 +1,673 @@
+#include "control/cli/container_commands.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <set>
+#include <thread>
+
+#include <unistd.h>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/units.h"
+#include "container/container_log.h"
+#include "container/container_record.h"
+#include "control/cli/api_client.h"
+#include "control/cli/attach.h"
+#include "control/cli/client.h"
+#include "control/cli/render.h"
+#include "control/exit_code.h"
+
+namespace berth::control::cli {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::chrono::milliseconds log_poll{100};
+constexpr std::size_t log_piece = std::size_t{64} << 10;
+
+// --- What there is to say.
+
+Option flag(std::string short_name, std::string name, std::string description) {
+  return {.name = std::move(name),
+          .short_name = std::move(short_name),
+          .value = {},
+          .description = std::move(description)};
+}
+
+Option value(std::string short_name, std::string name, std::string what, std::string description) {
+  return {.name = std::move(name),
+          .short_name = std::move(short_name),
+          .value = std::move(what),
+          .description = std::move(description)};
+}
+
+Option values(std::string short_name, std::string name, std::string what, std::string description) {
+  Option option =
+      value(std::move(short_name), std::move(name), std::move(what), std::move(description));
+  option.repeated = true;
+  return option;
+}
+
+std::vector<Option> process_options() {
+  return {
+      values("-e", "--env", "NAME=VALUE", "A variable; of a NAME alone, its value here"),
+      value("-u", "--user", "USER", "USER[:GROUP], names or numbers; the image's when left out"),
+      value("-w", "--workdir", "DIR", "Working directory; the image's when left out"),
+      flag("-i", "--interactive", "Send standard input"), flag("-t", "--tty", "With a terminal")};
+}
+
+std::vector<Option> create_options() {
+  std::vector<Option> options = process_options();
+  const std::vector<Option> more = {
+      value("", "--name", "NAME", "Name of the container; c- and eight digits when left out"),
+      flag("", "--rm", "Delete it when it has ended"),
+      values("", "--env-file", "FILE", "Variables, one a line"),
+      values("-v", "--volume", "VOLUME:PATH[:ro]",
+             "Mount a volume that has a file system (berth volume create --file-system ext4)"),
+      value("", "--overlay", "VOLUME",
+            "Keep what it changes in this volume, an ext4; in its memory when left out"),
+      values("-p", "--publish", "[ADDRESS:]HOST:PORT",
+             "Have a TCP port of this host lead to one of the container; PORT alone: a free one"),
+      value("", "--cpus", "N", "CPU time; 1.5 is one and a half CPUs; 1 when left out"),
+      value("-m", "--memory", "SIZE", "Memory; 256M when left out"),
+      {.name = "--net",
+       .value = "none|user",
+       .description = "Its network: none, or out through this host's addresses (user)",
+       .names = Names::choices,
+       .choices = {"none", "user"}},
+      value("", "--hostname", "NAME", "Its name for itself; the container's when left out"),
+      value("", "--entrypoint", "PROGRAM", "In place of the image's, and of its command"),
+      value("", "--stop-signal", "SIGNAL", "What it is asked to end with"),
+      value("", "--stop-timeout", "SECONDS", "How long it may take for that; 10 when left out"),
+      values("-l", "--label", "NAME=VALUE", "A label"),
+      value("", "--log-size", "SIZE", "How much of what it writes is kept; 64M when left out")};
+  options.insert(options.end(), more.begin(), more.end());
+  return options;
+}
+
+Positional container_name(bool repeated = false) {
+  return {"CONTAINER", "Its name, or the beginning of its id", "container", true, repeated,
+          Names::none};
+}
+Positional image() {
+  return {"IMAGE",      "Name or digest of the image; fetched if it is not here", "", true, false,
+          Names::images};
+}
+Positional words(bool required) {
+  return {"COMMAND", "What to run, with its arguments", "", required, true};
+}
+
+Command each(std::string word, const char* action, std::vector<Option> options,
+             std::vector<Example> examples) {
+  return {.words = {"container", std::move(word)},
+          .summary = std::string(find_action(action)->summary),
+          .flow = Flow::container_each,
+          .action = find_action(action),
+          .positionals = {container_name(true)},
+          .options = std::move(options),
+          .examples = std::move(examples)};
+}
+
+Option of_action(Option option, std::string parameter) {
+  option.parameter = std::move(parameter);
+  return option;
+}
+
+// --- Carrying it out.
+
+int report(const Error& error, int code) {
+  (void)std::fflush(stdout);
+  fmt::print(stderr, "berth: {}\n", render_error(error));
+  return code;
+}
+
+Result<std::pair<std::string, std::string>> parse_pair(const std::string& text, const char* what) {
+  const std::size_t at = text.find('=');
+  if (at == 0 || at == std::string::npos)
+    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is no {}", text, what));
+  return std::pair{text.substr(0, at), text.substr(at + 1)};
+}
+
+/// Of a NAME alone, the value that it has here; none where it has none.
+void add_variable(Json& environment, const std::string& text) {
+  if (text.contains('=')) {
+    environment.push_back(text);
+  } else if (const char* here = std::getenv(text.c_str())) {
+    environment.push_back(fmt::format("{}={}", text, here));
+  }
+}
+
+Result<Json> environment_of(const ParsedLine& line) {
+  Json environment = Json::array();
+  if (line.has("--env-file")) {
+    for (const std::string& path : line.values.at("--env-file")) {
+      std::ifstream file(path);
+      if (!file) return errno_failure(errno, fmt::format("cannot read '{}'", path));
+      for (std::string text; std::getline(file, text);)
+        if (!text.empty() && text.front() != '#') add_variable(environment, text);
+    }
+  }
+  if (line.has("--env"))
+    for (const std::string& text : line.values.at("--env")) add_variable(environment, text);
+  return environment;
+}
+
+Result<double> number_of(const std::string& text, const char* option) {
+  char* end = nullptr;
+  const double number = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0')
+    return failure(ErrorKind::invalid_argument, fmt::format("{}: '{}' is no number", option, text));
+  return number;
+}
+
+Result<Json> specification_of(const ParsedLine& line) {
+  Json wanted = {{"environment", TRY(environment_of(line))},
+                 {"input", line.has("--interactive")},
+                 {"terminal", line.has("--tty")},
+                 {"remove", line.has("--rm")}};
+  const std::map<std::string, std::string> texts = {{"--name", "name"},
+                                                    {"--user", "user"},
+                                                    {"--workdir", "working_directory"},
+                                                    {"--hostname", "hostname"},
+                                                    {"--net", "network"},
+                                                    {"--overlay", "overlay"},
+                                                    {"--stop-signal", "stop_signal"}};
+  for (const auto& [option, member] : texts)
+    if (line.has(option)) wanted[member] = line.text(option);
+  if (line.has("--entrypoint")) {
+    // An empty one: none, not the image's either.
+    wanted["entrypoint"] = line.text("--entrypoint").empty()
+                               ? Json::array()
+                               : Json::array({line.text("--entrypoint")});
+  }
+  if (line.has("COMMAND")) wanted["command"] = line.values.at("COMMAND");
+  if (line.has("--cpus")) wanted["cpus"] = TRY(number_of(line.text("--cpus"), "--cpus"));
+  if (line.has("--memory")) wanted["memory"] = TRY(parse_size(line.text("--memory")));
+  if (line.has("--log-size")) wanted["log_bytes"] = TRY(parse_size(line.text("--log-size")));
+  if (line.has("--stop-timeout")) {
+    const double seconds = TRY(number_of(line.text("--stop-timeout"), "--stop-timeout"));
+    if (!(seconds >= 0 && seconds <= container::container_stop_timeout_s_max))
+      return failure(ErrorKind::invalid_argument, "--stop-timeout: too long");
+    wanted["stop_timeout_s"] = static_cast<std::uint64_t>(seconds);
+  }
+  if (line.has("--publish"))
+    for (const std::string& text : line.values.at("--publish"))
+      wanted["ports"].push_back(TRY(parse_published_port(text)));
+  if (line.has("--volume"))
+    for (const std::string& text : line.values.at("--volume"))
+      wanted["mounts"].push_back(TRY(parse_mount(text)));
+  if (line.has("--label")) {
+    for (const std::string& text : line.values.at("--label")) {
+      const auto [name, label] = TRY(parse_pair(text, "label"));
+      wanted["labels"][name] = label;
+    }
+  }
+  return wanted;
+}
+
+class Runner {
+ public:
+  explicit Runner(const ParsedLine& line) : line_(line), client_(client_of(line.globals)) {}
+
+  int run() {
+    switch (line_.command->flow) {
+      case Flow::container_run: return run_container();
+      case Flow::container_create: return create_only();
+      case Flow::container_start: return start();
+      case Flow::container_exec: return execute();
+      case Flow::container_attach: return attach();
+      case Flow::container_logs: return logs();
+      case Flow::container_ps: return list();
+      default: return for_each();
+    }
+  }
+
+ private:
+  Result<Json> call(const char* action, const Json& parameters) const {
+    return client_.call(*find_action(action), parameters);
+  }
+
+  Result<void> have_image() {
+    const std::string image = line_.text("IMAGE");
+    const auto found = call("image.info", {{"image", image}});
+    if (found || found.error().kind() != ErrorKind::not_found)
+      return found ? Result<void>() : failure(found.error());
+    fmt::print(stderr, "The image '{}' is not here: fetching it.\n", image);
+    const Json job = TRY(call("image.pull", {{"image", image}}));
+    TRY(wait_for_job(client_, job.value("id", "")));
+    return {};
+  }
+
+  Result<Json> create() {
+    TRY(have_image());
+    return call("container.create",
+                {{"image", line_.text("IMAGE")}, {"specification", TRY(specification_of(line_))}});
+  }
+
+  int create_only() {
+    const auto made = create();
+    if (!made) return report(made.error(), exit_code(made.error().kind()));
+    show(*made);
+    return exit_done;
+  }
+
+  int run_container() {
+    const bool detached = line_.has("--detach");
+    if (line_.has("--tty") && !detached && ::isatty(STDIN_FILENO) != 1 &&
+        line_.has("--interactive"))
+      return report(Error(ErrorKind::invalid_argument, "-t: standard input is no terminal"),
+                    exit_engine_failed);
+    const auto made = create();
+    if (!made) return report(made.error(), exit_engine_failed);
+    const std::string name = made->value("name", "");
+    const auto started = call("container.start", {{"container", name}, {"hold", !detached}});
+    if (!started) {
+      const int code = failed_start(name);
+      if (!line_.has("--rm") && !line_.has("--name"))
+        fmt::print(stderr, "berth: the container is '{}'\n", name);
+      return report(started.error(), code);
+    }
+    if (detached) {
+      show(*started);
+      return exit_done;
+    }
+    return attach_to(*started, true, line_.has("--interactive"));
+  }
+
+  /// Of a program that cannot be run, what a shell would end with.
+  int failed_start(const std::string& name) {
+    const auto now = call("container.inspect", {{"container", name}});
+    if (line_.has("--rm")) (void)call("container.delete", {{"container", name}, {"force", true}});
+    const int code = now && now->at("exit_code").is_number() ? now->at("exit_code").get<int>()
+                                                             : exit_engine_failed;
+    return code == 126 || code == 127 ? code : exit_engine_failed;
+  }
+
+  int attach_to(const Json& shown, bool from_start, bool input) {
+    if (!shown["attach"].is_string()) {
+      return report(Error(ErrorKind::precondition,
+                          fmt::format("the container '{}' does not run", shown.value("name", ""))),
+                    exit_engine_failed);
+    }
+    const bool terminal = shown["specification"].value("terminal", false);
+    Json request = {{"input", input}, {"from", from_start ? "start" : "now"}};
+    if (terminal) add_terminal_size(request);
+    return run_attached(shown["attach"].get<std::string>(), {{"attach", request}},
+                        {.input = input, .terminal = terminal && input});
+  }
+
+  int start() {
+    const bool attached = line_.has("--attach");
+    int code = exit_done;
+    for (const std::string& name : line_.values.at("CONTAINER")) {
+      const auto started = call("container.start", {{"container", name}, {"hold", attached}});
+      if (!started) {
+        code = report(started.error(),
+                      attached ? failed_start(name) : exit_code(started.error().kind()));
+        continue;
+      }
+      if (attached) return attach_to(*started, true, line_.has("--interactive"));
+      show(*started);
+    }
+    return code;
+  }
+
+  int attach() {
+    const auto shown = call("container.inspect", {{"container", line_.text("CONTAINER")}});
+    if (!shown) return report(shown.error(), exit_engine_failed);
+    const bool input = (*shown)["specification"].value("input", false) && !line_.has("--no-stdin");
+    return attach_to(*shown, false, input);
+  }
+
+  int execute() {
+    const auto shown = call("container.inspect", {{"container", line_.text("CONTAINER")}});
+    if (!shown) return report(shown.error(), exit_engine_failed);
+    if (!(*shown)["attach"].is_string()) {
+      return report(Error(ErrorKind::precondition,
+                          fmt::format("the container '{}' does not run", shown->value("name", ""))),
+                    exit_engine_failed);
+    }
+    const auto environment = environment_of(line_);
+    if (!environment) return report(environment.error(), exit_engine_failed);
+    const Json& is = (*shown)["specification"];
+    Json all = is["environment"];
+    all.insert(all.end(), environment->begin(), environment->end());
+    Json request = {{"arguments", line_.values.at("COMMAND")},
+                    {"environment", std::move(all)},
+                    {"working_directory", line_.has("--workdir") ? Json(line_.text("--workdir"))
+                                                                 : is["working_directory"]},
+                    {"user", line_.has("--user") ? Json(line_.text("--user")) : is["user"]},
+                    {"terminal", line_.has("--tty")},
+                    {"input", line_.has("--interactive")}};
+    if (line_.has("--tty")) add_terminal_size(request);
+    return run_attached((*shown)["attach"].get<std::string>(), {{"exec", request}},
+                        {.input = line_.has("--interactive"),
+                         .terminal = line_.has("--tty") && line_.has("--interactive")});
+  }
+
+  int for_each() {
+    int code = exit_done;
+    for (const std::string& name : line_.values.at("CONTAINER")) {
+      Json parameters = {{"container", name}};
+      for (const Option& option : line_.command->options) {
+        if (option.parameter.empty() || !line_.has(option.name)) continue;
+        if (option.value.empty()) {
+          parameters[option.parameter] = true;
+        } else if (option.parameter == "timeout_s") {
+          const auto seconds = number_of(line_.text(option.name), option.name.c_str());
+          if (!seconds) return report(seconds.error(), exit_usage);
+          parameters[option.parameter] = static_cast<std::uint64_t>(std::max(0.0, *seconds));
+        } else {
+          parameters[option.parameter] = line_.text(option.name);
+        }
+      }
+      const auto done = client_.call(*line_.command->action, parameters);
+      if (!done) {
+        code = report(done.error(), exit_code(done.error().kind()));
+      } else if (line_.command->action->name == "container.inspect" || line_.globals.json) {
+        print(done->dump(2, ' ', false, Json::error_handler_t::replace) + '\n');
+      } else {
+        print(name + '\n');
+      }
+    }
+    return code;
+  }
+
+  int list() {
+    auto all = call("container.list", Json::object());
+    if (!all) return report(all.error(), exit_code(all.error().kind()));
+    Json shown = Json::array();
+    for (Json& container : (*all)["containers"]) {
+      const std::string state = container.value("state", "");
+      if (line_.has("--all") || (state != "exited" && state != "created"))
+        shown.push_back(std::move(container));
+    }
+    if (line_.has("--quiet")) {
+      for (const Json& container : shown) print(container.value("name", "") + '\n');
+    } else {
+      (*all)["containers"] = std::move(shown);
+      if (line_.globals.json) {
+        print(all->dump(2, ' ', false, Json::error_handler_t::replace) + '\n');
+      } else {
+        print(render("ContainerList", *all));
+      }
+    }
+    return exit_done;
+  }
+
+  // --- Logs.
+
+  int logs() {
+    const auto shown = call("container.inspect", {{"container", line_.text("CONTAINER")}});
+    if (!shown) return report(shown.error(), exit_code(shown.error().kind()));
+    std::size_t skipped = 0;
+    if (line_.has("--tail")) {
+      const auto tail = number_of(line_.text("--tail"), "--tail");
+      if (!tail || *tail < 0)
+        return report(tail
+                          ? Error(ErrorKind::invalid_argument, "--tail: expected a number of lines")
+                          : tail.error(),
+                      exit_usage);
+      const std::size_t lines = count_lines((*shown)["log"].get<std::string>());
+      skipped = lines - std::min(lines, static_cast<std::size_t>(*tail));
+    }
+    container::LogReader reader((*shown)["log"].get<std::string>(),
+                                container::LogReader::From::start);
+    const std::string name = shown->value("name", "");
+    while (true) {
+      // Before the log is read: everything is in it once the container has ended.
+      const bool goes_on = line_.has("--follow") && is_running(name);
+      while (true) {
+        const auto lines = reader.read(log_piece);
+        if (!lines) return report(lines.error(), exit_failed);
+        if (lines->empty()) break;
+        print_log(*lines, skipped);
+      }
+      (void)std::fflush(stdout);
+      if (!goes_on) return exit_done;
+      std::this_thread::sleep_for(log_poll);
+    }
+  }
+
+  bool is_running(const std::string& name) const {
+    const auto shown = call("container.inspect", {{"container", name}});
+    return shown && shown->at("pid").is_number();
+  }
+
+  /// Whole ones.
+  static std::size_t count_lines(const std::string& path) {
+    container::LogReader reader(path, container::LogReader::From::start);
+    std::size_t count = 0;
+    while (true) {
+      const auto lines = reader.read(log_piece);
+      if (!lines || lines->empty()) return count;
+      for_each_entry(*lines, [&count](const container::LogEntry& entry) {
+        if (!entry.partial) ++count;
+      });
+    }
+  }
+
+  template <typename Take>
+  static void for_each_entry(std::string_view lines, Take take) {
+    while (!lines.empty()) {
+      const std::size_t end = std::min(lines.find('\n'), lines.size());
+      if (const auto entry = container::parse_log_line(lines.substr(0, end))) take(*entry);
+      lines.remove_prefix(std::min(end + 1, lines.size()));
+    }
+  }
+
+  void print_log(std::string_view lines, std::size_t& skipped) {
+    for_each_entry(lines, [&](const container::LogEntry& entry) {
+      const bool is_errors = entry.stream == container::LogStream::errors;
+      if (skipped > 0) {
+        if (!entry.partial) --skipped;
+        return;
+      }
+      std::string text;
+      if (line_.has("--timestamps") && !in_line_[is_errors ? 1 : 0])
+        text = fmt::format("{} ", entry.at);
+      text += entry.text;
+      if (!entry.partial) text += '\n';
+      in_line_[is_errors ? 1 : 0] = entry.partial;
+      (void)std::fwrite(text.data(), 1, text.size(), is_errors ? stderr : stdout);
+    });
+  }
+
+  // --- Printing.
+
+  static void print(std::string_view text) {
+    (void)std::fwrite(text.data(), 1, text.size(), stdout);
+  }
+  void show(const Json& container) const {
+    if (line_.globals.json) {
+      print(container.dump(2, ' ', false, Json::error_handler_t::replace) + '\n');
+    } else {
+      print(container.value("name", "") + '\n');
+    }
+  }
+
+  const ParsedLine& line_;
+  ApiClient client_;
+  std::array<bool, 2> in_line_{};  // of each stream: the last entry's line goes on
+};
+
+/// Options of the command, and those that every command has, which take a word of their own.
+bool takes_word(const Command& command, const std::string& word) {
+  const auto is_it = [&word](const Option& option) {
+    return !option.value.empty() && (option.name == word || option.short_name == word);
+  };
+  return std::ranges::any_of(command.options, is_it) ||
+         std::ranges::any_of(global_options(), is_it);
+}
+
+}  // namespace
+
+std::vector<Command> container_commands() {
+  std::vector<Command> all;
+  std::vector<Option> run = create_options();
+  run.push_back(flag("-d", "--detach", "Do not attach: print its name, and leave it running"));
+  all.push_back({.words = {"container", "run"},
+                 .summary = "Run a command in a new container, in a microVM of its own",
+                 .description =
+                     "Ends with the command's exit code; 125 where Berth failed, 126 and "
+                     "127 where the command cannot be run or is not there. ^P ^Q "
+                     "detaches from a terminal.",
+                 .flow = Flow::container_run,
+                 .positionals = {image(), words(false)},
+                 .options = std::move(run),
+                 .examples = {{"berth container run --rm debian:12 cat /etc/os-release", ""},
+                              {"berth container run -it --rm alpine", "a shell, with a terminal"},
+                              {"berth container run -d --name web -p 8080:80 nginx", "a service"},
+                              {"berth container run -d -v data:/var/lib/postgresql/data -e "
+                               "POSTGRES_PASSWORD=x postgres",
+                               "with its data in a volume"}}});
+  all.push_back({.words = {"container", "create"},
+                 .summary = "Make a container, to be started later",
+                 .flow = Flow::container_create,
+                 .positionals = {image(), words(false)},
+                 .options = create_options(),
+                 .examples = {{"berth container create --name web -p 8080:80 nginx", ""}}});
+  all.push_back({.words = {"container", "start"},
+                 .summary = "Run a container again, or for the first time",
+                 .flow = Flow::container_start,
+                 .positionals = {container_name(true)},
+                 .options = {flag("-a", "--attach", "Attach to it"),
+                             flag("-i", "--interactive", "Send standard input")},
+                 .examples = {{"berth container start web", ""}}});
+  all.push_back({.words = {"container", "exec"},
+                 .summary = "Run another command in a container",
+                 .flow = Flow::container_exec,
+                 .positionals = {container_name(), words(true)},
+                 .options = process_options(),
+                 .examples = {{"berth container exec -it web sh", ""},
+                              {"berth container exec db pg_isready", ""}}});
+  all.push_back({.words = {"container", "attach"},
+                 .summary = "See what a container writes from now on, and write to it",
+                 .flow = Flow::container_attach,
+                 .positionals = {container_name()},
+                 .options = {flag("", "--no-stdin", "Do not send standard input")},
+                 .examples = {{"berth container attach web", ""}}});
+  all.push_back({.words = {"container", "logs"},
+                 .summary = "Print what a container has written",
+                 .flow = Flow::container_logs,
+                 .positionals = {container_name()},
+                 .options = {flag("-f", "--follow", "And what it will, until it ends"),
+                             value("-n", "--tail", "N", "The last N lines alone"),
+                             flag("-t", "--timestamps", "With the time of each line")},
+                 .examples = {{"berth container logs -f --tail 100 web", ""}}});
+  all.push_back({.words = {"container", "ps"},
+                 .summary = "List the containers that run",
+                 .flow = Flow::container_ps,
+                 .options = {flag("-a", "--all", "Those that do not run, too"),
+                             flag("-q", "--quiet", "Names alone")},
+                 .examples = {{"berth container ps -a", ""}}});
+  all.push_back(each("stop", "container.stop",
+                     {of_action(value("-t", "--time", "SECONDS",
+                                      "How long they may take; their own time when left out"),
+                                "timeout_s")},
+                     {{"berth container stop web db", ""}}));
+  all.push_back(
+      each("kill", "container.kill",
+           {of_action(value("-s", "--signal", "SIGNAL", "SIGKILL when left out"), "signal")},
+           {{"berth container kill -s HUP web", ""}}));
+  all.push_back(each("rm", "container.delete",
+                     {of_action(flag("-f", "--force", "End those that run, by force"), "force")},
+                     {{"berth container rm -f web", ""}}));
+  all.push_back(each("pause", "container.pause", {}, {{"berth container pause web", ""}}));
+  all.push_back(each("resume", "container.resume", {}, {{"berth container resume web", ""}}));
+  all.push_back(each("inspect", "container.inspect", {}, {{"berth container inspect web", ""}}));
+  return all;
+}
+
+bool is_container_flow(Flow flow) {
+  return flow >= Flow::container_run && flow <= Flow::container_each;
+}
+
+int run_container_command(const ParsedLine& line) { return Runner(line).run(); }
+
+std::vector<std::string> with_command_apart(int argc, const char* const* argv) {
+  std::vector<std::string> words(argv, argv + argc);
+  const auto noun = std::ranges::find(words, "container");
+  if (noun == words.end() || noun + 1 == words.end()) return words;
+  const auto command = std::ranges::find_if(commands(), [&](const Command& candidate) {
+    const bool takes_command = candidate.flow == Flow::container_run ||
+                               candidate.flow == Flow::container_create ||
+                               candidate.flow == Flow::container_exec;
+    return takes_command && candidate.words.back() == *(noun + 1);
+  });
+  if (command == commands().end()) return words;
+  for (auto word = noun + 2; word != words.end(); ++word) {
+    if (*word == "--") return words;
+    if (word->starts_with('-') && word->size() > 1) {
+      // Its value is the next word, unless it is in this one; of flags in one word, the last's.
+      const std::string last =
+          word->starts_with("--") ? *word : "-" + word->substr(word->size() - 1);
+      const bool has_value = word->starts_with("--")
+                                 ? word->contains('=')
+                                 : takes_word(*command, word->substr(0, 2)) && word->size() > 2;
+      if (!has_value && takes_word(*command, last) && word + 1 != words.end()) ++word;
+      continue;
+    }
+    words.insert(word, "--");
+    return words;
+  }
+  return words;
+}
+
+Result<Json> parse_published_port(const std::string& text) {
+  const auto wrong = [&text] {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("'{}' is no [ADDRESS:]HOST:PORT", text));
+  };
+  const auto port_of = [](std::string_view digits) -> std::optional<unsigned> {
+    unsigned port = 0;
+    if (digits.empty() || digits.size() > 5) return std::nullopt;
+    for (const char c : digits) {
+      if (c < '0' || c > '9') return std::nullopt;
+      port = port * 10 + static_cast<unsigned>(c - '0');
+    }
+    return port <= 65'535 ? std::optional(port) : std::nullopt;
+  };
+  std::string rest = text;
+  if (rest.ends_with("/tcp")) rest.resize(rest.size() - 4);
+  const std::size_t last = rest.rfind(':');
+  const auto guest =
+      port_of(std::string_view(rest).substr(last == std::string::npos ? 0 : last + 1));
+  if (!guest || *guest == 0) return wrong();
+  Json port = {{"guest_port", *guest}, {"host_port", 0}};
+  if (last == std::string::npos) return port;
+  rest.resize(last);
+  const std::size_t before = rest.rfind(':');
+  const std::string host = rest.substr(before == std::string::npos ? 0 : before + 1);
+  if (!host.empty()) {
+    const auto number = port_of(host);
+    if (!number) return wrong();
+    port["host_port"] = *number;
+  }
+  if (before != std::string::npos) {
+    std::string address = rest.substr(0, before);
+    if (address.starts_with('[') && address.ends_with(']'))
+      address = address.substr(1, address.size() - 2);
+    if (address.empty()) return wrong();
+    port["host_address"] = address;
+  }
+  return port;
+}
+
+Result<Json> parse_mount(const std::string& text) {
+  const std::size_t first = text.find(':');
+  if (first == 0 || first == std::string::npos)
+    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is no VOLUME:PATH[:ro]", text));
+  std::string path = text.substr(first + 1);
+  const bool read_only = path.ends_with(":ro");
+  if (read_only || path.ends_with(":rw")) path.resize(path.size() - 3);
+  return Json{{"volume", text.substr(0, first)}, {"path", path}, {"read_only", read_only}};
+}
+
+}  // namespace berth::control::cli
