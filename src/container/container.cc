@@ -275,13 +275,9 @@ Task<Result<void>> Container::start_main() {
   main_ = std::make_shared<GuestProcess>(loop_, link_, main_number, main_specification());
   auto started = co_await main_->start();
   if (!started) {
-    if (phase_ != Phase::off) {
-      set_end({.exit_code = main_->shell_status()},
-              fmt::format("cannot run '{}': {}", record_.specification.arguments.front(),
-                          started.error().message()));
-    }
-    co_return failure(std::move(started).error().with_context(
-        fmt::format("cannot run '{}'", record_.specification.arguments.front())));
+    if (phase_ != Phase::off)
+      set_end({.exit_code = main_->shell_status()}, started.error().message());
+    co_return started;
   }
   if (phase_ == Phase::booting || phase_ == Phase::held) {
     set_phase(Phase::running);

@@ -184,11 +184,11 @@ Result<KernelRecord> KernelStore::import(const KernelSource& source, const std::
   fs::create_directory(made, error);
   if (!error) fs::copy_file(files.image, made + "/vmlinuz", error);
   if (!error)
-    fs::copy(files.modules, made + "/modules",
+    fs::copy(fs::canonical(files.modules, error), made + "/modules",
              fs::copy_options::recursive | fs::copy_options::skip_symlinks, error);
   if (error) return failure(from(error, fmt::format("cannot copy the kernel '{}'", files.image)));
-  TRY(make_initramfs(
-      {.agent = TRY(find_agent()), .modules = made + "/modules"}));  // it can be used
+  const std::string agent = TRY(find_agent());
+  TRY(make_initramfs({.agent = agent, .modules = made + "/modules"}));  // it can be used
   TRY(machine::write_small_file(
       made + "/kernel.json",
       Json({{"release", record.release}, {"source", record.source}, {"imported_at", imported_at}})

@@ -121,6 +121,15 @@ Async<Result<Json>> image_info(Services& services, Json params) {
 Async<Result<Json>> image_delete(Services& services, Json params) {
   ImageStore* store = &services.images;
   const std::string reference = text(params, "image");
+  const ImageRecord image = CO_TRY(
+      co_await on_worker(services.workers, [store, reference] { return store->find(reference); }));
+  const bool by_name = !image.digest.ends_with(reference) && image.names.size() > 1;
+  if (const std::string user = co_await services.containers.user_of_image(image.digest);
+      !user.empty() && !by_name) {
+    co_return failure(ErrorKind::in_use,
+                      fmt::format("the image '{}' is that of the container '{}'",
+                                  image.names.empty() ? image.digest : image.names.front(), user));
+  }
   const auto removed = CO_TRY(co_await on_worker(
       services.workers, [store, reference] { return store->remove(reference); }));
   if (removed.deleted)
@@ -216,9 +225,10 @@ std::vector<Action> image_actions() {
        .path = "/v1/images/{image}",
        .summary = "Delete a container image, and what no other one needs of it; by one of several "
                   "names, only that name",
+       .precondition = "No container is of it (in_use), unless only a name goes",
        .result = "DeletedImage",
        .parameters = {image_in_path()},
-       .errors = {ErrorKind::not_found, ErrorKind::no_space}},
+       .errors = {ErrorKind::not_found, ErrorKind::in_use, ErrorKind::no_space}},
   };
 }
 

@@ -186,7 +186,7 @@ Result<Json> check_parameter(const Parameter& parameter, const Json& value) {
     case Type::count: return check_number(parameter, value);
     case Type::flag: return check_flag(parameter, value);
     case Type::object:
-      if (value.is_object()) return {};
+      if (value.is_object()) return value;
       return failure(ErrorKind::invalid_argument,
                      fmt::format("{}: expected an object", parameter.name));
     case Type::volume_names: return check_volume_names(parameter, value);
