@@ -37,6 +37,7 @@ constexpr Milliseconds connect_retry_first{2};
 constexpr Milliseconds connect_retry_max{50};
 constexpr Milliseconds restart_backoff_first{100};
 constexpr Milliseconds restart_backoff_max{10'000};
+constexpr unsigned exit_code_lost = 255;  // of a run whose end nobody saw
 
 Result<void> make_passage(const std::string& path) {
   std::error_code error;
@@ -68,7 +69,7 @@ std::vector<Disk> disks_of(const container::ContainerSpecification& container) {
 
 machine::MachineMemory memory_of(const ContainerRecord& record) {
   machine::MachineSpecification alike;
-  alike.name = record.specification.name;
+  alike.name = "container " + record.specification.name;  // no machine's
   alike.memory = record.specification.memory;
   alike.cpus = static_cast<unsigned>(record.specification.cpus) + 1;
   return machine::memory_of(alike, machine::has_kvm());
@@ -89,19 +90,20 @@ struct Containers::Container {
   bool alive = false;
   bool heard = false;
   bool opening = false;
-  std::string last_end;  // of its keeper's process, "" where nobody knows
+  bool starting = false;  // counts in admission, and has its volumes
+  std::string last_end;   // of its keeper's process, "" where nobody knows
   Wakeup process_ended;
 };
 
 Containers::Containers(Executor executor, boost::asio::thread_pool& workers, ContainerPolicy policy,
-                       Keepers& keepers, EventLog& events, CheckMemory check_memory)
+                       Keepers& keepers, Machines& machines, EventLog& events)
     : executor_(std::move(executor)),
       workers_(workers),
       policy_(std::move(policy)),
       run_{policy_.run_dir},
       keepers_(keepers),
+      machines_(machines),
       events_(events),
-      check_memory_(std::move(check_memory)),
       store_(policy_.state_dir) {}
 
 Containers::~Containers() = default;
@@ -149,7 +151,7 @@ Async<Result<ContainerRecord>> Containers::create(container::ContainerSpecificat
 Async<Result<void>> Containers::remove(std::string name) {
   const auto container = container_of(name);
   const auto lock = co_await container->mutex.lock();
-  if (container->alive && !container->is_open()) co_await await_end(container, end_patience);
+  co_await await_ending(container);
   if (container->alive || has_qemu(name)) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' runs: stop it first, or use --force", name));
@@ -170,8 +172,32 @@ Async<std::string> Containers::user_of_image(std::string digest) {
 Async<std::vector<machine::MachineMemory>> Containers::running_memory() {
   std::vector<machine::MachineMemory> running;
   for (const ContainerRecord& record : co_await list())
-    if (is_on(record.specification.name)) running.push_back(memory_of(record));
+    if (is_used(record.specification.name)) running.push_back(memory_of(record));
   co_return running;
+}
+
+/// Runs, or is about to.
+bool Containers::is_used(const std::string& name) const {
+  const auto found = containers_.find(name);
+  return is_on(name) || (found != containers_.end() && found->second->starting);
+}
+
+Async<std::string> Containers::user_of_volume(std::string volume) {
+  for (const ContainerRecord& record : co_await list())
+    for (const Disk& disk : disks_of(record.specification))
+      if (disk.volume == volume) co_return record.specification.name;
+  co_return std::string();
+}
+
+Async<std::string> Containers::runs_with(std::string volume) {
+  for (const ContainerRecord& record : co_await list()) {
+    if (!is_used(record.specification.name)) continue;
+    for (const Disk& disk : disks_of(record.specification)) {
+      if (disk.volume == volume)
+        co_return fmt::format("the container '{}'", record.specification.name);
+    }
+  }
+  co_return std::string();
 }
 
 // --- Keepers.
@@ -330,9 +356,25 @@ Async<void> Containers::take_over() {
         events_.publish("keeper_failed", {.container = container->name},
                         launched.error().message());
     } else {
+      co_await note_lost_run(container->name);
       (void)co_await release_ended(container->name);
     }
   }
+}
+
+/// A keeper writes what ends a run before it takes away what says that there is one: where only the
+/// latter is gone, the host went down, and its run directory with it.
+Async<void> Containers::note_lost_run(std::string name) {
+  const auto noted = co_await on_worker(workers_, [store = &store_, name]() -> Result<void> {
+    container::ContainerState state = TRY(store->state(name));
+    if (!state.running) return {};
+    state.running = false;
+    state.ended = true;
+    state.exit_code = exit_code_lost;
+    state.error = "the host went down while it ran";
+    return store->save_state(name, state);
+  });
+  if (!noted) log_warning("{}", noted.error().message());
 }
 
 // --- Disks.
@@ -343,13 +385,18 @@ Async<Result<std::vector<Json>>> Containers::serve_disks(ContainerRecord record)
   CO_TRY(make_passage(run_.container(name) + "/d"));
   for (const Disk& disk : disks_of(record.specification)) {
     for (const ContainerRecord& other : co_await list()) {
-      if (other.specification.name == name || !is_on(other.specification.name)) continue;
+      if (other.specification.name == name || !is_used(other.specification.name)) continue;
       for (const Disk& theirs : disks_of(other.specification)) {
         if (theirs.volume != disk.volume || (theirs.read_only && disk.read_only)) continue;
         co_return failure(ErrorKind::in_use,
                           fmt::format("the volume '{}' is in use by the container '{}'",
                                       disk.volume, other.specification.name));
       }
+    }
+    if (const std::string user = CO_TRY(co_await machines_.user_of(disk.volume)); !user.empty()) {
+      co_return failure(ErrorKind::in_use, fmt::format("the volume '{}' is in use by the machine "
+                                                       "'{}'",
+                                                       disk.volume, user));
     }
     const std::string socket = disk_socket(name, disk.node);
     Json request = {{"unix", socket}, {"read_only", disk.read_only}};
@@ -406,18 +453,17 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
   const auto container = container_of(name);
   const auto lock = co_await container->mutex.lock();
   if (quitting_) co_return failure(ErrorKind::disconnected, "the daemon is ending");
-  if (container->is_open() && !has_qemu(name)) {
-    // It has ended, and says goodbye to who is attached.
-    co_await await_end(container, end_patience);
-  }
+  co_await await_ending(container);
   if (container->alive || has_qemu(name)) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' runs already", name));
   }
   const ContainerRecord record = CO_TRY(co_await find(name));
-  CO_TRY(co_await check_memory_(memory_of(record)));
-  auto disks = co_await serve_disks(record);
-  Result<void> done = disks ? Result<void>() : failure(disks.error());
+  container->starting = true;
+  auto done = co_await machines_.check_memory(memory_of(record));
+  Result<std::vector<Json>> disks = std::vector<Json>();
+  if (done) disks = co_await serve_disks(record);
+  if (!disks) done = failure(disks.error());
   if (done) done = co_await launch(container);
   if (done) {
     const auto started = co_await container->connection->call("container.start",
@@ -429,6 +475,7 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
                                                               {.timeout = start_timeout});
     if (!started) done = failure(started.error());
   }
+  container->starting = false;
   if (!done) {
     if (container->alive) {
       container->opening = true;  // its end is ours
@@ -443,6 +490,18 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
     }
   }
   co_return done;
+}
+
+/// One that has ended, or is about to, may still power off, or say goodbye to who is attached.
+Async<void> Containers::await_ending(std::shared_ptr<Container> container) {
+  if (!container->alive) co_return;
+  if (container->is_open() && has_qemu(container->name)) {
+    const auto info = co_await call(container->name, "container.info", Json::object(),
+                                    {.timeout = hello_timeout});
+    if (info && info->value("state", "") != "stopping" && info->value("state", "") != "stopped")
+      co_return;
+  }
+  co_await await_end(container, end_patience);
 }
 
 Async<void> Containers::await_end(std::shared_ptr<Container> container, Milliseconds patience) {
@@ -462,12 +521,14 @@ Async<Result<void>> Containers::stop(std::string name, Milliseconds timeout) {
   co_return Result<void>();
 }
 
-Async<std::size_t> Containers::stop_all() {
+Async<std::size_t> Containers::stop_all(bool force) {
   std::size_t ended = 0;
   for (const ContainerRecord& record : co_await list()) {
     const std::string& name = record.specification.name;
     if (!is_on(name)) continue;
-    const auto stopped = co_await stop(name, Milliseconds(0));
+    const Milliseconds patience =
+        force ? Milliseconds(0) : std::chrono::seconds(record.specification.stop_timeout_s);
+    const auto stopped = co_await stop(name, patience);
     if (stopped) {
       ++ended;
     } else {

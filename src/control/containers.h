@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -24,6 +23,7 @@
 #include "control/events.h"
 #include "control/keeper_connection.h"
 #include "control/keepers.h"
+#include "control/machines.h"
 #include "machine/vm/admission.h"
 
 namespace berth::control {
@@ -36,15 +36,13 @@ struct ContainerPolicy {
   std::string preload;  // "" where memory is not tracked
 };
 
-class Containers {
+class Containers final : public MachineNeighbours {
  public:
   struct Container;
-  /// `limit` where one more does not fit beside everything that runs.
-  using CheckMemory = std::function<Async<Result<void>>(machine::MachineMemory)>;
 
   Containers(Executor executor, boost::asio::thread_pool& workers, ContainerPolicy policy,
-             Keepers& keepers, EventLog& events, CheckMemory check_memory);
-  ~Containers();
+             Keepers& keepers, Machines& machines, EventLog& events);
+  ~Containers() override;
 
   /// Finds what runs, and gives keepers to QEMUs that have lost theirs. After
   /// Keepers::take_over().
@@ -80,10 +78,12 @@ class Containers {
 
   /// The container that has the image; "" for none.
   Async<std::string> user_of_image(std::string digest);
-  /// What those that run count with.
-  Async<std::vector<machine::MachineMemory>> running_memory();
-  /// All that run, at once, by force; how many.
-  Async<std::size_t> stop_all();
+  /// The container that has the volume, running or not; "" for none.
+  Async<std::string> user_of_volume(std::string volume);
+  Async<std::vector<machine::MachineMemory>> running_memory() override;
+  Async<std::string> runs_with(std::string volume) override;
+  /// All that run, each with its own time; or all at once by force. How many.
+  Async<std::size_t> stop_all(bool force);
   void quit();
 
  private:
@@ -94,9 +94,12 @@ class Containers {
   Async<void> watch_process(std::shared_ptr<Container> container, std::uint64_t generation);
   Async<void> keep(std::shared_ptr<Container> container);
   Async<bool> release_ended(std::string name);
+  Async<void> await_ending(std::shared_ptr<Container> container);
+  Async<void> note_lost_run(std::string name);
   Async<void> await_end(std::shared_ptr<Container> container, Milliseconds patience);
   Async<Result<std::vector<nlohmann::json>>> serve_disks(container::ContainerRecord record);
   Async<void> unserve_disks(container::ContainerRecord record);
+  bool is_used(const std::string& name) const;
   bool has_qemu(const std::string& name) const;
   std::string disk_socket(const std::string& name, const std::string& node) const;
 
@@ -105,8 +108,8 @@ class Containers {
   ContainerPolicy policy_;
   container::ContainerRunLayout run_;
   Keepers& keepers_;
+  Machines& machines_;
   EventLog& events_;
-  CheckMemory check_memory_;
   container::ContainerStore store_;
   std::map<std::string, std::shared_ptr<Container>> containers_;
   bool quitting_ = false;

@@ -106,10 +106,7 @@ class Daemon {
                      .run_dir = options.run_dir,
                      .memory_dir = options.memory_dir,
                      .preload = memory::find_preload().value_or(std::string())},
-                    keepers_, events_,
-                    [this](machine::MachineMemory one_more) {
-                      return machines_.check_memory(std::move(one_more));
-                    }),
+                    keepers_, machines_, events_),
         cuts_(io.get_executor(), workers_, *catalogue_, events_),
         images_(options.state_dir),
         kernels_(options.state_dir),
@@ -141,7 +138,7 @@ class Daemon {
         taken_over_(io.get_executor()),
         end_requested_(io.get_executor()),
         signals_(io, SIGTERM, SIGINT) {
-    machines_.set_others([this] { return containers_.running_memory(); });
+    machines_.set_neighbours(containers_);
   }
 
   /// The daemon's life; what it ends with.

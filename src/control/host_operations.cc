@@ -62,11 +62,14 @@ Async<Result<Json>> host_doctor(Services& services, Json /*params*/) {
 Async<Result<Json>> host_shutdown(Services& services, Json params) {
   Keepers::Stopped stopped;
   std::size_t ended = 0;
-  if (params.value("machines", false)) ended = co_await services.machines.stop_all(false);
+  if (params.value("machines", false)) {
+    ended = co_await services.containers.stop_all(false);
+    ended += co_await services.machines.stop_all(false);
+  }
   if (params.value("keepers", false)) {
     co_await services.jobs.end_all(jobs_end_patience);
+    ended += co_await services.containers.stop_all(true);
     ended += co_await services.machines.stop_all(true);
-    co_await services.containers.stop_all();
     stopped = co_await services.keepers.stop_all();
   }
   services.request_end();

@@ -397,6 +397,13 @@ Async<Result<std::string>> Machines::user_of(std::string volume) {
 
 /// A disk that is written has one user.
 Async<Result<void>> Machines::check_disks_free(machine::MachineRecord record) {
+  for (const machine::MachineDisk& disk : record.disks) {
+    if (neighbours_ == nullptr) break;
+    const std::string user = co_await neighbours_->runs_with(disk.volume);
+    if (user.empty()) continue;
+    co_return failure(ErrorKind::in_use, fmt::format("the disk '{}' (volume '{}') is in use by {}",
+                                                     disk.node, disk.volume, user));
+  }
   for (const machine::MachineRecord& other : CO_TRY(co_await list())) {
     const std::string& name = other.specification.name;
     if (name == record.specification.name || !is_on(name)) continue;
@@ -430,8 +437,8 @@ Async<Result<void>> Machines::check_memory(machine::MachineMemory one_more) {
     if (!is_on(other.specification.name)) continue;
     admission.running.push_back(machine::memory_of(other.specification, kvm));
   }
-  if (others_) {
-    for (machine::MachineMemory& other : co_await others_())
+  if (neighbours_ != nullptr) {
+    for (machine::MachineMemory& other : co_await neighbours_->running_memory())
       admission.running.push_back(std::move(other));
   }
   co_return machine::check_admission(admission, one_more);

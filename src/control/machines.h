@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -34,6 +33,15 @@ struct MachinePolicy {
   std::string run_dir;
   std::string memory_dir;
   std::string preload;  // "" where memory is not tracked
+};
+
+/// What else runs on this host: it counts in admission, and has volumes.
+class MachineNeighbours {
+ public:
+  virtual ~MachineNeighbours() = default;
+  virtual Async<std::vector<machine::MachineMemory>> running_memory() = 0;
+  /// Who of them runs with the volume, for a message ("the container 'web'"); "" for nobody.
+  virtual Async<std::string> runs_with(std::string volume) = 0;
 };
 
 class Machines {
@@ -91,9 +99,7 @@ class Machines {
   Async<std::size_t> stop_all(bool force);
   void quit();
 
-  /// What else runs on this host and counts in admission.
-  using Others = std::function<Async<std::vector<machine::MachineMemory>>()>;
-  void set_others(Others others) { others_ = std::move(others); }
+  void set_neighbours(MachineNeighbours& neighbours) { neighbours_ = &neighbours; }
   /// `limit` where one more does not fit beside everything that runs.
   Async<Result<void>> check_memory(machine::MachineMemory one_more);
 
@@ -121,7 +127,7 @@ class Machines {
   machine::MachineStore store_;
   std::map<std::string, std::shared_ptr<Machine>> machines_;
   std::uint64_t starts_ = 0;
-  Others others_;
+  MachineNeighbours* neighbours_ = nullptr;
   bool quitting_ = false;
 };
 

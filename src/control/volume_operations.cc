@@ -120,6 +120,10 @@ Async<Result<Json>> volume_delete(Services& services, Json params) {
     co_return failure(ErrorKind::in_use,
                       fmt::format("the volume '{}' is a disk of the machine '{}'", volume, user));
   }
+  if (const std::string user = co_await services.containers.user_of_volume(volume); !user.empty()) {
+    co_return failure(ErrorKind::in_use,
+                      fmt::format("the volume '{}' is one of the container '{}'", volume, user));
+  }
   const auto closed = CO_TRY(co_await services.keepers.close(volume));
   CO_TRY(co_await services.volumes.remove(volume));
   std::error_code ignored;

@@ -99,9 +99,7 @@ Positional image() {
   return {"IMAGE",      "Name or digest of the image; fetched if it is not here", "", true, false,
           Names::images};
 }
-Positional words(bool required) {
-  return {"COMMAND", "What to run, with its arguments", "", required, true};
-}
+Positional words() { return {"COMMAND", "What to run, with its arguments", "", false, true}; }
 
 Command each(std::string word, const char* action, std::vector<Option> options,
              std::vector<Example> examples) {
@@ -326,6 +324,8 @@ class Runner {
   }
 
   int execute() {
+    if (!line_.has("COMMAND"))
+      return report(Error(ErrorKind::invalid_argument, "exec: COMMAND is missing"), exit_usage);
     const auto shown = call("container.inspect", {{"container", line_.text("CONTAINER")}});
     if (!shown) return report(shown.error(), exit_engine_failed);
     if (!(*shown)["attach"].is_string()) {
@@ -498,12 +498,33 @@ class Runner {
 };
 
 /// Options of the command, and those that every command has, which take a word of their own.
-bool takes_word(const Command& command, const std::string& word) {
+bool takes_word(const Command* command, std::string_view word) {
   const auto is_it = [&word](const Option& option) {
     return !option.value.empty() && (option.name == word || option.short_name == word);
   };
-  return std::ranges::any_of(command.options, is_it) ||
+  return (command != nullptr && std::ranges::any_of(command->options, is_it)) ||
          std::ranges::any_of(global_options(), is_it);
+}
+
+/// Whether the value of this option, or of the last of several flags in one word, is the next word.
+bool has_next_word(const Command* command, std::string_view word) {
+  if (word.starts_with("--")) return !word.contains('=') && takes_word(command, word);
+  for (std::size_t i = 1; i < word.size(); ++i) {
+    const std::string option = std::string("-") + word[i];
+    if (takes_word(command, option)) return i + 1 == word.size();
+  }
+  return false;
+}
+
+/// The command of `container`, if what follows its first name is not ours; else null.
+const Command* with_tail(const std::string& word) {
+  for (const Command& command : commands()) {
+    const bool has_tail = command.flow == Flow::container_run ||
+                          command.flow == Flow::container_create ||
+                          command.flow == Flow::container_exec;
+    if (has_tail && command.words.back() == word) return &command;
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -519,7 +540,7 @@ std::vector<Command> container_commands() {
                      "127 where the command cannot be run or is not there. ^P ^Q "
                      "detaches from a terminal.",
                  .flow = Flow::container_run,
-                 .positionals = {image(), words(false)},
+                 .positionals = {image(), words()},
                  .options = std::move(run),
                  .examples = {{"berth container run --rm debian:12 cat /etc/os-release", ""},
                               {"berth container run -it --rm alpine", "a shell, with a terminal"},
@@ -530,7 +551,7 @@ std::vector<Command> container_commands() {
   all.push_back({.words = {"container", "create"},
                  .summary = "Make a container, to be started later",
                  .flow = Flow::container_create,
-                 .positionals = {image(), words(false)},
+                 .positionals = {image(), words()},
                  .options = create_options(),
                  .examples = {{"berth container create --name web -p 8080:80 nginx", ""}}});
   all.push_back({.words = {"container", "start"},
@@ -543,7 +564,7 @@ std::vector<Command> container_commands() {
   all.push_back({.words = {"container", "exec"},
                  .summary = "Run another command in a container",
                  .flow = Flow::container_exec,
-                 .positionals = {container_name(), words(true)},
+                 .positionals = {container_name(), words()},
                  .options = process_options(),
                  .examples = {{"berth container exec -it web sh", ""},
                               {"berth container exec db pg_isready", ""}}});
@@ -591,33 +612,35 @@ bool is_container_flow(Flow flow) {
 
 int run_container_command(const ParsedLine& line) { return Runner(line).run(); }
 
-std::vector<std::string> with_command_apart(int argc, const char* const* argv) {
-  std::vector<std::string> words(argv, argv + argc);
-  const auto noun = std::ranges::find(words, "container");
-  if (noun == words.end() || noun + 1 == words.end()) return words;
-  const auto command = std::ranges::find_if(commands(), [&](const Command& candidate) {
-    const bool takes_command = candidate.flow == Flow::container_run ||
-                               candidate.flow == Flow::container_create ||
-                               candidate.flow == Flow::container_exec;
-    return takes_command && candidate.words.back() == *(noun + 1);
-  });
-  if (command == commands().end()) return words;
-  for (auto word = noun + 2; word != words.end(); ++word) {
-    if (*word == "--") return words;
-    if (word->starts_with('-') && word->size() > 1) {
-      // Its value is the next word, unless it is in this one; of flags in one word, the last's.
-      const std::string last =
-          word->starts_with("--") ? *word : "-" + word->substr(word->size() - 1);
-      const bool has_value = word->starts_with("--")
-                                 ? word->contains('=')
-                                 : takes_word(*command, word->substr(0, 2)) && word->size() > 2;
-      if (!has_value && takes_word(*command, last) && word + 1 != words.end()) ++word;
+SplitLine with_command_apart(int argc, const char* const* argv) {
+  SplitLine line{.words = {argv, argv + argc}, .tail = {}};
+  std::vector<std::string>& words = line.words;
+  const auto is_option = [](const std::string& word) {
+    return word.size() > 1 && word.starts_with('-');
+  };
+  const Command* command = nullptr;
+  std::size_t names = 0;  // words that are no options, so far
+  for (std::size_t i = 1; i < words.size(); ++i) {
+    if (words[i] != "--" && is_option(words[i])) {
+      if (has_next_word(command, words[i])) ++i;
       continue;
     }
-    words.insert(word, "--");
-    return words;
+    const bool is_mark = words[i] == "--";
+    if (!is_mark) ++names;
+    if (names == 1 && words[i] != "container") return line;
+    if (names == 2) command = with_tail(words[i]);
+    if (names == 2 && command == nullptr) return line;
+    if (names < 3 && !(names == 2 && is_mark)) continue;
+    // The image, or the container; all that follows is not ours.
+    std::size_t tail = i + 1 + (is_mark ? 1 : 0);
+    if (!is_mark && tail < words.size() && words[tail] == "--")
+      words.erase(words.begin() + static_cast<std::ptrdiff_t>(tail));
+    tail = std::min(tail, words.size());
+    line.tail.assign(words.begin() + static_cast<std::ptrdiff_t>(tail), words.end());
+    words.resize(tail);
+    return line;
   }
-  return words;
+  return line;
 }
 
 Result<Json> parse_published_port(const std::string& text) {

@@ -18,9 +18,13 @@ std::vector<Command> container_commands();
 bool is_container_flow(Flow flow);
 int run_container_command(const ParsedLine& line);
 
-/// The words of a command line, with "--" before the first that is for the container and not for
-/// us: after IMAGE, or after the name of `exec`.
-std::vector<std::string> with_command_apart(int argc, const char* const* argv);
+/// A command line, and what of it is for the container and not for us: all that follows IMAGE, or
+/// the name of `exec`.
+struct SplitLine {
+  std::vector<std::string> words;
+  std::vector<std::string> tail;
+};
+SplitLine with_command_apart(int argc, const char* const* argv);
 
 /// "[ADDRESS:]HOST:GUEST", "GUEST" (a free port of the host's): a PublishedPort.
 Result<nlohmann::json> parse_published_port(const std::string& text);

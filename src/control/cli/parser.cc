@@ -158,10 +158,12 @@ class Parser {
 }  // namespace
 
 ParseOutcome parse_line(int argc, const char* const* argv) {
-  const std::vector<std::string> words = with_command_apart(argc, argv);
+  const SplitLine split = with_command_apart(argc, argv);
   std::vector<const char*> pointers;
-  for (const std::string& word : words) pointers.push_back(word.c_str());
-  return Parser().parse(static_cast<int>(pointers.size()), pointers.data());
+  for (const std::string& word : split.words) pointers.push_back(word.c_str());
+  ParseOutcome outcome = Parser().parse(static_cast<int>(pointers.size()), pointers.data());
+  if (outcome.line && !split.tail.empty()) outcome.line->values["COMMAND"] = split.tail;
+  return outcome;
 }
 
 std::string absolute_path(const std::string& path) {

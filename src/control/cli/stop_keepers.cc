@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/fd.h"
+#include "container/container_layout.h"
 #include "control/keeper_connection.h"
 #include "control/keeper_process.h"
 #include "control/spawn.h"
@@ -98,8 +99,35 @@ Async<void> stop_machine(std::string name, machine::RunLayout layout, Outcome& o
     std::filesystem::remove_all(directory, ignored);
 }
 
+/// The same for a container.
+Async<void> stop_container(std::string name, container::ContainerRunLayout run, Outcome& outcome) {
+  const auto connection = co_await KeeperConnection::connect(run.control_socket(name));
+  if (!connection) co_return;
+  const auto pid = (*connection)->peer_pid();
+  const auto pidfd = pid ? open_pidfd(*pid) : Result<Fd>(failure(pid.error()));
+  const auto stopped =
+      co_await (*connection)
+          ->call("container.stop", {{"timeout_ms", 0}}, {.timeout = close_timeout});
+  if (stopped) ++outcome.machines;
+  (void)co_await (*connection)
+      ->call("shutdown", nlohmann::json::object(), {.timeout = close_timeout});
+  if (pidfd) wait_for_end(*pidfd, end_timeout);
+}
+
+Async<void> stop_containers(container::ContainerRunLayout run, Outcome& outcome) {
+  for (const std::string& name : machine::names_in(run.containers()))
+    co_await stop_container(name, run, outcome);
+  // Those that have no keeper.
+  while (const auto qemu = machine::find_qemu(run.microvms() + '/')) {
+    (void)send_signal(qemu->pidfd, SIGKILL);
+    if (!wait_for_end(qemu->pidfd, end_timeout)) break;
+    ++outcome.machines;
+  }
+}
+
 Async<void> stop_all(std::vector<std::string> machines, std::vector<std::string> ids,
                      machine::RunLayout layout, Outcome& outcome) {
+  co_await stop_containers({layout.run_dir}, outcome);
   for (const std::string& machine : machines) co_await stop_machine(machine, layout, outcome);
   for (const std::string& id : ids) co_await stop_one(id, layout.control_socket(id), outcome);
 }
