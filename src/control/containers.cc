@@ -183,9 +183,14 @@ bool Containers::is_used(const std::string& name) const {
 }
 
 Async<std::string> Containers::user_of_volume(std::string volume) {
-  for (const ContainerRecord& record : co_await list())
-    for (const Disk& disk : disks_of(record.specification))
-      if (disk.volume == volume) co_return record.specification.name;
+  for (const ContainerRecord& record : co_await list()) {
+    for (const Disk& disk : disks_of(record.specification)) {
+      const std::string& name = record.specification.name;
+      if (disk.volume != volume) continue;
+      co_await settle(name);
+      if (!record.specification.remove || co_await find(name)) co_return name;
+    }
+  }
   co_return std::string();
 }
 
@@ -388,6 +393,8 @@ Async<Result<std::vector<Json>>> Containers::serve_disks(ContainerRecord record)
       if (other.specification.name == name || !is_used(other.specification.name)) continue;
       for (const Disk& theirs : disks_of(other.specification)) {
         if (theirs.volume != disk.volume || (theirs.read_only && disk.read_only)) continue;
+        co_await settle(other.specification.name);
+        if (!is_used(other.specification.name)) continue;
         co_return failure(ErrorKind::in_use,
                           fmt::format("the volume '{}' is in use by the container '{}'",
                                       disk.volume, other.specification.name));
@@ -491,6 +498,8 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
   }
   co_return done;
 }
+
+Async<void> Containers::settle(std::string name) { co_await await_ending(container_of(name)); }
 
 /// One that has ended, or is about to, may still power off, or say goodbye to who is attached.
 Async<void> Containers::await_ending(std::shared_ptr<Container> container) {

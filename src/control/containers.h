@@ -68,6 +68,8 @@ class Containers final : public MachineNeighbours {
   Async<Result<nlohmann::json>> call(std::string name, std::string method, nlohmann::json params,
                                      CallOptions options);
   bool is_on(const std::string& name) const;
+  /// Waits for one that is about to end, until its volumes are free, or it has gone.
+  Async<void> settle(std::string name);
 
   struct Status {
     std::string state;  // as in the API

@@ -29,6 +29,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::chrono::milliseconds log_poll{100};
+constexpr std::chrono::milliseconds rest_poll{20};
+constexpr std::chrono::seconds rest_patience{15};
 constexpr std::size_t log_piece = std::size_t{64} << 10;
 
 // --- What there is to say.
@@ -275,7 +277,22 @@ class Runner {
       show(*started);
       return exit_done;
     }
-    return attach_to(*started, true, line_.has("--interactive"));
+    const int code = attach_to(*started, true, line_.has("--interactive"));
+    wait_for_rest(name);
+    return code;
+  }
+
+  /// Whoever comes next finds it ended, or gone; unless it was only detached from.
+  void wait_for_rest(const std::string& name) {
+    const auto deadline = std::chrono::steady_clock::now() + rest_patience;
+    while (std::chrono::steady_clock::now() < deadline) {
+      const auto now = call("container.inspect", {{"container", name}});
+      if (!now) return;
+      const std::string state = now->value("state", "");
+      const bool is_ending = state == "stopping" || state == "exited";
+      if (!is_ending || (state == "exited" && !line_.has("--rm"))) return;
+      std::this_thread::sleep_for(rest_poll);
+    }
   }
 
   /// Of a program that cannot be run, what a shell would end with.
