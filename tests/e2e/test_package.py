@@ -28,6 +28,7 @@ PLAIN_FILES = {
     "usr/share/doc/berth/openapi.yaml",
     "usr/share/fish/vendor_completions.d/berth.fish",
     "usr/share/man/man1/berth.1.gz",
+    "usr/lib/berth/berth-agent",
     "usr/share/zsh/vendor-completions/_berth",
 }
 # Not in every build.
