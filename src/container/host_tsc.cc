@@ -1,6 +1,7 @@
 #include "container/host_tsc.h"
 
 #include <chrono>
+#include <cmath>
 #include <limits>
 #include <thread>
 
@@ -47,7 +48,7 @@ std::uint64_t measure_host_tsc_khz() {
   const Sample second = sample();
   const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(second.time - first.time);
   const auto counted = static_cast<double>(second.counter - first.counter);
-  return static_cast<std::uint64_t>(counted * 1e6 / static_cast<double>(ns.count()) + 0.5);
+  return static_cast<std::uint64_t>(std::llround(counted * 1e6 / static_cast<double>(ns.count())));
 }
 
 #else

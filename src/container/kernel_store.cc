@@ -213,8 +213,7 @@ Result<std::string> KernelStore::initrd(const std::string& release) const {
   std::ifstream file(agent, std::ios::binary);
   const std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   if (bytes.empty()) return failure(ErrorKind::io_error, fmt::format("cannot read '{}'", agent));
-  const std::string target =
-      fmt::format("{}/initrd-{:016x}", path(release), checksum64(as_bytes(bytes)));
+  std::string target = fmt::format("{}/initrd-{:016x}", path(release), checksum64(as_bytes(bytes)));
   if (machine::path_exists(target)) return target;
   const std::string archive =
       TRY(make_initramfs({.agent = agent, .modules = path(release) + "/modules"}));

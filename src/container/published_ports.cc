@@ -114,7 +114,8 @@ class PublishedPorts::Connection {
       const std::vector<std::byte> piece(waiting.begin(), waiting.end());
       const std::array<Bytes, 1> parts = {Bytes(piece)};
       if (!co_await socket_->write_all(parts)) co_return shutdown();
-      if ((from = stream()) == nullptr) co_return shutdown();
+      from = stream();
+      if (from == nullptr) co_return shutdown();
       from->in->consume(piece.size());
       link_->wake();
     }
