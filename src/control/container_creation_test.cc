@@ -1,0 +1,114 @@
+#include "control/container_creation.h"
+
+#include <gmock/gmock.h>
+#include <nlohmann/json.hpp>
+
+namespace berth::control {
+namespace {
+
+using container::ContainerSpecification;
+using nlohmann::json;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::MatchesRegex;
+
+const std::string digest = "sha256:" + std::string(64, '0');
+
+container::ImageRecord image() {
+  container::ImageRecord record;
+  record.digest = digest;
+  record.config.entrypoint = {"/entry", "--of-image"};
+  record.config.command = {"serve"};
+  record.config.environment = {"PATH=/bin", "A=image", "B=image"};
+  record.config.working_directory = "/srv";
+  record.config.user = "web";
+  record.config.stop_signal = "SIGQUIT";
+  return record;
+}
+
+Result<ContainerSpecification> complete(json request, const container::ImageRecord& of = image()) {
+  return complete_container(std::move(request), of, "app:1");
+}
+
+std::string refusal(json request) {
+  const auto made = complete(std::move(request));
+  if (made) return "nothing";
+  EXPECT_EQ(made.error().kind(), ErrorKind::invalid_argument);
+  return made.error().message();
+}
+
+TEST(ContainerCreationTest, WhatIsNotSaidIsAsTheImageSays) {
+  const auto made = MUST(complete(json::object()));
+  EXPECT_EQ(made.image, digest);
+  EXPECT_EQ(made.image_name, "app:1");
+  EXPECT_THAT(made.arguments, ElementsAre("/entry", "--of-image", "serve"));
+  EXPECT_THAT(made.environment, ElementsAre("PATH=/bin", "A=image", "B=image"));
+  EXPECT_EQ(made.working_directory, "/srv");
+  EXPECT_EQ(made.user, "web");
+  EXPECT_EQ(made.stop_signal, "SIGQUIT");
+}
+
+TEST(ContainerCreationTest, WhatIsSaidComesFirst) {
+  const auto made = MUST(complete({{"working_directory", "/tmp"},
+                                   {"user", "0:0"},
+                                   {"stop_signal", "SIGINT"},
+                                   {"hostname", "somebody"},
+                                   {"name", "web"}}));
+  EXPECT_EQ(made.working_directory, "/tmp");
+  EXPECT_EQ(made.user, "0:0");
+  EXPECT_EQ(made.stop_signal, "SIGINT");
+  EXPECT_EQ(made.hostname, "somebody");
+  EXPECT_EQ(made.name, "web");
+}
+
+TEST(ContainerCreationTest, ACommandReplacesTheImagesAndAnEntrypointBoth) {
+  EXPECT_THAT(MUST(complete({{"command", {"check", "it"}}})).arguments,
+              ElementsAre("/entry", "--of-image", "check", "it"));
+  EXPECT_THAT(MUST(complete({{"entrypoint", {"/other"}}})).arguments, ElementsAre("/other"));
+  EXPECT_THAT(MUST(complete({{"entrypoint", {"/other"}}, {"command", {"x"}}})).arguments,
+              ElementsAre("/other", "x"));
+  EXPECT_THAT(MUST(complete({{"entrypoint", json::array()}, {"command", {"x"}}})).arguments,
+              ElementsAre("x"));
+  EXPECT_THAT(MUST(complete({{"command", json::array()}})).arguments,
+              ElementsAre("/entry", "--of-image"));
+}
+
+TEST(ContainerCreationTest, SomethingHasToBeRun) {
+  EXPECT_NE(refusal({{"entrypoint", json::array()}}), "nothing");
+  EXPECT_FALSE(complete(json::object(), {.digest = digest}));
+}
+
+TEST(ContainerCreationTest, AVariableReplacesThatOfTheSameNameAlone) {
+  const auto made = MUST(complete({{"environment", {"A=mine", "AB=1", "C=1", "C=2", "B="}}}));
+  EXPECT_THAT(made.environment, ElementsAre("PATH=/bin", "A=mine", "AB=1", "C=2", "B="));
+}
+
+TEST(ContainerCreationTest, ItHasAStopSignalInAnyCase) {
+  auto silent = image();
+  silent.config.stop_signal.clear();
+  EXPECT_EQ(MUST(complete(json::object(), silent)).stop_signal, "SIGTERM");
+  EXPECT_NE(refusal({{"stop_signal", "SIGNONE"}}), "nothing");
+}
+
+TEST(ContainerCreationTest, ItHasANameInAnyCaseAndItsHostNameIsOne) {
+  const auto made = MUST(complete(json::object()));
+  EXPECT_THAT(made.name, MatchesRegex("c-[0-9a-f]+"));
+  EXPECT_EQ(made.name.size(), 10U);
+  EXPECT_EQ(made.hostname, made.name);
+  EXPECT_NE(MUST(complete(json::object())).name, made.name);
+  EXPECT_EQ(MUST(complete({{"name", "my_web_1"}})).hostname, "my-web-1");
+}
+
+TEST(ContainerCreationTest, WhatIsWrongIsNamed) {
+  EXPECT_THAT(refusal({{"command", "true"}}), HasSubstr("command"));
+  EXPECT_THAT(refusal({{"entrypoint", {1}}}), HasSubstr("entrypoint"));
+  EXPECT_THAT(refusal({{"colour", "red"}}), HasSubstr("colour"));
+  EXPECT_THAT(refusal({{"memory", 1}}), HasSubstr("memory"));
+  EXPECT_THAT(refusal({{"memory", "much"}}), HasSubstr("memory"));
+  EXPECT_THAT(refusal({{"name", "-x"}}), HasSubstr("name"));
+  EXPECT_THAT(refusal({{"arguments", {"/x"}}}), HasSubstr("command"));
+  EXPECT_THAT(refusal({{"image", digest}}), HasSubstr("image"));
+}
+
+}  // namespace
+}  // namespace berth::control
