@@ -7,11 +7,13 @@ and parameter of the document has to be one that the server takes.
 
 import functools
 import json
+import pathlib
 import re
 import socket
 import subprocess
 import urllib.parse
 
+import guest
 import pytest
 import machine_host
 import oci_images
@@ -350,6 +352,57 @@ def test_every_operation_on_an_image_answers_as_documented(api, tmp_path):
     assert api("image.delete", image="app:2")["deleted"] is False
     assert api("image.delete", image=image.digest)["deleted"] is True
     api("image.delete", 404, image=image.digest)
+
+
+def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
+    host = api.host
+    busybox = oci_images.file("bin/busybox", pathlib.Path("/usr/bin/busybox").read_bytes(), mode=0o755)
+    image = oci_images.Image([oci_images.layer([oci_images.directory("bin"), busybox])], {"Cmd": ["/bin/busybox", "sleep", "1000"]})
+    layout = oci_images.write_layout(tmp_path / "image", [("busybox:1", image)])
+    assert api.job("image.import", archive=str(layout), name="busybox:1")["state"] == "done"
+
+    # Kernels.
+    assert api("kernel.list")["kernels"] == []
+    built = guest.built("guest-kernel")
+    modules = tmp_path / "6.1.0-test"  # called as a release is
+    modules.symlink_to(built["modules"])
+    assert api.job("kernel.import", image=built["kernel"], modules=str(modules))["state"] == "done"
+    assert api.job("kernel.import", image=str(tmp_path / "none"), modules=str(modules))["state"] == "failed"
+    (tmp_path / "no.deb").write_bytes(b"no package")
+    assert api.job("kernel.import", package=str(tmp_path / "no.deb"))["state"] == "failed"
+    assert [kernel["release"] for kernel in api("kernel.list")["kernels"]] == ["6.1.0-test"]
+
+    assert api.job("volume.create", name="tree", size=64 << 20, file_system="ext4")["state"] == "done"
+    wanted = {"name": "c1", "labels": {"a": "b"}, "mounts": [{"volume": "tree", "path": "/data"}],
+              "ports": [{"host_address": "127.0.0.1", "guest_port": 7}]}
+    assert api("container.create", image="busybox:1", specification=wanted)["state"] == "created"
+    api("container.create", 409, image="busybox:1", specification=wanted)
+    api("container.create", 404, image="busybox:2")
+    api("container.create", 400, image="busybox:1", specification={"colour": "red"})
+    api("container.create", 404, image="busybox:1", specification={"overlay": "missing"})
+    api("container.stop", 412, container="c1")
+    api("container.pause", 412, container="c1")
+    assert api("container.start", container="c1", hold=False)["state"] == "running"
+    api("container.start", 412, container="c1")
+    assert api("container.inspect", container="c1")["pid"]
+    api("container.inspect", 404, container="c2")
+    assert [each["name"] for each in api("container.list")["containers"]] == ["c1"]
+    assert api("container.pause", container="c1")["state"] == "frozen"
+    assert api("container.resume", container="c1")["state"] == "running"
+    api("container.delete", 412, container="c1")
+    api("volume.delete", 409, volume="tree")
+    api("container.kill", 400, container="c1", signal="SIGNONE")
+    api("container.kill", container="c1", signal="SIGURG")
+    stopped = api("container.stop", container="c1", timeout_s=0)
+    assert (stopped["state"], stopped["exit_code"]) == ("exited", 137)
+    api("container.kill", 412, container="c1")
+    assert api("container.start", container="c1")["state"] == "running"
+    api("container.delete", container="c1", force="true")
+    api("container.delete", 404, container="c1")
+    assert api("container.list")["containers"] == []
+    api("volume.delete", volume="tree")
+    api("image.delete", image="busybox:1")
+    assert not list(host.memory_dir.glob("*/*"))
 
 
 def test_every_operation_and_parameter_was_used(api):
