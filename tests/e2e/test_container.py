@@ -538,12 +538,13 @@ def test_who_is_attached_does_not_need_the_daemon(host):
     host.cli("container", "rm", "kept")
 
 
-def test_when_the_host_goes_down_its_containers_end(host):
+@pytest.mark.parametrize("option, code", [("--stop-machines", 7), ("--stop-keepers", 137)])
+def test_when_the_host_goes_down_its_containers_end(host, option, code):
     polite = "trap 'exit 7' TERM; echo ready; while true; do sleep 0.05; done"
     host.cli("container", "run", "-d", "--name", "late", "busybox:1", "sh", "-c", polite, timeout_s=LIMIT_S)
     host.wait_for_lines("late", 1)
-    host.cli("daemon", "--stop-keepers", timeout_s=LIMIT_S)
+    host.cli("daemon", option, timeout_s=LIMIT_S)
     assert host.daemon.wait() == 0
     host.start()
-    assert host.wait_for_state("late", "exited")["exit_code"] is not None
+    assert host.wait_for_state("late", "exited")["exit_code"] == code
     host.cli("container", "rm", "late")
