@@ -356,7 +356,12 @@ Task<Result<bool>> Container::adopt() {
   if (const auto opened = ports_->open(record_.specification.ports); !opened)
     report_("container_port_lost", opened.error().message());
   tasks_.spawn(watch_machine());
-  tasks_.spawn(go_on());
+  // A guest that stands cannot be asked: it is when it goes on.
+  if (machine_->is_frozen()) {
+    set_phase(Phase::running);
+  } else {
+    tasks_.spawn(go_on());
+  }
   changed_.notify_all();
   co_return true;
 }
@@ -572,29 +577,33 @@ Task<> Container::drop(std::shared_ptr<GuestProcess> process) {
 }
 
 Result<std::shared_ptr<AgentLink>> Container::link() {
+  if (phase_ == Phase::running && machine_->is_frozen()) {
+    return failure(ErrorKind::precondition,
+                   fmt::format("the container '{}' is paused", options_.name));
+  }
   if (!link_ || !link_->is_open() || (phase_ != Phase::running && phase_ != Phase::held)) {
     return failure(ErrorKind::precondition,
                    fmt::format("the container '{}' does not run", options_.name));
-  }
-  if (machine_->is_frozen()) {
-    return failure(ErrorKind::precondition,
-                   fmt::format("the container '{}' is paused", options_.name));
   }
   return link_;
 }
 
 Task<Result<void>> Container::kill(unsigned signal) {
-  if (phase_ != Phase::running || !main_) {
+  if (phase_ != Phase::running) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
   }
-  const std::shared_ptr<GuestProcess> main = main_;
   if (machine_->is_frozen()) {
     if (signal != SIGKILL) {
       co_return failure(ErrorKind::precondition,
                         fmt::format("the container '{}' is paused", options_.name));
     }
     CO_TRY(co_await thaw());
+  }
+  const std::shared_ptr<GuestProcess> main = main_;
+  if (!main) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' does not run", options_.name));
   }
   co_return co_await main->signal(signal);
 }
@@ -669,12 +678,16 @@ Task<Result<void>> Container::freeze() {
 }
 
 Task<Result<void>> Container::thaw() {
-  const auto guard = co_await changing_.lock();
-  if (!is_on() || !machine_->is_frozen()) {
-    co_return failure(ErrorKind::precondition,
-                      fmt::format("the container '{}' is not paused", options_.name));
+  {
+    const auto guard = co_await changing_.lock();
+    if (!is_on() || !machine_->is_frozen()) {
+      co_return failure(ErrorKind::precondition,
+                        fmt::format("the container '{}' is not paused", options_.name));
+    }
+    CO_TRY(co_await machine_->thaw());
   }
-  CO_TRY(co_await machine_->thaw());
+  // Its keeper has died while it stood.
+  if (!link_) co_await go_on();
   // The clock of the guest stood meanwhile.
   if (link_ && link_->is_open()) {
     FieldWriter clock(Operation::set_clock);

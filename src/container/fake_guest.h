@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "agent/session.h"
+#include "async/event.h"
 #include "async/gate.h"
 #include "async/socket.h"
+#include "async/uring_loop.h"
 
 namespace berth::container {
 

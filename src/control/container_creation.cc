@@ -17,7 +17,10 @@ constexpr std::size_t name_digits = 8;
 
 Result<std::optional<std::vector<std::string>>> take_words(Json& request, const char* name) {
   const auto found = request.find(name);
-  if (found == request.end() || found->is_null()) return std::nullopt;
+  if (found == request.end() || found->is_null()) {
+    request.erase(name);
+    return std::nullopt;
+  }
   std::vector<std::string> words;
   const bool is_list = found->is_array() && std::ranges::all_of(*found, [](const Json& word) {
                          return word.is_string();

@@ -417,6 +417,29 @@ def test_a_frozen_container_does_nothing_and_goes_on_with_the_right_time(image):
         counted(container)
 
 
+def test_a_frozen_container_whose_keeper_dies_goes_on_when_it_is_told_to(image):
+    with KeptContainer(image, arguments=["/bin/sh", "-c", COUNTING]) as container:
+        container.start()
+        container.attach().read_until(b"line 5\n")
+        container.call("freeze")
+        container.kill_keeper()
+        container.start_keeper()
+        assert container.call("info")["state"] == "frozen"
+        with pytest.raises(KeeperError, match="is paused"):
+            container.execute("/bin/true")
+        lines = counted(container)
+        container.call("thaw")
+        assert container.execute("/bin/echo", "back").rest() == (b"back\n", b"", 0)
+        container.attach(start="now").read_until(b"line")
+        assert counted(container) > lines
+        container.call("freeze")
+        container.kill_keeper()
+        container.start_keeper()
+        container.call("stop", timeout_ms=20_000)
+        assert container.ended()["exit_code"] == 143, "it was not asked, but ended by force"
+        counted(container)
+
+
 def cpu_ticks(pid):
     """Of user and system, in hundredths of a second."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

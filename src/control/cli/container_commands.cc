@@ -327,7 +327,11 @@ class Runner {
                       attached ? failed_start(name) : exit_code(started.error().kind()));
         continue;
       }
-      if (attached) return attach_to(*started, true, line_.has("--interactive"));
+      if (attached) {
+        const int ended = attach_to(*started, true, line_.has("--interactive"));
+        wait_for_rest(name);
+        return ended;
+      }
       show(*started);
     }
     return code;
@@ -337,7 +341,9 @@ class Runner {
     const auto shown = call("container.inspect", {{"container", line_.text("CONTAINER")}});
     if (!shown) return report(shown.error(), exit_engine_failed);
     const bool input = (*shown)["specification"].value("input", false) && !line_.has("--no-stdin");
-    return attach_to(*shown, false, input);
+    const int code = attach_to(*shown, false, input);
+    wait_for_rest(line_.text("CONTAINER"));
+    return code;
   }
 
   int execute() {
@@ -457,15 +463,18 @@ class Runner {
     return shown && shown->at("pid").is_number();
   }
 
-  /// Whole ones.
+  /// The one that has no end so far, too.
   static std::size_t count_lines(const std::string& path) {
     container::LogReader reader(path, container::LogReader::From::start);
+    std::array<bool, 2> in_line{};
     std::size_t count = 0;
     while (true) {
       const auto lines = reader.read(log_piece);
       if (!lines || lines->empty()) return count;
-      for_each_entry(*lines, [&count](const container::LogEntry& entry) {
-        if (!entry.partial) ++count;
+      for_each_entry(*lines, [&](const container::LogEntry& entry) {
+        bool& goes_on = in_line[static_cast<std::size_t>(entry.stream)];
+        if (!goes_on) ++count;
+        goes_on = entry.partial;
       });
     }
   }
@@ -481,17 +490,17 @@ class Runner {
 
   void print_log(std::string_view lines, std::size_t& skipped) {
     for_each_entry(lines, [&](const container::LogEntry& entry) {
-      const bool is_errors = entry.stream == container::LogStream::errors;
-      if (skipped > 0) {
-        if (!entry.partial) --skipped;
-        return;
-      }
+      LineState& line = in_line_[static_cast<std::size_t>(entry.stream)];
+      const bool begins = !line.goes_on;
+      if (begins) line.is_skipped = skipped > 0;
+      if (begins && skipped > 0) --skipped;
+      line.goes_on = entry.partial;
+      if (line.is_skipped) return;
       std::string text;
-      if (line_.has("--timestamps") && !in_line_[is_errors ? 1 : 0])
-        text = fmt::format("{} ", entry.at);
+      if (line_.has("--timestamps") && begins) text = fmt::format("{} ", entry.at);
       text += entry.text;
       if (!entry.partial) text += '\n';
-      in_line_[is_errors ? 1 : 0] = entry.partial;
+      const bool is_errors = entry.stream == container::LogStream::errors;
       (void)std::fwrite(text.data(), 1, text.size(), is_errors ? stderr : stdout);
     });
   }
@@ -511,7 +520,11 @@ class Runner {
 
   const ParsedLine& line_;
   ApiClient client_;
-  std::array<bool, 2> in_line_{};  // of each stream: the last entry's line goes on
+  struct LineState {
+    bool goes_on = false;  // after the last entry
+    bool is_skipped = false;
+  };
+  std::array<LineState, 2> in_line_;  // of each stream
 };
 
 /// Options of the command, and those that every command has, which take a word of their own.
@@ -645,7 +658,7 @@ SplitLine with_command_apart(int argc, const char* const* argv) {
     const bool is_mark = words[i] == "--";
     if (!is_mark) ++names;
     if (names == 1 && words[i] != "container") return line;
-    if (names == 2) command = with_tail(words[i]);
+    if (names == 2 && !is_mark) command = with_tail(words[i]);
     if (names == 2 && command == nullptr) return line;
     if (names < 3 && !(names == 2 && is_mark)) continue;
     // The image, or the container; all that follows is not ours.
