@@ -42,6 +42,8 @@ TEST(ContainerCreationTest, WhatIsNotSaidIsAsTheImageSays) {
   EXPECT_EQ(made.image, digest);
   EXPECT_EQ(made.image_name, "app:1");
   EXPECT_THAT(made.arguments, ElementsAre("/entry", "--of-image", "serve"));
+  EXPECT_EQ(MUST(complete({{"entrypoint", nullptr}, {"command", nullptr}})).arguments,
+            made.arguments);
   EXPECT_THAT(made.environment, ElementsAre("PATH=/bin", "A=image", "B=image"));
   EXPECT_EQ(made.working_directory, "/srv");
   EXPECT_EQ(made.user, "web");

@@ -332,11 +332,11 @@ def test_logs_are_what_it_wrote(host):
         lines = stamped[1].splitlines() + stamped[2].splitlines()
         assert [re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z (.+)", line)[1] for line in lines] == [
             "out 1", "out 2", "out 3", "out 4", "end", "err"]
-    with host.container("busybox:1", "sh", "-c", "for i in 1 2 3 4 5; do echo $i; done") as name:
+    with host.container("busybox:1", "sh", "-c", "for i in 1 2 3 4 5; do echo $i; done; printf end") as name:
         host.wait_for_state(name, "exited")
-        assert host.berth("logs", "--tail", "3", name) == (0, "3\n4\n5\n", "")
+        assert host.berth("logs", "--tail", "3", name) == (0, "4\n5\nend", "")
         assert host.berth("logs", "--tail", "0", name) == (0, "", "")
-        assert host.berth("logs", "-n", "99", name)[1] == "1\n2\n3\n4\n5\n"
+        assert host.berth("logs", "-n", "99", name)[1] == "1\n2\n3\n4\n5\nend"
     assert host.berth("logs", "nobody")[0] == 3
 
 

@@ -47,6 +47,11 @@ TEST(ContainerCommandsTest, AMarkBeforeTheCommandIsDropped) {
             std::pair(Words({"container", "exec", "web"}), Words({"ls", "--"})));
 }
 
+TEST(ContainerCommandsTest, AMarkBeforeTheImageIsForTheParser) {
+  EXPECT_EQ(split({"container", "run", "--rm", "--", "app", "-x", "--"}),
+            std::pair(Words({"container", "run", "--rm", "--", "app"}), Words({"-x", "--"})));
+}
+
 TEST(ContainerCommandsTest, OtherCommandsStayWhole) {
   for (const Words& words :
        {Words{"volume", "create", "x", "--size", "1G"}, Words{"container", "rm", "-f", "a", "b"},
