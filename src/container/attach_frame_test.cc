@@ -57,14 +57,25 @@ TEST(AttachRequest, IsReadWhole) {
   EXPECT_EQ(exec.process.columns, 2);
 }
 
+TEST(AttachRequest, ACopyHasAPath) {
+  const auto out = MUST(decode_attach_request(R"({"copy_out": {"path": "/etc"}})"));
+  EXPECT_EQ(out.kind, AttachRequest::Kind::copy_out);
+  EXPECT_EQ(out.path, "/etc");
+  EXPECT_FALSE(out.keep_owners);
+  const auto in =
+      MUST(decode_attach_request(R"({"copy_in": {"path": "/tmp", "keep_owners": true}})"));
+  EXPECT_EQ(in.kind, AttachRequest::Kind::copy_in);
+  EXPECT_TRUE(in.keep_owners);
+}
+
 TEST(AttachRequest, AMistakeIsSaid) {
   for (const char* line :
        {"", "{", "[]", "{}", R"({"attach": {}})", R"({"attach": 1})",
         R"({"attach": {"from": "then"}})", R"({"attach": {"from": "now", "rows": 70000}})",
         R"({"exec": {}})", R"({"exec": {"arguments": []}})", R"({"exec": {"arguments": [""]}})",
         R"({"exec": {"arguments": [1]}})", R"({"exec": {"arguments": ["a\u0000b"]}})",
-        R"({"exec": {"arguments": ["a"], "terminal": 1}})",
-        R"({"attach": {"from": "now"}, "exec": {}})"}) {
+        R"({"exec": {"arguments": ["a"], "terminal": 1}})", R"({"copy_out": {}})",
+        R"({"copy_in": {"path": "up"}})", R"({"attach": {"from": "now"}, "exec": {}})"}) {
     const auto request = decode_attach_request(line);
     ASSERT_FALSE(request) << line;
     EXPECT_EQ(request.error().kind(), ErrorKind::invalid_argument) << line;

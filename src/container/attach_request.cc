@@ -92,6 +92,14 @@ Result<AttachRequest> decode_attach_request(std::string_view line) {
     decoded.process = TRY(decode_process(request));
     return decoded;
   }
+  if (json->begin().key() == "copy_out" || json->begin().key() == "copy_in") {
+    decoded.kind = json->begin().key() == "copy_out" ? AttachRequest::Kind::copy_out
+                                                     : AttachRequest::Kind::copy_in;
+    decoded.path = TRY(text_of(request, "path"));
+    decoded.keep_owners = TRY(flag_of(request, "keep_owners"));
+    if (!decoded.path.starts_with('/')) return wrong("path", "an absolute path");
+    return decoded;
+  }
   if (json->begin().key() != "attach") {
     return failure(ErrorKind::unsupported,
                    fmt::format("'{}' is no request of this keeper", json->begin().key()));

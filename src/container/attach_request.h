@@ -12,7 +12,7 @@
 namespace berth::container {
 
 struct AttachRequest {
-  enum class Kind : std::uint8_t { attach, exec };
+  enum class Kind : std::uint8_t { attach, exec, copy_out, copy_in };
   Kind kind = Kind::attach;
   // attach
   bool input = false;
@@ -21,6 +21,9 @@ struct AttachRequest {
   std::uint16_t columns = 0;
   // exec
   ProcessSpecification process;
+  // copy_out, copy_in
+  std::string path;
+  bool keep_owners = false;
 };
 
 /// invalid_argument, with the member that is wrong.

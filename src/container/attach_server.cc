@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <csignal>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -21,6 +21,7 @@ using machine::Json;
 constexpr std::size_t read_size = std::size_t{64} << 10;
 constexpr std::size_t log_piece = std::size_t{48} << 10;
 constexpr Duration request_patience = std::chrono::seconds(10);
+constexpr Duration copy_patience = std::chrono::hours(24);  // the client ends it before
 
 Json error_answer(const Error& error, unsigned shell_status) {
   return {{"error",
@@ -47,10 +48,10 @@ class AttachServer::Client {
       co_await send_line(error_answer(request.error(), 125));
       co_return;
     }
-    if (request->kind == AttachRequest::Kind::exec) {
-      co_await run_process(std::move(request->process));
-    } else {
-      co_await run_main(*request);
+    switch (request->kind) {
+      case AttachRequest::Kind::exec: co_await run_process(std::move(request->process)); break;
+      case AttachRequest::Kind::attach: co_await run_main(*request); break;
+      default: co_await run_copy(*request);
     }
     is_over_ = true;
     stream_->shutdown();
@@ -146,6 +147,93 @@ class AttachServer::Client {
         co_return;
       }
       co_await process->changed();
+    }
+  }
+
+  // --- An archive.
+
+  Task<> run_copy(AttachRequest request) {
+    const bool is_out = request.kind == AttachRequest::Kind::copy_out;
+    auto link = container_.link();
+    if (!link) {
+      co_await send_line(error_answer(link.error(), 125));
+      co_return;
+    }
+    copy_link_ = std::move(*link);
+    copy_ = container_.next_stream();
+    auto opened = copy_link_->open_stream(copy_, [this] { moved_.notify_all(); });
+    if (!opened) {
+      co_await send_line(error_answer(opened.error(), 125));
+      co_return;
+    }
+    (*opened)->out.emplace(0, agent::stream_window);
+    (*opened)->in.emplace(0, agent::stream_window, agent::IncomingStream::Gaps::refused);
+    agent::FieldWriter asked(is_out ? agent::Operation::archive_read
+                                    : agent::Operation::archive_write);
+    asked.number(agent::Tag::stream, copy_).text(agent::Tag::path, request.path);
+    if (request.keep_owners && !is_out) asked.number(agent::Tag::flags, agent::archive_keep_owners);
+    if (co_await send_line({{"ok", {{"terminal", false}}}})) {
+      reading_.spawn(ask(std::move(asked)));
+      reading_.spawn(read_frames());
+      co_await send_archive(is_out);
+    }
+    if (!copied_ && copy_link_->is_open()) {
+      agent::FieldWriter close(agent::Operation::close_stream);
+      close.number(agent::Tag::stream, copy_);
+      (void)co_await copy_link_->request(std::move(close), request_patience);
+    }
+    is_over_ = true;
+    stream_->shutdown();
+    co_await reading_.drained();
+    copy_link_->close_stream(copy_);
+  }
+
+  Task<> ask(agent::FieldWriter asked) {
+    const auto answer = co_await copy_link_->request(std::move(asked), copy_patience);
+    copied_ = answer ? Result<void>() : failure(answer.error());
+    moved_.notify_all();
+  }
+
+  Task<> send_archive(bool is_out) {
+    while (!is_over_) {
+      agent::Stream* stream = copy_link_->is_open() ? copy_link_->stream(copy_) : nullptr;
+      const Bytes waiting = stream != nullptr ? stream->in->readable() : Bytes();
+      if (!waiting.empty()) {
+        const std::size_t taken = std::min(waiting.size(), attach_payload_max);
+        std::vector<std::byte> frame = attach_frame(AttachFrameType::output, waiting.first(taken));
+        stream->in->consume(taken);
+        copy_link_->wake();
+        if (!co_await send(std::move(frame))) co_return;
+        continue;
+      }
+      const bool is_whole = !is_out || stream == nullptr || stream->in->is_at_end();
+      if (copied_ && (!*copied_ || is_whole)) {
+        co_await send_end({.end = {}, .error = *copied_ ? "" : copied_->error().message()});
+        co_return;
+      }
+      co_await moved_.wait();
+    }
+  }
+
+  /// Of the archive that is being written.
+  Task<> add_archive(Bytes payload) {
+    const auto out = [this]() -> agent::OutgoingStream* {
+      agent::Stream* stream = copy_link_->is_open() ? copy_link_->stream(copy_) : nullptr;
+      return stream != nullptr && stream->out ? &*stream->out : nullptr;
+    };
+    if (payload.empty() && out() != nullptr) {
+      out()->finish();
+      copy_link_->wake();
+    }
+    while (!payload.empty() && !is_over_ && !copied_ && out() != nullptr) {
+      const std::size_t count = std::min(payload.size(), out()->room());
+      if (count == 0) {
+        co_await moved_.wait();
+        continue;
+      }
+      out()->add(payload.first(count));
+      copy_link_->wake();
+      payload = payload.subspan(count);
     }
   }
 
@@ -252,6 +340,10 @@ class AttachServer::Client {
   }
 
   Task<> take(AttachFrameType type, Bytes payload) {
+    if (copy_link_) {
+      if (type == AttachFrameType::input) co_await add_archive(payload);
+      co_return;
+    }
     GuestProcess* process = this->process();
     if (process == nullptr || process->is_lost()) co_return;
     switch (type) {
@@ -303,6 +395,9 @@ class AttachServer::Client {
   std::unique_ptr<berth::Stream> stream_;
   AttachDecoder decoder_;
   std::shared_ptr<GuestProcess> process_;  // of exec
+  std::shared_ptr<AgentLink> copy_link_;   // of an archive
+  std::uint32_t copy_ = 0;                 // its stream
+  std::optional<Result<void>> copied_;     // how that ended
   Event moved_;
   Gate reading_;
   bool is_main_ = false;

@@ -416,7 +416,7 @@ Task<Result<void>> Container::find_processes() {
         others.push_back(static_cast<std::uint32_t>(process));
       }
     }
-    if (field.tag == Tag::connection) {
+    if (field.tag == Tag::connection || field.tag == Tag::transfer) {
       process = 0;
       connections.push_back(*number);
     }

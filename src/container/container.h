@@ -102,6 +102,8 @@ class Container {
   void release(std::shared_ptr<GuestProcess> process);
   /// `precondition` while the guest cannot be asked.
   Result<std::shared_ptr<AgentLink>> link();
+  /// For a stream that is no process's.
+  std::uint32_t next_stream() { return ports_->next_stream(); }
   std::vector<std::string> logs() const { return machine_->logs(); }
 
  private:

@@ -154,6 +154,12 @@ Result<void> PublishedPorts::open(const std::vector<PublishedPort>& ports) {
   return {};
 }
 
+/// There are never so many that one which comes around again is still there.
+std::uint32_t PublishedPorts::next_stream() {
+  last_stream_ = (last_stream_ + 1) % agent::first_free_stream;
+  return agent::first_free_stream + last_stream_;
+}
+
 Task<> PublishedPorts::accept(SocketListener& listener, std::uint16_t guest_port) {
   while (!closing_) {
     auto socket = co_await listener.accept();
@@ -181,8 +187,7 @@ Task<> PublishedPorts::carry(std::unique_ptr<berth::Stream> socket, std::uint16_
     co_await deadline.stop();
   }
   if (link && !closing_) {
-    last_stream_ = (last_stream_ + 1) % agent::first_free_stream;
-    co_await connection.run(std::move(link), agent::first_free_stream + last_stream_, guest_port);
+    co_await connection.run(std::move(link), next_stream(), guest_port);
   }
   std::erase(connections_, &connection);
 }

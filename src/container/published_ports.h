@@ -34,6 +34,8 @@ class PublishedPorts {
   Result<void> open(const std::vector<PublishedPort>& ports);
   /// Where they really are: a host port of 0 was chosen.
   const std::vector<PublishedPort>& ports() const { return ports_; }
+  /// A number that no stream has which is none of a process's.
+  std::uint32_t next_stream();
   /// The guest can be asked again, or something else about that has changed.
   void wake_up() { link_changed_.notify_all(); }
   /// Ends them, and their connections.

@@ -322,6 +322,44 @@ def test_exec_runs_with_what_the_container_has_unless_told_otherwise(host, shell
     assert found == (0, "image/mine\n/tmp\nroot\n", "")
 
 
+# --- Copying.
+
+def test_files_are_copied_in_and_out(host, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "data").write_bytes(os.urandom(3 << 20))
+    (tree / "run.sh").write_text("#!/bin/sh\necho run\n")
+    (tree / "run.sh").chmod(0o755)
+    (tree / "link").symlink_to("run.sh")
+    with host.container("busybox:1", "sh", "-c", FOREVER) as name:
+        # Into a directory that is there, and as a name that is not.
+        assert host.berth("cp", tree, f"{name}:/tmp") == (0, "", "")
+        assert host.berth("cp", tree, f"{name}:/tmp/other") == (0, "", "")
+        assert host.berth("cp", tree / "run.sh", f"{name}:/tmp/started") == (0, "", "")
+        script = "cd /tmp; diff -r tree other && ./tree/link && ./started && stat -c %u:%g tree/run.sh"
+        assert host.berth("exec", name, "sh", "-c", script) == (0, "run\nrun\n0:0\n", "")
+        # And back.
+        assert host.berth("cp", f"{name}:/tmp/tree", tmp_path / "back") == (0, "", "")
+        (tmp_path / "into").mkdir()
+        assert host.berth("cp", f"{name}:/tmp/tree/", tmp_path / "into") == (0, "", "")
+        assert host.berth("cp", f"{name}:/tmp/started", tmp_path / "into/one file") == (0, "", "")
+        for found in (tmp_path / "back", tmp_path / "into" / "tree"):
+            assert (found / "sub/data").read_bytes() == (tree / "sub/data").read_bytes()
+            assert (found / "run.sh").stat().st_mode & 0o777 == 0o755
+            assert os.readlink(found / "link") == "run.sh"
+        assert (tmp_path / "into/one file").read_text() == (tree / "run.sh").read_text()
+        packed = subprocess.run([program(), "container", "cp", f"{name}:/tmp/tree", "-"], env=host.environment, timeout=LIMIT_S,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True).stdout
+        assert b"tree/sub/data" in packed
+        # Mistakes.
+        assert host.berth("cp", f"{name}:/nowhere", tmp_path)[0] == 125
+        assert "nowhere" in host.berth("cp", f"{name}:/nowhere", tmp_path)[2]
+        assert host.berth("cp", tmp_path / "none", f"{name}:/tmp")[0] == 3
+        assert host.berth("cp", tree, f"{name}:/nowhere/at/all")[0] == 125
+        assert host.berth("cp", tree, tmp_path)[0] == 2
+        assert host.berth("exec", name, "sh", "-c", "ls /tmp") == (0, "other\nstarted\ntree\n", "")
+
+
 # --- Logs.
 
 def test_logs_are_what_it_wrote(host):

@@ -107,6 +107,10 @@ class Attached {
 
   int run() {
     if (options_.terminal) terminal_.make_raw();
+    if (!options_.fixed_input.empty()) {
+      queue(container::attach_frame(AttachFrameType::input, as_bytes(options_.fixed_input)));
+      queue(container::attach_frame(AttachFrameType::input, {}));
+    }
     while (!end_) {
       if (!take_frames() || end_) break;
       std::array<pollfd, 3> watched{{
@@ -224,7 +228,7 @@ class Attached {
           break;
         case AttachFrameType::failed:
           terminal_.restore();
-          fmt::print(stderr, "berth: {}\n", as_text(payload));
+          if (!options_.quiet) fmt::print(stderr, "berth: {}\n", as_text(payload));
           end_ = exit_engine_failed;
           break;
         default: break;

@@ -19,8 +19,10 @@ namespace berth::control::cli {
 constexpr int exit_engine_failed = 125;
 
 struct AttachOptions {
-  bool input = false;     // ours is sent
-  bool terminal = false;  // ours is the process's
+  bool input = false;            // ours is sent
+  bool terminal = false;         // ours is the process's
+  bool quiet = false;            // why it failed is not printed
+  std::string fixed_input = {};  // is sent in place of ours; at most 64 KiB
 };
 
 /// The exit code of the process; 0 after ^P ^Q. Where it cannot be started: 125, or 126 and 127 of

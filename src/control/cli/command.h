@@ -71,6 +71,7 @@ enum class Flow : std::uint8_t {
   container_attach,
   container_logs,
   container_ps,
+  container_copy,
   container_each,  // one action on each of the names
   job_watch,       // follow one job to its end
   events,          // print what comes

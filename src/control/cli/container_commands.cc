@@ -20,6 +20,7 @@
 #include "control/cli/api_client.h"
 #include "control/cli/attach.h"
 #include "control/cli/client.h"
+#include "control/cli/container_copy.h"
 #include "control/cli/render.h"
 #include "control/exit_code.h"
 
@@ -224,6 +225,7 @@ class Runner {
       case Flow::container_attach: return attach();
       case Flow::container_logs: return logs();
       case Flow::container_ps: return list();
+      case Flow::container_copy: return copy_container_files(line_, client_);
       default: return for_each();
     }
   }
@@ -618,6 +620,18 @@ std::vector<Command> container_commands() {
                  .options = {flag("-a", "--all", "Those that do not run, too"),
                              flag("-q", "--quiet", "Names alone")},
                  .examples = {{"berth container ps -a", ""}}});
+  all.push_back(
+      {.words = {"container", "cp"},
+       .summary = "Copy files between a container that runs and this host",
+       .description = "A directory that is there takes what is copied under its own name; what is "
+                      "not there is made, of that name. - is a tar, on standard output or input",
+       .flow = Flow::container_copy,
+       .positionals = {{"FROM", "CONTAINER:PATH, a path here, or -", ""},
+                       {"TO", "A path here, -, or CONTAINER:PATH", "", true, false, Names::files}},
+       .options = {flag("-a", "--archive", "Keep owners, too")},
+       .examples = {{"berth container cp web:/etc/nginx .", ""},
+                    {"berth container cp index.html web:/usr/share/nginx/html/", ""},
+                    {"berth container cp db:/var/lib/dump - | gzip > dump.tar.gz", ""}}});
   all.push_back(each("stop", "container.stop",
                      {of_action(value("-t", "--time", "SECONDS",
                                       "How long they may take; their own time when left out"),
