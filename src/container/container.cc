@@ -30,6 +30,7 @@ constexpr Duration reconnect_patience = std::chrono::seconds(30);
 constexpr Duration end_notice = std::chrono::milliseconds(500);
 constexpr Duration request_timeout = std::chrono::seconds(20);
 constexpr Duration clone_timeout = std::chrono::seconds(60);  // its hooks included
+constexpr Duration clone_retry = std::chrono::milliseconds(50);
 constexpr Duration hold_max = std::chrono::seconds(30);
 constexpr Duration last_words_max = std::chrono::seconds(2);  // of children that keep its output
 constexpr Duration kill_patience = std::chrono::seconds(5);
@@ -156,7 +157,7 @@ Task<Result<void>> Container::start(Start start) {
     started = co_await connect(boot_patience);
   }
   if (started && is_clone_) {
-    started = co_await become_clone();
+    started = co_await become_clone(false);
     if (started) started = co_await find_processes();
     if (started && !main_)
       started = failure(ErrorKind::precondition, "the template has no main process any more");
@@ -230,7 +231,29 @@ Task<Result<void>> Container::prepare_guest() {
 }
 
 /// Nothing of the workload has run since the template was saved, and nothing does before this.
-Task<Result<void>> Container::become_clone() {
+/// `may_be_done`: a keeper that is gone may have asked for it.
+Task<Result<void>> Container::become_clone(bool may_be_done) {
+  const Instant deadline = loop_.now() + clone_timeout;
+  while (true) {
+    if (may_be_done && !CO_TRY(co_await is_workload_frozen())) break;
+    auto asked = co_await ask_to_become_clone();
+    if (asked) break;
+    // What that keeper has asked for is being done.
+    if (asked.error().kind() != ErrorKind::in_use || loop_.now() > deadline) co_return asked;
+    may_be_done = true;
+    co_await loop_.sleep(clone_retry);
+  }
+  is_clone_ = false;
+  co_return save_launch();
+}
+
+Task<Result<bool>> Container::is_workload_frozen() {
+  const AgentAnswer answer =
+      CO_TRY(co_await link_->request(FieldWriter(Operation::list), request_timeout));
+  co_return CO_TRY(answer.fields().number_or(Tag::frozen, 0)) != 0;
+}
+
+Task<Result<void>> Container::ask_to_become_clone() {
   FieldWriter request(Operation::become_clone);
   add_identity(request);
   add_network(request);
@@ -240,8 +263,7 @@ Task<Result<void>> Container::become_clone() {
     if (said.empty()) co_return failure(*std::move(error));
     co_return failure(error->kind(), fmt::format("{}: {}", error->message(), said));
   }
-  is_clone_ = false;
-  co_return save_launch();
+  co_return Result<void>{};
 }
 
 Task<Result<void>> Container::mount_volumes() {
@@ -381,7 +403,7 @@ Task<> Container::go_on() {
   if (link_) co_await std::exchange(link_, nullptr)->close();
   if (closing_ || phase_ == Phase::off || !machine_->is_on()) co_return;
   auto found = co_await connect(phase_ == Phase::booting ? boot_patience : reconnect_patience);
-  if (found && is_clone_) found = co_await become_clone();
+  if (found && is_clone_) found = co_await become_clone(true);
   if (found) found = co_await find_processes();
   if (found && !main_) {
     // Whoever is gone had not come to it.

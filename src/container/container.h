@@ -114,7 +114,9 @@ class Container {
   Result<std::optional<Id128>> load_launch();
   Task<Result<void>> connect(Duration patience);
   Task<Result<void>> prepare_guest();
-  Task<Result<void>> become_clone();
+  Task<Result<void>> become_clone(bool may_be_done);
+  Task<Result<void>> ask_to_become_clone();
+  Task<Result<bool>> is_workload_frozen();
   Task<Result<void>> rest_workload();
   void add_identity(agent::FieldWriter& request) const;
   void add_network(agent::FieldWriter& request) const;

@@ -245,9 +245,18 @@ Task<Result<bool>> MicroVm::adopt(Id128 memory, std::string template_memory, boo
     co_return false;
   }
   tasks_.spawn(watch_process());
-  CO_TRY(co_await connect_monitor(reconnect_patience));
-  const Json status = CO_TRY(co_await command("query-status", Json::object()));
-  const std::string text = status.value("status", std::string());
+  auto status = Result<Json>(failure(ErrorKind::disconnected, "QEMU's monitor is not connected"));
+  if (const auto connected = co_await connect_monitor(reconnect_patience); !connected) {
+    status = failure(connected.error());
+  } else {
+    status = co_await command("query-status", Json::object());
+  }
+  if (!status && (!process_ || has_ended(process_->pidfd))) {
+    // It was on its way out when it was found.
+    (void)co_await ended();
+    co_return false;
+  }
+  const std::string text = CO_TRY(std::move(status)).value("status", std::string());
   log_info("found QEMU, process {}: {}", process_->pid, text);
   if (text == "inmigrate") {
     co_await end();

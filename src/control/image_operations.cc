@@ -121,14 +121,15 @@ Async<Result<Json>> image_info(Services& services, Json params) {
 Async<Result<Json>> image_delete(Services& services, Json params) {
   ImageStore* store = &services.images;
   const std::string reference = text(params, "image");
-  const ImageRecord image = CO_TRY(
-      co_await on_worker(services.workers, [store, reference] { return store->find(reference); }));
-  const bool by_name = !image.digest.ends_with(reference) && image.names.size() > 1;
-  if (const std::string user = co_await services.containers.user_of_image(image.digest);
-      !user.empty() && !by_name) {
+  const auto image =
+      co_await on_worker(services.workers, [store, reference] { return store->find(reference); });
+  // Of one whose record is lost, its digest is all that is known.
+  const std::string digest = image ? image->digest : reference;
+  const bool only_name = image && !digest.ends_with(reference) && image->names.size() > 1;
+  if (const std::string user = co_await services.containers.user_of_image(digest);
+      !user.empty() && !only_name) {
     co_return failure(ErrorKind::in_use,
-                      fmt::format("the image '{}' is that of the container '{}'",
-                                  image.names.empty() ? image.digest : image.names.front(), user));
+                      fmt::format("the image '{}' is that of the container '{}'", reference, user));
   }
   const auto removed = CO_TRY(co_await on_worker(
       services.workers, [store, reference] { return store->remove(reference); }));

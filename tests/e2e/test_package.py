@@ -28,7 +28,6 @@ PLAIN_FILES = {
     "usr/share/doc/berth/openapi.yaml",
     "usr/share/fish/vendor_completions.d/berth.fish",
     "usr/share/man/man1/berth.1.gz",
-    "usr/lib/berth/berth-agent",
     "usr/share/zsh/vendor-completions/_berth",
 }
 # Not in every build.
@@ -99,7 +98,7 @@ def test_every_file_is_expected_and_has_its_mode_and_belongs_to_root(package):
         assert owner == "root/root", line
         if mode.startswith("d"):
             assert mode == "drwxr-xr-x", line
-        elif name == "usr/bin/berth":
+        elif name in ("usr/bin/berth", "usr/lib/berth/berth-agent"):
             assert mode == "-rwxr-xr-x", line
         else:
             assert mode == "-rw-r--r--", line
@@ -107,6 +106,7 @@ def test_every_file_is_expected_and_has_its_mode_and_belongs_to_root(package):
     # dh_compress leaves what is short as it is.
     plain = {name.removesuffix(".gz") if "/formats/" in name else name for name in plain}
     assert plain - {PRELOAD} == PLAIN_FILES | formats
+    assert "./usr/lib/berth/berth-agent" in _run("dpkg-deb", "-c", package)
 
 
 def test_it_depends_on_what_the_program_is_linked_with_and_recommends_qemu(package, tree):
