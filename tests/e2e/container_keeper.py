@@ -261,14 +261,15 @@ class KeptContainer:
         return self._keeper.wait(LIMIT_S)
 
     def qemu(self):
-        """Its process id while it runs, or None."""
-        if self._pid is None:
-            return None
-        try:
-            words = pathlib.Path(f"/proc/{self._pid}/cmdline").read_bytes()
-        except OSError:
-            return None
-        return self._pid if str(self.run).encode() in words else None
+        """Its process id while it runs, or None; also of one whose start was not answered."""
+        mark = f"{self.run}/microvms/".encode()
+        known = [self._pid] if self._pid is not None else [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*")]
+        for pid in known:
+            with contextlib.suppress(OSError):
+                words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+                if mark in words and b"qemu-system" in words.split(b"\0")[0]:
+                    return pid
+        return None
 
     def ended(self):
         """state.json, when the container has ended and its keeper with it."""
