@@ -8,8 +8,7 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,6 +20,7 @@
 #include "container/container_store.h"
 #include "control/async.h"
 #include "control/events.h"
+#include "control/guest_keepers.h"
 #include "control/keeper_connection.h"
 #include "control/keepers.h"
 #include "control/machines.h"
@@ -28,19 +28,9 @@
 
 namespace berth::control {
 
-struct ContainerPolicy {
-  std::string program;  // what is executed as `PROGRAM keeper …`
-  std::string state_dir;
-  std::string run_dir;
-  std::string memory_dir;
-  std::string preload;  // "" where memory is not tracked
-};
-
 class Containers final : public MachineNeighbours {
  public:
-  struct Container;
-
-  Containers(Executor executor, boost::asio::thread_pool& workers, ContainerPolicy policy,
+  Containers(Executor executor, boost::asio::thread_pool& workers, const GuestPolicy& policy,
              Keepers& keepers, Machines& machines, EventLog& events);
   ~Containers() override;
 
@@ -67,7 +57,7 @@ class Containers final : public MachineNeighbours {
   /// One method of its keeper's. `precondition` where it does not run.
   Async<Result<nlohmann::json>> call(std::string name, std::string method, nlohmann::json params,
                                      CallOptions options);
-  bool is_on(const std::string& name) const;
+  bool is_on(const std::string& name) const { return guests_.is_on(name); }
   /// Waits for one that is about to end, until its volumes are free, or it has gone.
   Async<void> settle(std::string name);
 
@@ -86,35 +76,23 @@ class Containers final : public MachineNeighbours {
   Async<std::string> runs_with(std::string volume) override;
   /// All that run, each with its own time; or all at once by force. How many.
   Async<std::size_t> stop_all(bool force);
-  void quit();
+  void quit() { guests_.quit(); }
 
  private:
-  std::shared_ptr<Container> container_of(const std::string& name);
-  Result<std::shared_ptr<KeeperConnection>> connection(const std::string& name) const;
-  Async<Result<void>> launch(std::shared_ptr<Container> container);
-  Async<Result<void>> attach(std::shared_ptr<Container> container);
-  Async<void> watch_process(std::shared_ptr<Container> container, std::uint64_t generation);
-  Async<void> keep(std::shared_ptr<Container> container);
   Async<bool> release_ended(std::string name);
-  Async<void> await_ending(std::shared_ptr<Container> container);
+  Async<void> await_ending(GuestKeepers::Guest container);
   Async<void> note_lost_run(std::string name);
-  Async<void> await_end(std::shared_ptr<Container> container, Milliseconds patience);
   Async<Result<std::vector<nlohmann::json>>> serve_disks(container::ContainerRecord record);
   Async<void> unserve_disks(container::ContainerRecord record);
   bool is_used(const std::string& name) const;
-  bool has_qemu(const std::string& name) const;
-  std::string disk_socket(const std::string& name, const std::string& node) const;
 
-  Executor executor_;
   boost::asio::thread_pool& workers_;
-  ContainerPolicy policy_;
   container::ContainerRunLayout run_;
-  Keepers& keepers_;
   Machines& machines_;
   EventLog& events_;
   container::ContainerStore store_;
-  std::map<std::string, std::shared_ptr<Container>> containers_;
-  bool quitting_ = false;
+  GuestKeepers guests_;
+  std::set<std::string> starting_;  // count in admission, and have their volumes
 };
 
 }  // namespace berth::control

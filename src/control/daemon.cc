@@ -79,6 +79,14 @@ void notify_ready() {
   ::unsetenv("NOTIFY_SOCKET");  // not for keepers
 }
 
+GuestPolicy guest_policy(const DaemonOptions& options) {
+  return {.program = options.keeper_program,
+          .state_dir = options.state_dir,
+          .run_dir = options.run_dir,
+          .memory_dir = options.memory_dir,
+          .preload = memory::find_preload().value_or(std::string())};
+}
+
 class Daemon {
  public:
   Daemon(asio::io_context& io, const DaemonOptions& options, std::unique_ptr<Catalogue> catalogue)
@@ -93,20 +101,9 @@ class Daemon {
                   .run_dir = options.run_dir,
                   .idle = options.keeper_idle},
                  volumes_, events_),
-        machines_(io.get_executor(), workers_,
-                  {.program = options.keeper_program,
-                   .state_dir = options.state_dir,
-                   .run_dir = options.run_dir,
-                   .memory_dir = options.memory_dir,
-                   .preload = memory::find_preload().value_or(std::string())},
-                  keepers_, events_),
-        containers_(io.get_executor(), workers_,
-                    {.program = options.keeper_program,
-                     .state_dir = options.state_dir,
-                     .run_dir = options.run_dir,
-                     .memory_dir = options.memory_dir,
-                     .preload = memory::find_preload().value_or(std::string())},
-                    keepers_, machines_, events_),
+        machines_(io.get_executor(), workers_, guest_policy(options), keepers_, events_),
+        containers_(io.get_executor(), workers_, guest_policy(options), keepers_, machines_,
+                    events_),
         cuts_(io.get_executor(), workers_, *catalogue_, events_),
         images_(options.state_dir),
         kernels_(options.state_dir),

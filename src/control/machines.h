@@ -19,6 +19,7 @@
 #include "base/result.h"
 #include "control/async.h"
 #include "control/events.h"
+#include "control/guest_keepers.h"
 #include "control/keeper_connection.h"
 #include "control/keepers.h"
 #include "control/volumes.h"
@@ -26,14 +27,6 @@
 #include "machine/vm/machine_store.h"
 
 namespace berth::control {
-
-struct MachinePolicy {
-  std::string program;  // what is executed as `PROGRAM keeper …`
-  std::string state_dir;
-  std::string run_dir;
-  std::string memory_dir;
-  std::string preload;  // "" where memory is not tracked
-};
 
 /// What else runs on this host: it counts in admission, and has volumes.
 class MachineNeighbours {
@@ -46,9 +39,7 @@ class MachineNeighbours {
 
 class Machines {
  public:
-  struct Machine;
-
-  Machines(Executor executor, boost::asio::thread_pool& workers, MachinePolicy policy,
+  Machines(Executor executor, boost::asio::thread_pool& workers, const GuestPolicy& policy,
            Keepers& keepers, EventLog& events);
   ~Machines();
 
@@ -64,7 +55,7 @@ class Machines {
 
   /// As QEMU and the guest say; of one that does not run, as its directory says.
   Async<Result<nlohmann::json>> info(machine::MachineRecord known, bool with_addresses);
-  bool is_on(const std::string& name) const;
+  bool is_on(const std::string& name) const { return guests_.is_on(name); }
 
   struct Start {
     bool suspended = false;
@@ -97,38 +88,27 @@ class Machines {
   /// Every machine that runs, the last one that was started first, each with its own time to shut
   /// down; or all at once by force.
   Async<std::size_t> stop_all(bool force);
-  void quit();
+  void quit() { guests_.quit(); }
 
   void set_neighbours(MachineNeighbours& neighbours) { neighbours_ = &neighbours; }
   /// `limit` where one more does not fit beside everything that runs.
   Async<Result<void>> check_memory(machine::MachineMemory one_more);
 
  private:
-  std::shared_ptr<Machine> machine_of(const std::string& name);
-  Async<Result<void>> start_locked(std::shared_ptr<Machine> machine, Start how);
+  Async<Result<void>> start_locked(GuestKeepers::Guest machine, Start how);
   Async<Result<void>> check_disks_free(machine::MachineRecord record);
-  Async<Result<void>> launch(std::shared_ptr<Machine> machine);
-  Async<Result<void>> attach(std::shared_ptr<Machine> machine);
-  Async<void> watch_process(std::shared_ptr<Machine> machine, std::uint64_t generation);
-  Async<void> keep(std::shared_ptr<Machine> machine);
-  void hear(Machine& machine, KeeperConnection& connection, const nlohmann::json& hello);
   Async<void> release_disks(std::string name);
   Async<bool> release_ended(std::string name);
-  Async<void> await_end(std::shared_ptr<Machine> machine, Milliseconds patience);
   Async<void> autostart();
-  std::string log_path(const std::string& name) const;
-  bool has_qemu(const std::string& name) const;
 
-  Executor executor_;
   boost::asio::thread_pool& workers_;
-  MachinePolicy policy_;
   Keepers& keepers_;
   EventLog& events_;
   machine::MachineStore store_;
-  std::map<std::string, std::shared_ptr<Machine>> machines_;
+  GuestKeepers guests_;
+  std::map<std::string, std::uint64_t> start_numbers_;  // the order in which they were started
   std::uint64_t starts_ = 0;
   MachineNeighbours* neighbours_ = nullptr;
-  bool quitting_ = false;
 };
 
 }  // namespace berth::control
