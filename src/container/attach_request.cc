@@ -6,7 +6,7 @@
 #include <fmt/format.h>
 
 #include "container/container_record.h"
-#include "machine/control_protocol.h"
+#include "machine/control_messages.h"
 
 namespace berth::container {
 namespace {
@@ -15,15 +15,6 @@ using machine::Json;
 
 std::unexpected<Error> wrong(const char* member, const char* expected) {
   return failure(ErrorKind::invalid_argument, fmt::format("{}: expected {}", member, expected));
-}
-
-Result<std::string> text_of(const Json& json, const char* member) {
-  const auto found = json.find(member);
-  if (found == json.end() || found->is_null()) return std::string();
-  if (!found->is_string()) return wrong(member, "a text");
-  auto text = found->get<std::string>();
-  if (text.contains('\0')) return wrong(member, "a text without a zero");
-  return text;
 }
 
 Result<std::vector<std::string>> texts_of(const Json& json, const char* member, std::size_t most) {
@@ -39,30 +30,21 @@ Result<std::vector<std::string>> texts_of(const Json& json, const char* member, 
   return texts;
 }
 
-Result<bool> flag_of(const Json& json, const char* member) {
-  const auto found = json.find(member);
-  if (found == json.end() || found->is_null()) return false;
-  if (!found->is_boolean()) return wrong(member, "true or false");
-  return found->get<bool>();
-}
-
 Result<std::uint16_t> size_of(const Json& json, const char* member) {
-  const auto found = json.find(member);
-  if (found == json.end() || found->is_null()) return std::uint16_t{0};
-  if (!found->is_number_unsigned() ||
-      found->get<std::uint64_t>() > std::numeric_limits<std::uint16_t>::max())
+  const std::uint64_t size = TRY(machine::number_param(json, member)).value_or(0);
+  if (size > std::numeric_limits<std::uint16_t>::max())
     return wrong(member, "a number up to 65535");
-  return found->get<std::uint16_t>();
+  return static_cast<std::uint16_t>(size);
 }
 
 Result<ProcessSpecification> decode_process(const Json& json) {
   ProcessSpecification process{
       .arguments = TRY(texts_of(json, "arguments", container_arguments_max)),
       .environment = TRY(texts_of(json, "environment", container_environment_max)),
-      .working_directory = TRY(text_of(json, "working_directory")),
-      .user = TRY(text_of(json, "user")),
-      .terminal = TRY(flag_of(json, "terminal")),
-      .input = TRY(flag_of(json, "input"))};
+      .working_directory = TRY(machine::text_param(json, "working_directory")),
+      .user = TRY(machine::text_param(json, "user")),
+      .terminal = TRY(machine::flag_param(json, "terminal")),
+      .input = TRY(machine::flag_param(json, "input"))};
   if (process.arguments.empty() || process.arguments.front().empty())
     return wrong("arguments", "a command");
   std::size_t bytes = 0;
@@ -95,8 +77,8 @@ Result<AttachRequest> decode_attach_request(std::string_view line) {
   if (json->begin().key() == "copy_out" || json->begin().key() == "copy_in") {
     decoded.kind = json->begin().key() == "copy_out" ? AttachRequest::Kind::copy_out
                                                      : AttachRequest::Kind::copy_in;
-    decoded.path = TRY(text_of(request, "path"));
-    decoded.keep_owners = TRY(flag_of(request, "keep_owners"));
+    decoded.path = TRY(machine::text_param(request, "path"));
+    decoded.keep_owners = TRY(machine::flag_param(request, "keep_owners"));
     if (!decoded.path.starts_with('/')) return wrong("path", "an absolute path");
     return decoded;
   }
@@ -104,10 +86,10 @@ Result<AttachRequest> decode_attach_request(std::string_view line) {
     return failure(ErrorKind::unsupported,
                    fmt::format("'{}' is no request of this keeper", json->begin().key()));
   }
-  decoded.input = TRY(flag_of(request, "input"));
+  decoded.input = TRY(machine::flag_param(request, "input"));
   decoded.rows = TRY(size_of(request, "rows"));
   decoded.columns = TRY(size_of(request, "columns"));
-  const std::string from = TRY(text_of(request, "from"));
+  const std::string from = TRY(machine::text_param(request, "from"));
   if (from != "start" && from != "now") return wrong("from", "start or now");
   decoded.from_start = from == "start";
   return decoded;

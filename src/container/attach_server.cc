@@ -20,6 +20,7 @@ using machine::Json;
 
 constexpr std::size_t read_size = std::size_t{64} << 10;
 constexpr std::size_t log_piece = std::size_t{48} << 10;
+constexpr unsigned engine_failed = 125;  // where a program was not started, and not by its fault
 constexpr Duration request_patience = std::chrono::seconds(10);
 constexpr Duration copy_patience = std::chrono::hours(24);  // the client ends it before
 
@@ -45,7 +46,7 @@ class AttachServer::Client {
   Task<> run() {
     auto request = co_await read_request();
     if (!request) {
-      co_await send_line(error_answer(request.error(), 125));
+      co_await send_line(error_answer(request.error(), engine_failed));
       co_return;
     }
     switch (request->kind) {
@@ -103,7 +104,7 @@ class AttachServer::Client {
   // --- Another process.
 
   Task<> run_process(ProcessSpecification specification) {
-    unsigned shell_status = 125;
+    unsigned shell_status = engine_failed;
     auto started = co_await container_.execute(std::move(specification), shell_status);
     if (!started) {
       co_await send_line(error_answer(started.error(), shell_status));
@@ -156,14 +157,14 @@ class AttachServer::Client {
     const bool is_out = request.kind == AttachRequest::Kind::copy_out;
     auto link = container_.link();
     if (!link) {
-      co_await send_line(error_answer(link.error(), 125));
+      co_await send_line(error_answer(link.error(), engine_failed));
       co_return;
     }
     copy_link_ = std::move(*link);
     copy_ = container_.next_stream();
     auto opened = copy_link_->open_stream(copy_, [this] { moved_.notify_all(); });
     if (!opened) {
-      co_await send_line(error_answer(opened.error(), 125));
+      co_await send_line(error_answer(opened.error(), engine_failed));
       co_return;
     }
     (*opened)->out.emplace(0, agent::stream_window);
@@ -242,8 +243,8 @@ class AttachServer::Client {
   Task<> run_main(AttachRequest request) {
     const bool has_terminal = container_.record().specification.terminal;
     if (request.input && server_.input_ != nullptr) {
-      co_await send_line(
-          error_answer(Error(ErrorKind::in_use, "somebody is attached to its input already"), 125));
+      co_await send_line(error_answer(
+          Error(ErrorKind::in_use, "somebody is attached to its input already"), engine_failed));
       co_return;
     }
     if (request.input && container_.record().specification.input) server_.input_ = this;
@@ -253,7 +254,7 @@ class AttachServer::Client {
     const auto begun = co_await container_.begin(request.rows, request.columns);
     if (!begun) {
       const auto& end = container_.end();
-      co_await send_line(error_answer(begun.error(), end ? end->end.exit_code : 125));
+      co_await send_line(error_answer(begun.error(), end ? end->end.exit_code : engine_failed));
     } else if (co_await send_line({{"ok", {{"terminal", has_terminal}}}})) {
       reading_.spawn(read_frames());
       co_await send_log(reader);
