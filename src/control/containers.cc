@@ -97,6 +97,8 @@ Async<Result<void>> Containers::remove(std::string name) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' runs: stop it first, or use --force", name));
   }
+  // Whoever does that when it has ended may be waiting for us.
+  co_await unserve_disks(CO_TRY(co_await find(name)));
   CO_TRY(co_await on_worker(workers_, [store = &store_, name] { return store->remove(name); }));
   std::error_code ignored;
   std::filesystem::remove_all(run_.container(name), ignored);
