@@ -3,14 +3,12 @@
 #include <fmt/format.h>
 
 #include "agent/protocol.h"
-#include "machine/control_protocol.h"
+#include "machine/vm/qemu_arguments.h"
 
 namespace berth::container {
 namespace {
 
 using machine::Json;
-
-constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
 
 // Without pit Linux calibrates the CPU's clock against a timer that is disturbed on a busy host.
 constexpr const char* machine_type = "microvm,acpi=on,pcie=on,pit=on,pic=on,rtc=on";
@@ -19,69 +17,34 @@ constexpr const char* machine_type = "microvm,acpi=on,pcie=on,pit=on,pic=on,rtc=
 constexpr const char* command_line =
     "console=ttyS0 quiet panic=-1 reboot=t mitigations=off no_timer_check";
 
-/// In an option of QEMU's, a comma that belongs to a value is written twice.
-std::string escaped(const std::string& value) {
-  std::string text;
-  for (const char c : value) {
-    text += c;
-    if (c == ',') text += ',';
-  }
-  return text;
-}
-
-class CommandLine {
+class CommandLine : private machine::QemuArguments {
  public:
   CommandLine(const MicroVmSpecification& machine, const MicroVmPlaces& places)
-      : machine_(machine), places_(places), arguments_{places.program} {}
+      : QemuArguments(places.program), machine_(machine), places_(places) {}
 
   std::vector<std::string> build() {
-    add_process();
+    add_process(machine_.name);
+    add("-no-reboot");
+    add("-display", "none");
     add_machine();
     add_sockets();
     add_image();
     for (std::size_t i = 0; i < machine_.disks.size(); ++i) add_disk(i);
     if (machine_.network) add_network();
     if (places_.incoming) add("-incoming", "defer");
-    return std::move(arguments_);
+    return take();
   }
 
  private:
-  void add(std::string option) { arguments_.push_back(std::move(option)); }
-  void add(std::string option, std::string value) {
-    arguments_.push_back(std::move(option));
-    arguments_.push_back(std::move(value));
-  }
-  void add_device(const Json& device) { add("-device", device.dump()); }
   std::string in(std::string_view name) const {
     return fmt::format("{}/{}", places_.directory, name);
   }
-  void add_socket(std::string_view id, std::string_view name) {
-    add("-chardev", fmt::format("socket,id={},path={},server=on,wait=off", id, escaped(in(name))));
-  }
-
-  void add_process() {
-    add("-name", fmt::format("guest={},debug-threads=on", escaped(machine_.name)));
-    for (const char* option : {"-no-user-config", "-nodefaults", "-no-reboot"}) add(option);
-    add("-display", "none");
-    add("-msg", "timestamp=on");
-    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-  }
-
   void add_machine() {
     add("-machine", fmt::format("{},memory-backend=ram,dump-guest-core=off", machine_type));
-    add("-accel", places_.kvm ? std::string("kvm")
-                              : fmt::format("tcg,thread=multi,tb-size={}",
-                                            machine::tcg_code_bytes_max / MiB));
+    add_accelerator(places_.kvm);
     add("-cpu", fmt::format("{},enforce", machine::cpu_model_default));
     add("-smp", fmt::format("{}", machine_.cpus));
-    add("-m", fmt::format("{}M", machine_.memory / MiB));
-    add("-object", Json{{"qom-type", "memory-backend-file"},
-                        {"id", "ram"},
-                        {"size", machine_.memory},
-                        {"mem-path", places_.memory_file},
-                        {"share", true},
-                        {"prealloc", false}}
-                       .dump());
+    add_memory(machine_.memory, places_.memory_file);
     add("-uuid", machine_.id.to_string());
     add("-rtc", "base=utc,clock=host");
     if (places_.kernel.empty()) return;
@@ -93,13 +56,12 @@ class CommandLine {
   }
 
   void add_sockets() {
-    add_socket("qmp", machine::qmp_socket_name);
-    add("-mon", "chardev=qmp,mode=control");
-    add("-chardev",
-        fmt::format("file,id=console,path={},append=on", escaped(in(machine::console_log_name))));
+    add_monitor(in(machine::qmp_socket_name));
+    add("-chardev", fmt::format("file,id=console,path={},append=on",
+                                machine::escaped_for_qemu(in(machine::console_log_name))));
     add("-serial", "chardev:console");
     add_device({{"driver", "virtio-serial-pci"}, {"id", "virtio-serial"}});
-    add_socket("agent", machine::agent_socket_name);
+    add_socket("agent", in(machine::agent_socket_name));
     add_device({{"driver", "virtserialport"},
                 {"bus", "virtio-serial.0"},
                 {"chardev", "agent"},
@@ -143,7 +105,6 @@ class CommandLine {
 
   const MicroVmSpecification& machine_;
   const MicroVmPlaces& places_;
-  std::vector<std::string> arguments_;
 };
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "base/checksum.h"
 #include "base/units.h"
 #include "machine/layout.h"
+#include "machine/vm/qemu_arguments.h"
 
 namespace berth::machine {
 namespace {
@@ -48,27 +49,12 @@ constexpr unsigned disk_queues = 4;
 
 constexpr std::string_view disk_node_prefix = "disk-";
 
-/// In an option of QEMU's, a comma that belongs to a value is written twice.
-std::string escaped(std::string_view value) {
-  std::string text;
-  for (const char c : value) {
-    text += c;
-    if (c == ',') text += ',';
-  }
-  return text;
-}
-
 std::string address(unsigned device, unsigned function = 0) {
   return fmt::format("0x{:x}.{}", device, function);
 }
 
 std::string in(const QemuPlaces& places, std::string_view name) {
   return fmt::format("{}/{}", places.directory, name);
-}
-
-/// A socket that QEMU serves, as one of its character devices.
-std::string socket_chardev(const QemuPlaces& places, std::string_view id, std::string_view name) {
-  return fmt::format("socket,id={},path={},server=on,wait=off", id, escaped(in(places, name)));
 }
 
 std::string user_network(const NetworkSpecification& network, std::size_t index) {
@@ -91,13 +77,14 @@ std::string mac_of(const Id128& machine_id, std::uint8_t index, std::uint8_t att
                      hash >> 16 & 0xff);
 }
 
-class CommandLine {
+class CommandLine : private QemuArguments {
  public:
   CommandLine(const MachineSpecification& specification, const QemuPlaces& places)
-      : machine_(specification), places_(places), arguments_{places.program} {}
+      : QemuArguments(places.program), machine_(specification), places_(places) {}
 
   std::vector<std::string> build(const std::vector<AttachedDisk>& disks) {
-    add_process();
+    add_process(machine_.name);
+    add("-action", "reboot=reset,shutdown=pause,panic=pause");
     add_machine();
     add_firmware();
     add_sockets();
@@ -108,44 +95,20 @@ class CommandLine {
       add_device(device_add_arguments(disk));
     }
     if (places_.incoming) add("-incoming", "defer");
-    return std::move(arguments_);
+    return take();
   }
 
  private:
-  void add(std::string option) { arguments_.push_back(std::move(option)); }
-  void add(std::string option, std::string value) {
-    arguments_.push_back(std::move(option));
-    arguments_.push_back(std::move(value));
-  }
-  void add_device(const Json& device) { add("-device", device.dump()); }
-
-  void add_process() {
-    add("-name", fmt::format("guest={},debug-threads=on", escaped(machine_.name)));
-    add("-no-user-config");
-    add("-nodefaults");
-    add("-msg", "timestamp=on");
-    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    add("-action", "reboot=reset,shutdown=pause,panic=pause");
-  }
-
   void add_machine() {
     // Without a screen the firmware talks to the serial console. A dump of QEMU has nothing of the
     // guest's. vmport is VMware's back door: nobody needs it here.
     add("-machine", fmt::format("{},memory-backend=ram,graphics={},vmport=off,dump-guest-core=off",
                                 machine_.machine_type, machine_.vnc ? "on" : "off"));
-    add("-accel",
-        places_.kvm ? "kvm" : fmt::format("tcg,thread=multi,tb-size={}", tcg_code_bytes_max / MiB));
+    add_accelerator(places_.kvm);
     // enforce: what this host cannot give is an error, not another CPU than the one asked for.
     add("-cpu", machine_.cpu_model == "host" ? "host" : machine_.cpu_model + ",enforce");
     add("-smp", fmt::format("cpus={0},sockets=1,cores={0},threads=1", machine_.cpus));
-    add("-m", fmt::format("{}M", machine_.memory / MiB));
-    add("-object", Json{{"qom-type", "memory-backend-file"},
-                        {"id", "ram"},
-                        {"size", machine_.memory},
-                        {"mem-path", places_.memory_file},
-                        {"share", true},
-                        {"prealloc", false}}
-                       .dump());
+    add_memory(machine_.memory, places_.memory_file);
     add("-uuid", places_.machine_id.to_string());
     // The guest's clock chip shows the host's time, after a pause too.
     add("-rtc", "base=utc,clock=host");
@@ -164,14 +127,13 @@ class CommandLine {
   }
 
   void add_sockets() {
-    add("-chardev", socket_chardev(places_, "qmp", qmp_socket_name));
-    add("-mon", "chardev=qmp,mode=control");
-    add("-chardev", fmt::format("{},logfile={},logappend=on",
-                                socket_chardev(places_, "console", console_socket_name),
-                                escaped(in(places_, console_log_name))));
+    add_monitor(in(places_, qmp_socket_name));
+    add_socket(
+        "console", in(places_, console_socket_name),
+        fmt::format(",logfile={},logappend=on", escaped_for_qemu(in(places_, console_log_name))));
     add_device({{"driver", "isa-serial"}, {"id", "serial"}, {"chardev", "console"}});
     if (machine_.vnc)
-      add("-vnc", "unix:" + escaped(in(places_, vnc_socket_name)));
+      add("-vnc", "unix:" + escaped_for_qemu(in(places_, vnc_socket_name)));
     else
       add("-display", "none");
   }
@@ -186,7 +148,7 @@ class CommandLine {
     }
     if (machine_.agent) {
       add_device(on_bus("virtio-serial-pci", "virtio-serial", serial_bus_address));
-      add("-chardev", socket_chardev(places_, "agent", agent_socket_name));
+      add_socket("agent", in(places_, agent_socket_name));
       add_device({{"driver", "virtserialport"},
                   {"id", "agent"},
                   {"bus", "virtio-serial.0"},
@@ -221,7 +183,7 @@ class CommandLine {
       } else {
         // No vhost: the kernel would write into the guest's memory behind dirty tracking's back.
         add("-netdev", fmt::format("tap,id=net{},ifname={},script=no,downscript=no,vhost=off", i,
-                                   escaped(network.tap)));
+                                   escaped_for_qemu(network.tap)));
       }
       Json device = on_bus("virtio-net-pci", fmt::format("nic{}", i),
                            first_network_address + static_cast<unsigned>(i));
@@ -239,7 +201,6 @@ class CommandLine {
 
   const MachineSpecification& machine_;
   const QemuPlaces& places_;
-  std::vector<std::string> arguments_;
 };
 
 }  // namespace
