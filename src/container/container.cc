@@ -447,12 +447,7 @@ Task<Result<void>> Container::find_processes() {
     switch (field.tag) {
       case Tag::stream: stream = *number; break;
       case Tag::exit_code:
-        end = ProcessEnd{.exit_code = static_cast<unsigned>(*number & 0xFF)};
-        break;
-      case Tag::exit_signal:
-        end = ProcessEnd{.exit_code = 128 + static_cast<unsigned>(*number & 0x7F),
-                         .signal = static_cast<unsigned>(*number & 0x7F)};
-        break;
+      case Tag::exit_signal: end = decode_end(field); break;
       case Tag::output_kept_from: kept_from[is_errors ? 1 : 0] = *number; break;
       case Tag::input_received: positions.input = *number; break;
       case Tag::input_limit: positions.input_limit = *number; break;

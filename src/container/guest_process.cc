@@ -18,12 +18,16 @@ constexpr unsigned signal_base = 128;
 
 }  // namespace
 
+std::optional<ProcessEnd> decode_end(const agent::Field& field) {
+  const auto number = static_cast<unsigned>(agent::number_of(field).value_or(0));
+  if (field.tag == Tag::exit_code) return ProcessEnd{.exit_code = number & 0xFF, .signal = 0};
+  if (field.tag != Tag::exit_signal) return std::nullopt;
+  return ProcessEnd{.exit_code = signal_base + (number & 0x7F), .signal = number & 0x7F};
+}
+
 std::optional<ProcessEnd> decode_end(const agent::Fields& fields) {
-  if (const auto signal = fields.number(Tag::exit_signal))
-    return ProcessEnd{.exit_code = signal_base + static_cast<unsigned>(*signal & 0x7F),
-                      .signal = static_cast<unsigned>(*signal & 0x7F)};
-  if (const auto code = fields.number(Tag::exit_code))
-    return ProcessEnd{.exit_code = static_cast<unsigned>(*code & 0xFF), .signal = 0};
+  for (const agent::Field& field : fields)
+    if (const auto end = decode_end(field)) return end;
   return std::nullopt;
 }
 

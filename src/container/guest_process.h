@@ -32,7 +32,9 @@ struct ProcessEnd {
   unsigned signal = 0;     // 0: it ended by itself
 };
 
-/// The fields `exit_code` and `exit_signal` of an event or a list; nothing if it runs.
+/// Of one of the fields `exit_code` and `exit_signal`; nothing for another one.
+std::optional<ProcessEnd> decode_end(const agent::Field& field);
+/// Of an event; nothing if it runs.
 std::optional<ProcessEnd> decode_end(const agent::Fields& fields);
 
 class GuestProcess {
