@@ -33,6 +33,7 @@ constexpr Duration clone_timeout = std::chrono::seconds(60);  // its hooks inclu
 constexpr Duration clone_retry = std::chrono::milliseconds(50);
 constexpr Duration hold_max = std::chrono::seconds(30);
 constexpr Duration last_words_max = std::chrono::seconds(2);  // of children that keep its output
+constexpr Duration last_words_of_killed = std::chrono::milliseconds(100);
 constexpr Duration kill_patience = std::chrono::seconds(5);
 constexpr Duration power_off_patience = std::chrono::seconds(15);
 constexpr std::uint64_t power_off_grace_ms = 2000;  // of what is not the main process
@@ -526,7 +527,8 @@ Task<> Container::watch_main() {
   while (!closing_ && main == main_ && !main->is_lost()) {
     drain_main();
     if (main->is_over()) break;
-    if (main->end() && !silent_at) silent_at = loop_.now() + last_words_max;
+    if (main->end() && !silent_at)
+      silent_at = loop_.now() + (kill_asked_ ? last_words_of_killed : last_words_max);
     if (silent_at && loop_.now() >= *silent_at && !log_fails_) break;
     if (silent_at || log_fails_) {
       Deadline deadline(loop_, log_fails_ ? log_retry : *silent_at - loop_.now(),
@@ -658,8 +660,7 @@ Task<Result<MicroVm::Saved>> Container::become_template() {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
   }
-  if (!processes_.empty() || !record_.specification.mounts.empty() ||
-      !record_.specification.overlay.empty()) {
+  if (!processes_.empty() || has_volumes()) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("'{}' has volumes, or processes besides its own: clones would "
                                   "share them",
@@ -723,6 +724,7 @@ Json Container::info() const {
   Json json = {{"state", is_frozen ? "frozen" : names[static_cast<std::size_t>(phase_)]},
                {"started_at", started_at_}};
   if (!machine_) return json;
+  json["memory"] = memory_id_.to_string();
   json["ports"] = encode_ports(ports_ ? ports_->ports() : record_.specification.ports);
   json["pid"] = machine_->pid();
   json["accelerator"] = machine_->uses_kvm() ? "kvm" : "tcg";
@@ -733,6 +735,11 @@ Json Container::info() const {
 }
 
 // --- Ending.
+
+/// What it has written to them must be there.
+bool Container::has_volumes() const {
+  return !record_.specification.mounts.empty() || !record_.specification.overlay.empty();
+}
 
 Task<bool> Container::is_off_within(Duration patience) {
   Deadline deadline(loop_, patience, [this] { changed_.notify_all(); });
@@ -767,7 +774,8 @@ Task<Result<void>> Container::stop(Duration timeout) {
 Task<> Container::power_off() {
   if (phase_ == Phase::off) co_return;
   set_phase(Phase::ending);
-  if (machine_->is_on() && link_ && link_->is_open()) {
+  const bool is_killed = kill_asked_ && !has_volumes();
+  if (!is_killed && machine_->is_on() && link_ && link_->is_open()) {
     FieldWriter request(Operation::power_off);
     request.number(Tag::grace_ms, power_off_grace_ms);
     if (co_await link_->request(std::move(request), request_timeout)) {

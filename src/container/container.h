@@ -100,6 +100,8 @@ class Container {
                                                       unsigned& shell_status);
   /// Ended or not; it is forgotten in the guest when it has.
   void release(std::shared_ptr<GuestProcess> process);
+  /// The same; returns when that is done.
+  Task<> dismiss(std::shared_ptr<GuestProcess> process) { return drop(std::move(process)); }
   /// `precondition` while the guest cannot be asked.
   Result<std::shared_ptr<AgentLink>> link();
   /// For a stream that is no process's.
@@ -129,6 +131,7 @@ class Container {
   Task<> watch_main();
   Task<> watch_machine();
   Task<> power_off();
+  bool has_volumes() const;
   Task<bool> is_off_within(Duration patience);
   Task<> drop(std::shared_ptr<GuestProcess> process);
   void drain_main();

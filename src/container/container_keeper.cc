@@ -37,7 +37,7 @@ class ContainerKeeper final : public machine::GuestKeeper {
              .preload = options.preload},
             [this](const char* event, std::string message) { report(event, std::move(message)); }),
         attach_(loop, container_),
-        methods_(server(), container_) {}
+        methods_(loop, server(), container_) {}
 
  private:
   Result<void> serve_others() override {

@@ -3,6 +3,8 @@
 #include <chrono>
 #include <utility>
 
+#include "container/guest_checks.h"
+#include "container/template_record.h"
 #include "machine/control_messages.h"
 #include "machine/small_file.h"
 #include "machine/vm/machine_store.h"
@@ -18,13 +20,14 @@ constexpr std::uint64_t signal_max = 64;
 Result<Container::Start> decode_start(const Json& params) {
   Container::Start start;
   start.machine.image = TRY(machine::required_text_param(params, "image"));
-  start.machine.kernel = TRY(machine::required_text_param(params, "kernel"));
-  start.machine.initrd = TRY(machine::required_text_param(params, "initrd"));
   start.hold = TRY(machine::flag_param(params, "hold"));
   const std::string memory = TRY(machine::text_param(params, "memory"));
   if (!memory.empty()) {
     start.machine.restore = {.memory = memory,
                              .devices = TRY(machine::required_text_param(params, "devices"))};
+  } else {
+    start.machine.kernel = TRY(machine::required_text_param(params, "kernel"));
+    start.machine.initrd = TRY(machine::required_text_param(params, "initrd"));
   }
   const auto disks = params.find("disks");
   if (disks == params.end() || disks->is_null()) return start;
@@ -37,11 +40,14 @@ Result<Container::Start> decode_start(const Json& params) {
 
 }  // namespace
 
-ContainerMethods::ContainerMethods(machine::ControlServer& server, Container& container)
-    : container_(container) {
+ContainerMethods::ContainerMethods(UringLoop& loop, machine::ControlServer& server,
+                                   Container& container)
+    : loop_(loop), container_(container) {
   add(server, "container.start", &ContainerMethods::start);
   add(server, "container.stop", &ContainerMethods::stop);
   add(server, "container.kill", &ContainerMethods::kill);
+  add(server, "container.run_program", &ContainerMethods::run_program);
+  add(server, "container.probe", &ContainerMethods::probe);
   add(server, "container.become_template", &ContainerMethods::become_template);
   add(server, "container.freeze", &ContainerMethods::freeze);
   add(server, "container.thaw", &ContainerMethods::thaw);
@@ -78,6 +84,24 @@ Task<Result<Json>> ContainerMethods::kill(ControlCall& call) {
     co_return failure(ErrorKind::invalid_argument, "signal: expected a number from 1 to 64");
   CO_TRY(co_await container_.kill(static_cast<unsigned>(number)));
   co_return Json::object();
+}
+
+Task<Result<Json>> ContainerMethods::run_program(ControlCall& call) {
+  const std::string command = CO_TRY(machine::required_text_param(call.params(), "shell"));
+  const std::uint64_t timeout_ms =
+      CO_TRY(machine::required_number_param(call.params(), "timeout_ms"));
+  if (timeout_ms > std::uint64_t{template_timeout_s_max} * 1000)
+    co_return failure(ErrorKind::invalid_argument, "timeout_ms: too long");
+  const ProgramResult ran = CO_TRY(co_await run_program_in(
+      loop_, container_, {"/bin/sh", "-c", command}, std::chrono::milliseconds(timeout_ms)));
+  co_return Json{{"exit_code", ran.end.exit_code}, {"output", ran.output}};
+}
+
+Task<Result<Json>> ContainerMethods::probe(ControlCall& call) {
+  const std::string text = CO_TRY(machine::text_param(call.params(), "ready"));
+  const ReadyProbe wanted = CO_TRY(parse_ready_probe(text));
+  const std::string why = CO_TRY(co_await look_whether_ready(loop_, container_, wanted));
+  co_return Json{{"ready", why.empty()}, {"why", why}};
 }
 
 Task<Result<Json>> ContainerMethods::become_template(ControlCall& call) {

@@ -10,7 +10,7 @@ namespace berth::container {
 class ContainerMethods {
  public:
   /// Adds the methods to the server. Both outlive it.
-  ContainerMethods(machine::ControlServer& server, Container& container);
+  ContainerMethods(UringLoop& loop, machine::ControlServer& server, Container& container);
   ContainerMethods(const ContainerMethods&) = delete;
   ContainerMethods& operator=(const ContainerMethods&) = delete;
 
@@ -26,11 +26,14 @@ class ContainerMethods {
   Task<Result<machine::Json>> start(machine::ControlCall& call);
   Task<Result<machine::Json>> stop(machine::ControlCall& call);
   Task<Result<machine::Json>> kill(machine::ControlCall& call);
+  Task<Result<machine::Json>> run_program(machine::ControlCall& call);
+  Task<Result<machine::Json>> probe(machine::ControlCall& call);
   Task<Result<machine::Json>> become_template(machine::ControlCall& call);
   Task<Result<machine::Json>> freeze(machine::ControlCall& call);
   Task<Result<machine::Json>> thaw(machine::ControlCall& call);
   Task<Result<machine::Json>> info(machine::ControlCall& call);
 
+  UringLoop& loop_;
   Container& container_;
   bool is_open_ = false;
 };

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "container/record_members.h"
 #include "machine/layout.h"
 
 namespace berth::container {
@@ -19,123 +20,8 @@ namespace {
 
 constexpr const char* record_format = "berth-container";
 constexpr int record_version = 1;
-constexpr std::size_t text_max = 4096;  // bytes, of what is no word of a command
-constexpr std::size_t word_max = std::size_t{96} << 10;
-constexpr std::size_t labels_max = 256;
 constexpr std::size_t hostname_max = 64;  // HOST_NAME_MAX
 constexpr unsigned signal_max = 64;       // SIGRTMAX
-
-std::unexpected<Error> wrong(std::string_view member, std::string_view expected) {
-  return failure(ErrorKind::invalid_argument, fmt::format("{}: expected {}", member, expected));
-}
-
-/// The members of one JSON object, each taken once; what is left at the end is a mistake.
-class Members {
- public:
-  Members(const Json& json, std::string_view where) : json_(json), where_(where) {}
-
-  Result<void> check_object() const {
-    if (json_.is_object()) return {};
-    return wrong(where_, "an object");
-  }
-  Result<void> check_all_known() const {
-    for (const auto& [name, value] : json_.items()) {
-      if (!known_.contains(name))
-        return failure(ErrorKind::invalid_argument, fmt::format("{}: not known", at(name)));
-    }
-    return {};
-  }
-
-  Result<void> take(const char* name, std::string& into, std::size_t most = text_max) {
-    const Json* value = find(name);
-    if (value == nullptr) return {};
-    into = TRY(text_of(*value, at(name), most));
-    return {};
-  }
-  Result<void> take(const char* name, bool& into) {
-    const Json* value = find(name);
-    if (value == nullptr) return {};
-    if (!value->is_boolean()) return wrong(at(name), "true or false");
-    into = value->get<bool>();
-    return {};
-  }
-  Result<void> take(const char* name, double& into) {
-    const Json* value = find(name);
-    if (value == nullptr) return {};
-    if (!value->is_number()) return wrong(at(name), "a number");
-    into = value->get<double>();
-    return {};
-  }
-  template <typename Number>
-    requires std::is_unsigned_v<Number>
-  Result<void> take(const char* name, Number& into) {
-    const Json* value = find(name);
-    if (value == nullptr) return {};
-    if (!value->is_number_unsigned() || !std::in_range<Number>(value->get<std::uint64_t>()))
-      return wrong(at(name), fmt::format("a number up to {}", std::numeric_limits<Number>::max()));
-    into = value->get<Number>();
-    return {};
-  }
-  Result<void> take(const char* name, std::vector<std::string>& into, std::size_t most) {
-    const Json* value = find(name);
-    if (value == nullptr) return {};
-    if (!value->is_array() || value->size() > most)
-      return wrong(at(name), fmt::format("a list of up to {} texts", most));
-    into.clear();
-    for (const Json& entry : *value) into.push_back(TRY(text_of(entry, at(name), word_max)));
-    return {};
-  }
-  Result<void> take(const char* name, std::map<std::string, std::string>& into) {
-    const Json* value = find(name);
-    if (value == nullptr) return {};
-    if (!value->is_object() || value->size() > labels_max)
-      return wrong(at(name), fmt::format("an object with up to {} texts", labels_max));
-    into.clear();
-    for (const auto& [key, entry] : value->items())
-      into.emplace(key, TRY(text_of(entry, at(name), text_max)));
-    return {};
-  }
-  /// `decode` makes one of the list's entries out of its Members.
-  template <typename Entry, typename Decode>
-  Result<void> take(const char* name, std::vector<Entry>& into, std::size_t most, Decode decode) {
-    const Json* value = find(name);
-    if (value == nullptr) return {};
-    if (!value->is_array() || value->size() > most)
-      return wrong(at(name), fmt::format("a list of up to {}", most));
-    into.clear();
-    for (std::size_t i = 0; i < value->size(); ++i) {
-      const std::string where = fmt::format("{}[{}]", at(name), i);
-      Members members((*value)[i], where);
-      TRY(members.check_object());
-      into.push_back(TRY(decode(members)));
-      TRY(members.check_all_known());
-    }
-    return {};
-  }
-
-  std::string at(std::string_view name) const {
-    return where_.empty() ? std::string(name) : fmt::format("{}.{}", where_, name);
-  }
-
- private:
-  const Json* find(const char* name) {
-    known_.insert(name);
-    const auto found = json_.find(name);
-    return found == json_.end() || found->is_null() ? nullptr : &*found;
-  }
-  static Result<std::string> text_of(const Json& value, const std::string& where,
-                                     std::size_t most) {
-    if (!value.is_string()) return wrong(where, "a text");
-    auto text = value.get<std::string>();
-    if (text.size() > most || text.contains('\0'))
-      return wrong(where, fmt::format("a text of up to {} bytes without a zero", most));
-    return text;
-  }
-
-  const Json& json_;
-  std::string where_;
-  std::set<std::string> known_;
-};
 
 Result<PublishedPort> decode_port(Members& members) {
   PublishedPort port{.host_address = "0.0.0.0"};
@@ -265,20 +151,6 @@ Result<void> check_mounts(const ContainerSpecification& container) {
   return {};
 }
 
-Result<Json> parse_document(std::string_view text) {
-  auto json = machine::parse_json(text);
-  if (!json) return failure(ErrorKind::corrupt, json.error().message());
-  return json;
-}
-
-/// What is wrong with a document of ours is no mistake of whoever reads it.
-template <typename T>
-Result<T> as_document(Result<T> decoded) {
-  if (!decoded && decoded.error().kind() == ErrorKind::invalid_argument)
-    return failure(ErrorKind::corrupt, decoded.error().message());
-  return decoded;
-}
-
 Result<ContainerRecord> decode_record(const Json& json) {
   Members members(json, "");
   TRY(members.check_object());
@@ -332,7 +204,11 @@ Result<void> check(const ContainerSpecification& container) {
   TRY(check_command(container));
   TRY(check_resources(container));
   TRY(check_ports(container.ports));
-  return check_mounts(container);
+  TRY(check_mounts(container));
+  if (container.template_name.empty()) return {};
+  TRY(machine::check_name("template", container.template_name));
+  if (container.overlay.empty() && container.mounts.empty()) return {};
+  return failure(ErrorKind::invalid_argument, "a clone cannot have volumes: its template had none");
 }
 
 Json encode_ports(const std::vector<PublishedPort>& ports) {
@@ -375,6 +251,7 @@ Json encode(const ContainerSpecification& container) {
           {"memory", container.memory},
           {"network", to_string(container.network)},
           {"ports", encode_ports(container.ports)},
+          {"template", container.template_name},
           {"overlay", container.overlay},
           {"mounts", std::move(mounts)},
           {"labels", container.labels},
@@ -407,6 +284,7 @@ Result<ContainerSpecification> decode_container(const Json& json) {
   container.network = network == "none" ? ContainerSpecification::Network::none
                                         : ContainerSpecification::Network::user;
   TRY(members.take("ports", container.ports, container_ports_max, decode_port));
+  TRY(members.take("template", container.template_name));
   TRY(members.take("overlay", container.overlay));
   TRY(members.take("mounts", container.mounts, container_mounts_max, decode_mount));
   TRY(members.take("labels", container.labels));

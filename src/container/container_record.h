@@ -71,7 +71,8 @@ struct ContainerSpecification {
   std::uint64_t memory = container_memory_default;  // bytes, the guest's
   Network network = Network::user;
   std::vector<PublishedPort> ports;
-  std::string overlay;  // the volume that its changes lie in, ext4; "": the guest's memory
+  std::string template_name;  // that it is a clone of; "" for none
+  std::string overlay;        // the volume that its changes lie in, ext4; "": the guest's memory
   std::vector<ContainerMount> mounts;
   std::map<std::string, std::string> labels;
   std::uint64_t log_bytes = container_log_bytes_default;

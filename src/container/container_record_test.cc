@@ -42,6 +42,21 @@ TEST(ContainerRecord, ComesBackFromItsDocument) {
   EXPECT_TRUE(check(record.specification));
 }
 
+TEST(ContainerRecord, AClonesTemplateIsInItAndItHasNoVolumes) {
+  ContainerRecord record{.id = SystemRandom().id(),
+                         .uid = 7,
+                         .created_at = "2026-11-27T17:20:57Z",
+                         .specification = specification()};
+  record.specification.template_name = "web";
+  EXPECT_THAT(check(record.specification).error().message(), HasSubstr("cannot have volumes"));
+  record.specification.overlay.clear();
+  record.specification.mounts.clear();
+  EXPECT_TRUE(check(record.specification));
+  EXPECT_EQ(MUST(decode_container_record(encode(record).dump())), record);
+  record.specification.template_name = "../web";
+  EXPECT_FALSE(check(record.specification));
+}
+
 TEST(ContainerRecord, StateComesBackFromItsDocument) {
   const ContainerState state{.running = false,
                              .ended = true,

@@ -41,7 +41,7 @@ class CommandLine : private machine::QemuArguments {
   }
   void add_machine() {
     add("-machine", fmt::format("{},memory-backend=ram,dump-guest-core=off", machine_type));
-    add_accelerator(places_.kvm);
+    add_accelerator(places_.kvm, microvm_tcg_code_bytes_max);
     add("-cpu", fmt::format("{},enforce", machine::cpu_model_default));
     add("-smp", fmt::format("{}", machine_.cpus));
     add_memory(machine_.memory, places_.memory_file);

@@ -14,6 +14,10 @@
 
 namespace berth::container {
 
+/// Translated code that is kept where guests are emulated: a container runs little beside its
+/// kernel.
+constexpr std::uint64_t microvm_tcg_code_bytes_max = std::uint64_t{64} << 20;
+
 struct MicroVmSpecification {
   std::string name;
   Id128 id;                  // SMBIOS UUID, and what the MAC is made from

@@ -1,6 +1,6 @@
 // The parts of the list of actions that have files of their own, and what they share. Internal to
 // actions.cc, machine_actions.cc, machine_point_actions.cc, image_operations.cc,
-// container_actions.cc and kernel_operations.cc.
+// container_actions.cc, template_operations.cc and kernel_operations.cc.
 #pragma once
 
 #include <vector>
@@ -13,6 +13,7 @@ std::vector<Action> machine_actions();        // vm.*
 std::vector<Action> machine_point_actions();  // vm_checkpoint.*, vm_refpoint.*
 std::vector<Action> image_actions();          // image.*
 std::vector<Action> container_actions();      // container.*
+std::vector<Action> template_actions();       // template.*
 std::vector<Action> kernel_actions();         // kernel.*
 
 inline Parameter machine_in_path() {

@@ -510,7 +510,7 @@ std::vector<Action> make_actions() {
   std::vector<Action> all;
   for (auto part : {host_actions(), volume_actions(), checkpoint_actions(), refpoint_actions(),
                     machine_actions(), machine_point_actions(), image_actions(),
-                    container_actions(), kernel_actions(), job_actions()}) {
+                    container_actions(), template_actions(), kernel_actions(), job_actions()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;

@@ -24,6 +24,7 @@ struct Parameter {
     machine_name,  // as machine::check_name
     point_name,    // of a checkpoint or a reference point, as machine::check_point_name
     volume_names,  // a list, at least one, none twice
+    texts,         // a list, may be empty
     text,
     path,     // an absolute path on the daemon's host
     address,  // host:port

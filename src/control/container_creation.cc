@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -47,7 +48,63 @@ std::vector<std::string> merged(std::vector<std::string> variables,
   return variables;
 }
 
+void complete_names(container::ContainerSpecification& wanted) {
+  if (wanted.name.empty())
+    wanted.name = "c-" + SystemRandom().id().to_string().substr(0, name_digits);
+  if (!wanted.hostname.empty()) return;
+  wanted.hostname = wanted.name;
+  std::ranges::replace(wanted.hostname, '_', '-');
+}
+
+Result<void> check_members_of_clone(const Json& request, bool several) {
+  static const std::set<std::string> own = {"name",   "hostname",    "ports",          "labels",
+                                            "remove", "stop_signal", "stop_timeout_s", "log_bytes"};
+  if (!request.is_object()) return failure(ErrorKind::invalid_argument, "expected an object");
+  for (const auto& [name, value] : request.items()) {
+    if (!own.contains(name))
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("{}: a clone has that of its template", name));
+  }
+  if (several && request.contains("hostname"))
+    return failure(ErrorKind::invalid_argument, "hostname: several clones cannot have the same");
+  return {};
+}
+
 }  // namespace
+
+Result<std::vector<container::ContainerSpecification>> clone_specifications(
+    Json request, const container::TemplateRecipe& of, std::size_t count) {
+  TRY(check_members_of_clone(request, count > 1));
+  const auto asked = TRY(container::decode_container(request));
+  container::ContainerSpecification alike = of.specification;
+  alike.template_name = of.name;
+  alike.name = asked.name;
+  alike.hostname = asked.hostname;
+  alike.ports = asked.ports;
+  alike.remove = asked.remove;
+  for (const auto& [name, label] : asked.labels) alike.labels[name] = label;
+  if (request.contains("stop_signal")) alike.stop_signal = asked.stop_signal;
+  if (request.contains("stop_timeout_s")) alike.stop_timeout_s = asked.stop_timeout_s;
+  if (request.contains("log_bytes")) alike.log_bytes = asked.log_bytes;
+  if (count > 1) {
+    for (const container::PublishedPort& port : alike.ports) {
+      if (port.host_port == 0) continue;
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("ports: several clones cannot have the port {} of the host: "
+                                 "leave it out, and each gets a free one",
+                                 port.host_port));
+    }
+  }
+  std::vector<container::ContainerSpecification> all;
+  for (std::size_t i = 1; i <= count; ++i) {
+    container::ContainerSpecification one = alike;
+    if (count > 1 && !one.name.empty()) one.name += fmt::format("-{}", i);
+    complete_names(one);
+    TRY(container::check(one));
+    all.push_back(std::move(one));
+  }
+  return all;
+}
 
 Result<container::ContainerSpecification> complete_container(Json request,
                                                              const container::ImageRecord& image,
@@ -55,6 +112,8 @@ Result<container::ContainerSpecification> complete_container(Json request,
   if (request.contains("arguments") || request.contains("image"))
     return failure(ErrorKind::invalid_argument,
                    "give `entrypoint` and `command`, and the image beside the specification");
+  if (request.contains("template"))
+    return failure(ErrorKind::invalid_argument, "template: clones are made with container.clone");
   const auto entrypoint = TRY(take_words(request, "entrypoint"));
   const auto command = TRY(take_words(request, "command"));
   const bool has_signal = request.contains("stop_signal");
@@ -69,12 +128,7 @@ Result<container::ContainerSpecification> complete_container(Json request,
   if (wanted.working_directory.empty()) wanted.working_directory = config.working_directory;
   if (wanted.user.empty()) wanted.user = config.user;
   if (!has_signal && !config.stop_signal.empty()) wanted.stop_signal = config.stop_signal;
-  if (wanted.name.empty())
-    wanted.name = "c-" + SystemRandom().id().to_string().substr(0, name_digits);
-  if (wanted.hostname.empty()) {
-    wanted.hostname = wanted.name;
-    std::ranges::replace(wanted.hostname, '_', '-');
-  }
+  complete_names(wanted);
   TRY(container::check(wanted));
   return wanted;
 }

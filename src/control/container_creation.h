@@ -2,10 +2,12 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "container/container_record.h"
 #include "container/image_record.h"
+#include "container/template_record.h"
 
 namespace berth::control {
 
@@ -16,5 +18,11 @@ namespace berth::control {
 Result<container::ContainerSpecification> complete_container(nlohmann::json request,
                                                              const container::ImageRecord& image,
                                                              const std::string& image_name);
+
+/// What `count` clones of a template are to be: as the template is, but for the members that are a
+/// clone's own. `request` as for the action container.clone; several are called NAME-1, NAME-2 and
+/// so on. invalid_argument, with the member that is wrong.
+Result<std::vector<container::ContainerSpecification>> clone_specifications(
+    nlohmann::json request, const container::TemplateRecipe& of, std::size_t count);
 
 }  // namespace berth::control

@@ -1,5 +1,7 @@
 #include "control/container_creation.h"
 
+#include <set>
+
 #include <gmock/gmock.h>
 #include <nlohmann/json.hpp>
 
@@ -110,6 +112,67 @@ TEST(ContainerCreationTest, WhatIsWrongIsNamed) {
   EXPECT_THAT(refusal({{"name", "-x"}}), HasSubstr("name"));
   EXPECT_THAT(refusal({{"arguments", {"/x"}}}), HasSubstr("command"));
   EXPECT_THAT(refusal({{"image", digest}}), HasSubstr("image"));
+}
+
+container::TemplateRecipe of_template() {
+  return {.name = "app",
+          .specification = {.name = "app",
+                            .image = digest,
+                            .image_name = "app:1",
+                            .arguments = {"/entry"},
+                            .hostname = "app",
+                            .stop_signal = "SIGQUIT",
+                            .labels = {{"of", "template"}, {"more", "yes"}}}};
+}
+
+std::string clone_refusal(json request, std::size_t count) {
+  const auto made = clone_specifications(std::move(request), of_template(), count);
+  if (made) return "nothing";
+  EXPECT_EQ(made.error().kind(), ErrorKind::invalid_argument);
+  return made.error().message();
+}
+
+TEST(CloneSpecificationsTest, AreAsTheTemplateButForWhatIsTheirOwn) {
+  const auto all = MUST(clone_specifications({{"name", "web_x"},
+                                              {"labels", {{"of", "clone"}}},
+                                              {"ports", json::array({{{"guest_port", 80U}}})},
+                                              {"remove", true}},
+                                             of_template(), 2));
+  ASSERT_EQ(all.size(), 2);
+  EXPECT_EQ(all[0].name, "web_x-1");
+  EXPECT_EQ(all[1].name, "web_x-2");
+  EXPECT_EQ(all[1].hostname, "web-x-2");
+  EXPECT_EQ(all[0].template_name, "app");
+  EXPECT_EQ(all[0].image, digest);
+  EXPECT_EQ(all[0].stop_signal, "SIGQUIT");
+  EXPECT_EQ(all[0].ports.size(), 1);
+  EXPECT_TRUE(all[0].remove);
+  EXPECT_EQ(all[0].labels.at("of"), "clone");
+  EXPECT_EQ(all[0].labels.at("more"), "yes");
+}
+
+TEST(CloneSpecificationsTest, NobodyElseHasTheirNames) {
+  const auto all = MUST(clone_specifications(json::object(), of_template(), 3));
+  std::set<std::string> names;
+  for (const ContainerSpecification& one : all) {
+    EXPECT_THAT(one.name, MatchesRegex("c-[0-9a-f]{8}"));
+    EXPECT_EQ(one.hostname, one.name);
+    names.insert(one.name);
+  }
+  EXPECT_EQ(names.size(), 3);
+}
+
+TEST(CloneSpecificationsTest, WhatAClonesCannotBeIsRefused) {
+  EXPECT_EQ(clone_refusal({{"hostname", "one"}}, 1), "nothing");
+  EXPECT_THAT(clone_refusal({{"hostname", "one"}}, 2), HasSubstr("hostname"));
+  EXPECT_THAT(clone_refusal({{"memory", 1}}, 1), HasSubstr("memory: a clone has that"));
+  EXPECT_THAT(clone_refusal({{"command", {"x"}}}, 1), HasSubstr("command: a clone has that"));
+  EXPECT_THAT(
+      clone_refusal({{"ports", json::array({{{"guest_port", 80U}, {"host_port", 8080U}}})}}, 2),
+      HasSubstr("8080"));
+  EXPECT_THAT(clone_refusal({{"name", std::string(48, 'x')}}, 2), HasSubstr("at most 48"));
+  EXPECT_THAT(clone_refusal(json::array(), 1), HasSubstr("an object"));
+  EXPECT_THAT(refusal({{"template", "app"}}), HasSubstr("container.clone"));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "control/container_boot.h"
 #include "control/container_creation.h"
 #include "control/operations.h"
 #include "control/spawn.h"
@@ -27,30 +28,7 @@ Json ports_of(const ContainerRecord& record, const Containers::Status& status) {
 }
 
 Async<Json> shown(Services& services, ContainerRecord record) {
-  const std::string& name = record.specification.name;
-  const Containers::Status status = co_await services.containers.status(name);
-  const auto optional = [&status](const char* member) {
-    return status.info.is_object() ? status.info.value(member, Json()) : Json();
-  };
-  const container::ContainerRunLayout run{services.run_dir};
-  const bool runs = status.info.is_object();
-  co_return Json{
-      {"name", name},
-      {"id", record.id.to_string()},
-      {"state", status.state},
-      {"created_at", record.created_at},
-      {"started_at", runs ? status.info.value("started_at", "") : status.last.started_at},
-      {"finished_at", runs ? std::string() : status.last.finished_at},
-      {"exit_code", exit_code_of(status)},
-      {"error", runs ? std::string() : status.last.error},
-      {"pid", optional("pid")},
-      {"accelerator", optional("accelerator")},
-      {"kernel", optional("kernel")},
-      {"memory_used", optional("memory_used")},
-      {"ports", ports_of(record, status)},
-      {"attach", runs ? Json(run.attach_socket(name)) : Json()},
-      {"log", container::ContainerStore(services.state_dir).log(name)},
-      {"specification", encode(record.specification)}};
+  return shown_container(services, std::move(record));
 }
 
 Async<Result<ContainerRecord>> find(Services& services, Json params) {
@@ -78,21 +56,7 @@ Async<Result<Json>> container_create(Services& services, Json params) {
 
 Async<Result<Json>> container_start(Services& services, Json params) {
   const ContainerRecord record = CO_TRY(co_await find(services, params));
-  struct Boot {
-    std::string kernel;
-    std::string initrd;
-  };
-  const auto boot =
-      CO_TRY(co_await on_worker(services.workers, [store = &services.kernels]() -> Result<Boot> {
-        const container::KernelRecord kernel = TRY(store->current());
-        return Boot{.kernel = store->image(kernel.release),
-                    .initrd = TRY(store->initrd(kernel.release))};
-      }));
-  CO_TRY(co_await services.containers.start(
-      record.specification.name, {.image = services.images.file_system(record.specification.image),
-                                  .kernel = boot.kernel,
-                                  .initrd = boot.initrd,
-                                  .hold = params.value("hold", false)}));
+  CO_TRY(co_await start_container(services, record, params.value("hold", false)));
   co_return co_await shown(services, record);
 }
 
@@ -172,6 +136,51 @@ Async<Result<Json>> container_delete(Services& services, Json params) {
 }
 
 }  // namespace
+
+Async<Json> shown_container(Services& services, ContainerRecord record) {
+  const std::string& name = record.specification.name;
+  const Containers::Status status = co_await services.containers.status(name);
+  const auto optional = [&status](const char* member) {
+    return status.info.is_object() ? status.info.value(member, Json()) : Json();
+  };
+  const container::ContainerRunLayout run{services.run_dir};
+  const bool runs = status.info.is_object();
+  co_return Json{
+      {"name", name},
+      {"id", record.id.to_string()},
+      {"state", status.state},
+      {"created_at", record.created_at},
+      {"started_at", runs ? status.info.value("started_at", "") : status.last.started_at},
+      {"finished_at", runs ? std::string() : status.last.finished_at},
+      {"exit_code", exit_code_of(status)},
+      {"error", runs ? std::string() : status.last.error},
+      {"pid", optional("pid")},
+      {"accelerator", optional("accelerator")},
+      {"kernel", optional("kernel")},
+      {"memory_used", optional("memory_used")},
+      {"ports", ports_of(record, status)},
+      {"attach", runs ? Json(run.attach_socket(name)) : Json()},
+      {"log", container::ContainerStore(services.state_dir).log(name)},
+      {"specification", encode(record.specification)}};
+}
+
+Async<Result<void>> start_container(Services& services, ContainerRecord record, bool hold) {
+  const container::ContainerSpecification& is = record.specification;
+  if (is.template_name.empty()) {
+    auto start =
+        CO_TRY(co_await boot_of(services.workers, services.kernels, services.images, is.image));
+    start.hold = hold;
+    co_return co_await services.containers.start(is.name, std::move(start));
+  }
+  // One that has ended is a clone again, of what its template is now.
+  const Templates::Use use = CO_TRY(co_await services.templates.use(is.template_name));
+  Containers::Start start{.image = services.images.file_system(use.record.stamp.image),
+                          .kernel = {},
+                          .initrd = {},
+                          .memory = use.memory,
+                          .devices = use.devices};
+  co_return co_await services.containers.start(is.name, std::move(start));
+}
 
 HandlerTable container_handlers() {
   return {{"container.create", container_create}, {"container.start", container_start},

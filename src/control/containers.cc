@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "container/microvm_command.h"
 #include "control/spawn.h"
 #include "machine/host/accelerator.h"
 #include "machine/vm/machine_store.h"
@@ -43,11 +44,16 @@ std::vector<Disk> disks_of(const container::ContainerSpecification& container) {
 }
 
 machine::MachineMemory memory_of(const ContainerRecord& record) {
+  const container::ContainerSpecification& is = record.specification;
   machine::MachineSpecification alike;
-  alike.name = "container " + record.specification.name;  // no machine's
-  alike.memory = record.specification.memory;
-  alike.cpus = static_cast<unsigned>(record.specification.cpus) + 1;
-  return machine::memory_of(alike, machine::has_kvm());
+  alike.name = "container " + is.name;  // no machine's
+  alike.memory = is.memory;
+  alike.cpus = static_cast<unsigned>(is.cpus) + 1;
+  machine::MachineMemory memory = machine::memory_of(alike, true);
+  if (!machine::has_kvm()) memory.overhead += container::microvm_tcg_code_bytes_max;
+  memory.is_clone = !is.template_name.empty();
+  if (memory.is_clone) memory.memory /= machine::clone_memory_parts;
+  return memory;
 }
 
 }  // namespace
@@ -262,12 +268,13 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
   if (!disks) done = failure(disks.error());
   if (done) done = co_await guests_.launch(container);
   if (done) {
-    const auto started = co_await container->connection->call("container.start",
-                                                              {{"image", how.image},
-                                                               {"kernel", how.kernel},
-                                                               {"initrd", how.initrd},
-                                                               {"disks", *disks},
-                                                               {"hold", how.hold}},
+    Json request = {{"image", how.image},
+                    {"kernel", how.kernel},
+                    {"initrd", how.initrd},
+                    {"disks", *disks},
+                    {"hold", how.hold}};
+    if (!how.memory.empty()) request.update({{"memory", how.memory}, {"devices", how.devices}});
+    const auto started = co_await container->connection->call("container.start", std::move(request),
                                                               {.timeout = start_timeout});
     if (!started) done = failure(started.error());
   }

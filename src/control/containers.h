@@ -50,6 +50,8 @@ class Containers final : public MachineNeighbours {
     std::string kernel;
     std::string initrd;
     bool hold = false;
+    std::string memory;  // of the template that it is a clone of; "": it boots
+    std::string devices;
   };
   Async<Result<void>> start(std::string name, Start how);
   /// A time-out of 0: at once, by force.

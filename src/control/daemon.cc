@@ -108,6 +108,11 @@ class Daemon {
         images_(options.state_dir),
         kernels_(options.state_dir),
         image_makers_(image_maker_threads),
+        templates_(io.get_executor(), workers_,
+                   {.state_dir = options.state_dir,
+                    .run_dir = options.run_dir,
+                    .memory_dir = options.memory_dir},
+                   containers_, images_, kernels_, events_),
         jobs_(io.get_executor(), workers_, *catalogue_, events_),
         services_{.executor = io.get_executor(),
                   .workers = workers_,
@@ -122,6 +127,7 @@ class Daemon {
                   .image_makers = image_makers_,
                   .kernels = kernels_,
                   .containers = containers_,
+                  .templates = templates_,
                   .jobs = jobs_,
                   .events = events_,
                   .request_end =
@@ -135,7 +141,8 @@ class Daemon {
         taken_over_(io.get_executor()),
         end_requested_(io.get_executor()),
         signals_(io, SIGTERM, SIGINT) {
-    machines_.set_neighbours(containers_);
+    machines_.add_neighbours(containers_);
+    machines_.add_neighbours(templates_);
   }
 
   /// The daemon's life; what it ends with.
@@ -196,6 +203,7 @@ class Daemon {
     co_await machines_.take_over();
     co_await settle_machines(services_);
     co_await containers_.take_over();
+    co_await templates_.take_over();
     is_taken_over_ = true;
     taken_over_.notify();
   }
@@ -224,6 +232,7 @@ class Daemon {
   container::ImageStore images_;
   container::KernelStore kernels_;
   asio::thread_pool image_makers_;
+  Templates templates_;
   Jobs jobs_;
   Services services_;
   HttpServer server_;

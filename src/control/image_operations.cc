@@ -131,6 +131,11 @@ Async<Result<Json>> image_delete(Services& services, Json params) {
     co_return failure(ErrorKind::in_use,
                       fmt::format("the image '{}' is that of the container '{}'", reference, user));
   }
+  if (const std::string user = co_await services.templates.user_of_image(digest);
+      !user.empty() && !only_name) {
+    co_return failure(ErrorKind::in_use,
+                      fmt::format("the image '{}' is that of the template '{}'", reference, user));
+  }
   const auto removed = CO_TRY(co_await on_worker(
       services.workers, [store, reference] { return store->remove(reference); }));
   if (removed.deleted)
@@ -226,7 +231,7 @@ std::vector<Action> image_actions() {
        .path = "/v1/images/{image}",
        .summary = "Delete a container image, and what no other one needs of it; by one of several "
                   "names, only that name",
-       .precondition = "No container is of it (in_use), unless only a name goes",
+       .precondition = "No container or template is of it (in_use), unless only a name goes",
        .result = "DeletedImage",
        .parameters = {image_in_path()},
        .errors = {ErrorKind::not_found, ErrorKind::in_use, ErrorKind::no_space}},

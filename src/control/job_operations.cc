@@ -41,7 +41,7 @@ HandlerTable all_handlers() {
   for (const auto& part :
        {host_handlers(), volume_handlers(), checkpoint_handlers(), refpoint_handlers(),
         machine_handlers(), machine_point_handlers(), image_handlers(), container_handlers(),
-        kernel_handlers(), job_handlers()}) {
+        template_handlers(), kernel_handlers(), job_handlers()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;

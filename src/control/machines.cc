@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "control/spawn.h"
 #include "machine/host/accelerator.h"
+#include "machine/host/host_text.h"
 #include "machine/layout.h"
 #include "machine/small_file.h"
 #include "machine/vm/admission.h"
@@ -29,6 +30,11 @@ constexpr Milliseconds hello_timeout{10'000};
 constexpr Milliseconds start_timeout{180'000};  // includes loading a saved memory
 constexpr Milliseconds stop_grace{60'000};      // beyond the guest's own time
 constexpr Milliseconds end_patience{15'000};    // of a keeper whose machine has ended
+
+std::uint64_t available_now() {
+  const auto text = machine::read_small_file("/proc/meminfo");
+  return text ? machine::meminfo_bytes(*text, "MemAvailable").value_or(0) : 0;
+}
 
 }  // namespace
 
@@ -181,11 +187,13 @@ Async<Result<std::string>> Machines::user_of(std::string volume) {
 /// A disk that is written has one user.
 Async<Result<void>> Machines::check_disks_free(machine::MachineRecord record) {
   for (const machine::MachineDisk& disk : record.disks) {
-    if (neighbours_ == nullptr) break;
-    const std::string user = co_await neighbours_->runs_with(disk.volume);
-    if (user.empty()) continue;
-    co_return failure(ErrorKind::in_use, fmt::format("the disk '{}' (volume '{}') is in use by {}",
-                                                     disk.node, disk.volume, user));
+    for (MachineNeighbours* neighbours : neighbours_) {
+      const std::string user = co_await neighbours->runs_with(disk.volume);
+      if (user.empty()) continue;
+      co_return failure(
+          ErrorKind::in_use,
+          fmt::format("the disk '{}' (volume '{}') is in use by {}", disk.node, disk.volume, user));
+    }
   }
   for (const machine::MachineRecord& other : CO_TRY(co_await list())) {
     const std::string& name = other.specification.name;
@@ -213,6 +221,7 @@ Async<Result<void>> Machines::check_memory(machine::MachineMemory one_more) {
   machine::MemoryAdmission admission{
       .ram = std::uint64_t{host.totalram} * host.mem_unit,
       .swap = std::uint64_t{host.totalswap} * host.mem_unit,
+      .available = available_now() + std::uint64_t{host.freeswap} * host.mem_unit,
       .memory_dir_size = std::uint64_t{space.f_blocks} * space.f_frsize,
       .memory_dir_free = std::uint64_t{space.f_bavail} * space.f_frsize,
       .running = {}};
@@ -220,8 +229,8 @@ Async<Result<void>> Machines::check_memory(machine::MachineMemory one_more) {
     if (!is_on(other.specification.name)) continue;
     admission.running.push_back(machine::memory_of(other.specification, kvm));
   }
-  if (neighbours_ != nullptr) {
-    for (machine::MachineMemory& other : co_await neighbours_->running_memory())
+  for (MachineNeighbours* neighbours : neighbours_) {
+    for (machine::MachineMemory& other : co_await neighbours->running_memory())
       admission.running.push_back(std::move(other));
   }
   co_return machine::check_admission(admission, one_more);

@@ -90,7 +90,7 @@ class Machines {
   Async<std::size_t> stop_all(bool force);
   void quit() { guests_.quit(); }
 
-  void set_neighbours(MachineNeighbours& neighbours) { neighbours_ = &neighbours; }
+  void add_neighbours(MachineNeighbours& neighbours) { neighbours_.push_back(&neighbours); }
   /// `limit` where one more does not fit beside everything that runs.
   Async<Result<void>> check_memory(machine::MachineMemory one_more);
 
@@ -108,7 +108,7 @@ class Machines {
   GuestKeepers guests_;
   std::map<std::string, std::uint64_t> start_numbers_;  // the order in which they were started
   std::uint64_t starts_ = 0;
-  MachineNeighbours* neighbours_ = nullptr;
+  std::vector<MachineNeighbours*> neighbours_;
 };
 
 }  // namespace berth::control

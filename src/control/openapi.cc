@@ -75,6 +75,7 @@ Json schema_of_parameter(const Parameter& parameter) {
               {"items", name(machine::volume_name_length_max)},
               {"minItems", 1},
               {"uniqueItems", true}};
+    case Type::texts: return {{"type", "array"}, {"items", {{"type", "string"}}}};
     case Type::size:
     case Type::count: return {{"type", "integer"}, {"minimum", 0}};
     case Type::object: return {{"type", "object"}};

@@ -23,6 +23,7 @@
 #include "control/jobs.h"
 #include "control/keepers.h"
 #include "control/machines.h"
+#include "control/templates.h"
 #include "control/volumes.h"
 
 namespace berth::control {
@@ -42,6 +43,7 @@ struct Services {
   boost::asio::thread_pool& image_makers;  // where images are made: that may take long
   container::KernelStore& kernels;         // on the workers
   Containers& containers;
+  Templates& templates;
   Jobs& jobs;
   EventLog& events;
   std::function<void()> request_end;  // of the daemon, once open requests are answered
@@ -56,6 +58,12 @@ using HandlerTable = std::vector<std::pair<std::string_view, Handler>>;
 /// A Machine of the API.
 Async<Result<nlohmann::json>> shown_machine(Services& services, std::string name);
 
+/// A Container of the API.
+Async<nlohmann::json> shown_container(Services& services, container::ContainerRecord record);
+/// Runs it: booted, or, of a clone, mapped. `hold`: its command waits for somebody to attach.
+Async<Result<void>> start_container(Services& services, container::ContainerRecord record,
+                                    bool hold);
+
 HandlerTable host_handlers();
 HandlerTable volume_handlers();
 HandlerTable checkpoint_handlers();
@@ -64,6 +72,7 @@ HandlerTable machine_handlers();
 HandlerTable machine_point_handlers();
 HandlerTable image_handlers();
 HandlerTable container_handlers();
+HandlerTable template_handlers();
 HandlerTable kernel_handlers();
 HandlerTable job_handlers();
 

@@ -115,6 +115,12 @@ Result<Json> check_text(const Parameter& parameter, const Json& value) {
   return value;
 }
 
+Result<Json> check_texts(const Parameter& parameter, const Json& value) {
+  if (!value.is_array()) return refuse(parameter, "a list of texts");
+  for (const Json& text : value) TRY(check_text(parameter, text));
+  return value;
+}
+
 Result<Json> check_volume_names(const Parameter& parameter, const Json& value) {
   if (!value.is_array() || value.empty()) return refuse(parameter, "a list of names, at least one");
   if (value.size() > volumes_in_cut_max) {
@@ -190,6 +196,7 @@ Result<Json> check_parameter(const Parameter& parameter, const Json& value) {
       return failure(ErrorKind::invalid_argument,
                      fmt::format("{}: expected an object", parameter.name));
     case Type::volume_names: return check_volume_names(parameter, value);
+    case Type::texts: return check_texts(parameter, value);
     default: return check_text(parameter, value);
   }
 }

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "base/aligned_buffer.h"
+#include "base/checksum.h"
 #include "base/units.h"
 #include "memory/image_output.h"
 #include "memory/memory_file.h"
@@ -23,6 +24,7 @@ namespace {
 constexpr std::size_t piece_max = ImageOutput::buffer_size;
 // Shorter ranges are not left out of a copy: two writes take the disk longer than these bytes.
 constexpr std::size_t left_out_min = 64 * KiB;
+constexpr std::size_t checksum_piece = 256 * KiB;
 
 /// Memory for pages, the newest of each. What is touched costs no fault to write: for the instant
 /// when a machine stands still.
@@ -397,6 +399,30 @@ Result<std::uint64_t> first_difference(const std::string& path, const std::strin
     if (differing != ours.end()) return at + static_cast<std::uint64_t>(differing - ours.begin());
   }
   return image.size;
+}
+
+Result<std::uint64_t> memory_checksum(const std::string& path) {
+  const auto file = TRY(MemoryFile::open(path, MemoryFile::Access::read));
+  const AlignedBuffer buffer(checksum_piece);
+  std::vector<std::byte> sums;
+  for (std::uint64_t at = 0; at < file.size;) {
+    const auto extent = TRY(file.next_data(at));
+    // Whole pieces, wherever their holes are.
+    at = std::max(at, extent.start / checksum_piece * checksum_piece);
+    for (; at < extent.end; at += checksum_piece) {
+      const MutableBytes piece =
+          buffer.first(std::min<std::uint64_t>(file.size - at, checksum_piece));
+      TRY(file.read(at, piece));
+      if (is_zero(piece)) continue;
+      sums.resize(sums.size() + 2 * sizeof(std::uint64_t));
+      std::byte* const entry = sums.data() + sums.size() - 2 * sizeof(std::uint64_t);
+      store_le(entry, at);
+      store_le(entry + sizeof(std::uint64_t), checksum64(piece));
+    }
+    if (extent.start == file.size) break;
+  }
+  TRY(file.check_size());
+  return checksum64(sums);
 }
 
 }  // namespace berth::memory

@@ -73,4 +73,9 @@ Result<void> load_memory_image(const std::string& path, const std::string& memor
 /// `invalid_argument` if the sizes differ.
 Result<std::uint64_t> first_difference(const std::string& path, const std::string& memory_file);
 
+/// Of what is in a memory object or an image, wherever its holes are: the checksum of the offsets
+/// and checksums (64 bits each, little-endian) of all its pieces of 256 KiB that are not zero, in
+/// order.
+Result<std::uint64_t> memory_checksum(const std::string& path);
+
 }  // namespace berth::memory

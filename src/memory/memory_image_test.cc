@@ -280,6 +280,23 @@ TEST_F(MemoryImageTest, RangesThatAreNoPagesOfTheMemoryAreRefused) {
   }
 }
 
+TEST_F(MemoryImageTest, ChecksumsAreOfWhatIsInItAndNotOfItsHoles) {
+  const std::uint64_t empty = MUST(memory_checksum(ram_));
+  write_at(ram_, MiB + 5, "x");
+  write_at(ram_, 9 * MiB, noise(600 * KiB, 7));
+  const std::uint64_t full = MUST(memory_checksum(ram_));
+  EXPECT_NE(full, empty);
+  write_at(ram_, 3 * MiB, std::string(2 * MiB, '\0'));  // no hole any more
+  EXPECT_EQ(MUST(memory_checksum(ram_)), full);
+  const auto writer = create();
+  copy_all(*writer);
+  MUST(writer->finish());
+  EXPECT_EQ(MUST(memory_checksum(image_)), full);
+  write_at(ram_, MiB + 5, std::string(1, '\0'));
+  write_at(ram_, 2 * MiB + 5, "x");  // the same bytes, elsewhere
+  EXPECT_NE(MUST(memory_checksum(ram_)), full);
+}
+
 TEST_F(MemoryImageTest, IsNotMadeOverAnotherFile) {
   write_at(make_file(image_, page), 0, "kept");
   const auto refused = MemoryImageWriter::create(ram_, image_);

@@ -401,6 +401,30 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     api("container.delete", 404, container="c1")
     assert api("container.list")["containers"] == []
     api("volume.delete", volume="tree")
+
+    # Templates.
+    assert api("template.list")["templates"] == []
+    job = api.job("template.create", name="t1", image="busybox:1", ready="exec:exit 1", timeout_s=1, warm=[],
+                  specification={"memory": 128 << 20})
+    assert (job["state"], job["error"]["kind"]) == ("failed", "timed_out")
+    shell = {"entrypoint": ["/bin/busybox", "sleep"], "command": ["1000"]}
+    assert api.job("template.create", name="t1", image="busybox:1", specification=shell)["result"]["ready"] == ""
+    api("template.create", 404, name="t2", image="busybox:2")
+    assert api.job("template.create", name="t1", image="busybox:1")["state"] == "failed"
+    assert [each["name"] for each in api("template.list")["templates"]] == ["t1"]
+    api("template.inspect", 404, template="t2")
+    assert api("template.inspect", template="t1")["clones"] == []
+    assert api("template.check", template="t1")["untouched"] is True
+    api("container.clone", 400, template="t1", specification={"memory": 1 << 30})
+    api("container.clone", 404, template="t2")
+    made = api("container.clone", template="t1", count=2, specification={"name": "of"})
+    assert made["error"] == "" and sorted(each["name"] for each in made["containers"]) == ["of-1", "of-2"]
+    api("container.clone", 409, template="t1", specification={"name": "of-1"})
+    api("template.delete", 409, template="t1")
+    for each in made["containers"]:
+        api("container.delete", container=each["name"], force="true")
+    api("template.delete", template="t1")
+    api("template.delete", 404, template="t1")
     api("image.delete", image="busybox:1")
     assert not list(host.memory_dir.glob("*/*"))
 

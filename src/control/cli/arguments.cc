@@ -47,7 +47,8 @@ Result<Json> convert(const Parameter& parameter, const std::vector<std::string>&
     }
     case Type::flag: return true;
     case Type::path: return absolute_path(parameter.name == "archive" ? without_oci(word) : word);
-    case Type::volume_names: return Json(words);
+    case Type::volume_names:
+    case Type::texts: return Json(words);
     case Type::text: return parameter.name == "backing" ? whole_backing(word) : word;
     default: return word;
   }

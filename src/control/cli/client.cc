@@ -23,6 +23,7 @@
 #include "control/cli/render.h"
 #include "control/cli/render_doctor.h"
 #include "control/cli/stop_keepers.h"
+#include "control/cli/template_commands.h"
 #include "control/exit_code.h"
 #include "control/host_doctor.h"
 #include "control/volume_check.h"
@@ -399,6 +400,7 @@ int run_client(const ParsedLine& line) {
   Result<void> done;
   try {
     if (is_container_flow(line.command->flow)) return run_container_command(line);
+    if (is_template_flow(line.command->flow)) return run_template_command(line);
     if (line.command->flow == Flow::vm_console) {
       const auto console = find_console(line);
       return console ? run_console(*console) : report(console.error());

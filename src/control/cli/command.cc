@@ -6,6 +6,7 @@
 
 #include "base/result.h"
 #include "control/cli/container_commands.h"
+#include "control/cli/template_commands.h"
 #include "machine/host/doctor.h"
 
 namespace berth::control::cli {
@@ -27,7 +28,8 @@ std::string value_name(const Parameter& parameter) {
     case Type::flag: return {};
     case Type::text:
     case Type::object:
-    case Type::volume_names: return "TEXT";
+    case Type::volume_names:
+    case Type::texts: return "TEXT";
   }
   return {};
 }
@@ -588,6 +590,7 @@ const std::vector<Command>& commands() {
     add_machine_commands(list);
     add_image_commands(list);
     for (Command& command : container_commands()) list.push_back(std::move(command));
+    for (Command& command : template_commands()) list.push_back(std::move(command));
     add_kernel_commands(list);
     add_job_commands(list);
     add_hidden_commands(list);
@@ -628,6 +631,7 @@ std::string_view noun_summary(std::string_view noun) {
   if (noun == "volume") return "Virtual disks";
   if (noun == "vm") return "Virtual machines";
   if (noun == "image") return "Images of containers";
+  if (noun == "template") return "Containers that were started once, for clones";
   if (noun == "container") return "Containers, each in a microVM of its own";
   if (noun == "kernel") return "Kernels of microVMs";
   if (noun == "checkpoint") return "Restorable images of volumes";

@@ -72,10 +72,12 @@ enum class Flow : std::uint8_t {
   container_logs,
   container_ps,
   container_copy,
-  container_each,  // one action on each of the names
-  job_watch,       // follow one job to its end
-  events,          // print what comes
-  daemon,          // these run here, not in the daemon
+  container_each,   // one action on each of the names
+  template_create,  // these are template_commands.h's
+  container_clone,
+  job_watch,  // follow one job to its end
+  events,     // print what comes
+  daemon,     // these run here, not in the daemon
   keeper,
   watchdog,
   check,

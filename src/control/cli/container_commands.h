@@ -19,16 +19,11 @@ bool is_container_flow(Flow flow);
 int run_container_command(const ParsedLine& line);
 
 /// A command line, and what of it is for the container and not for us: all that follows IMAGE, or
-/// the name of `exec`.
+/// the name of `exec`, or the -- of `template create`.
 struct SplitLine {
   std::vector<std::string> words;
   std::vector<std::string> tail;
 };
 SplitLine with_command_apart(int argc, const char* const* argv);
-
-/// "[ADDRESS:]HOST:GUEST", "GUEST" (a free port of the host's): a PublishedPort.
-Result<nlohmann::json> parse_published_port(const std::string& text);
-/// "VOLUME:PATH[:ro]": a ContainerMount.
-Result<nlohmann::json> parse_mount(const std::string& text);
 
 }  // namespace berth::control::cli

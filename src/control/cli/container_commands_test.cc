@@ -1,5 +1,7 @@
 #include "control/cli/container_commands.h"
 
+#include "control/cli/container_options.h"
+
 #include <gmock/gmock.h>
 #include <nlohmann/json.hpp>
 
@@ -25,6 +27,9 @@ TEST(ContainerCommandsTest, WhatFollowsTheImageIsForTheContainer) {
   EXPECT_EQ(split({"container", "run", "--rm", "-e", "A=1", "app", "sh", "-c", "--rm"}),
             std::pair(Words({"container", "run", "--rm", "-e", "A=1", "app"}),
                       Words({"sh", "-c", "--rm"})));
+  EXPECT_EQ(split({"template", "create", "web", "--image", "app", "--", "sh", "-c", "--warm"}),
+            std::pair(Words({"template", "create", "web", "--image", "app"}),
+                      Words({"sh", "-c", "--warm"})));
   EXPECT_EQ(split({"container", "create", "--name=x", "app", "--version"}),
             std::pair(Words({"container", "create", "--name=x", "app"}), Words({"--version"})));
   EXPECT_EQ(split({"container", "exec", "-it", "web", "ls", "-l"}),

@@ -182,13 +182,14 @@ std::string foreign_text(const Json& value) {
   return text;
 }
 
+std::string words(const Json& list) {
+  std::string text;
+  for (const Json& word : list) text += (text.empty() ? "" : " ") + foreign_text(word);
+  return text.empty() ? "-" : text;
+}
+
 std::string render_image(const Json& image) {
   const Json& config = image["config"];
-  const auto words = [](const Json& list) {
-    std::string text;
-    for (const Json& word : list) text += (text.empty() ? "" : " ") + foreign_text(word);
-    return text.empty() ? "-" : text;
-  };
   return pairs({{"names", words(image["names"])},
                 {"digest", text_of(image["digest"])},
                 {"created", foreign_text(image["created_at"])},
@@ -382,6 +383,40 @@ std::string render_kernels(const Json& list) {
   return table({"RELEASE", "IMPORTED", "SOURCE"}, rows);
 }
 
+std::string render_templates(const Json& list) {
+  std::vector<Row> rows;
+  for (const Json& each : list["templates"]) {
+    rows.push_back({text_of(each["name"]), text_of(each["image_name"]), size_of(each["memory"]),
+                    size_of(each["memory_bytes"]), text_of(each["built_at"]),
+                    each["clones"].dump()});
+  }
+  return table({"NAME", "IMAGE", "MEMORY", "SHARED", "MADE", "CLONES"}, rows);
+}
+
+std::string render_template(const Json& shown) {
+  const Json& is = shown["specification"];
+  const Json& stamp = shown["stamp"];
+  return pairs(
+      {{"name", text_of(shown["name"])},
+       {"image", fmt::format("{} ({})", text_of(is["image_name"]), text_of(is["image"]))},
+       {"made of", shown["container"] == "" ? "its image"
+                                            : fmt::format("the container '{}', while it ran",
+                                                          text_of(shown["container"]))},
+       {"command", words(is["arguments"])},
+       {"memory", fmt::format("{}, {} of it shared by all clones", size_of(is["memory"]),
+                              size_of(shown["memory_bytes"]))},
+       {"devices", size_of(shown["device_bytes"])},
+       {"ready", text_of(shown["ready"])},
+       {"warmed with", words(shown["warm"])},
+       {"asked for", text_of(shown["created_at"])},
+       {"made", text_of(shown["built_at"])},
+       {"fits to", fmt::format("kernel {}, agent {}, {}, {}, {}", text_of(stamp["kernel"]),
+                               text_of(stamp["agent"]), text_of(stamp["qemu"]),
+                               text_of(stamp["accelerator"]), text_of(stamp["cpu"]))},
+       {"memory checksum", text_of(shown["memory_checksum"])},
+       {"clones", words(shown["clones"])}});
+}
+
 /// Whatever has no form of its own.
 std::string render_members(const Json& object) {
   std::vector<std::pair<std::string, std::string>> entries;
@@ -447,6 +482,8 @@ std::string render(std::string_view schema, const Json& answer) {
   }
   if (schema == "ContainerList") return render_containers(answer);
   if (schema == "KernelList") return render_kernels(answer);
+  if (schema == "TemplateList") return render_templates(answer);
+  if (schema == "Template") return render_template(answer);
   if (schema == "Image") return render_image(answer);
   if (schema == "ImageList") return render_images(answer);
   if (schema == "DeletedImage") return render_deleted_image(answer);

@@ -19,7 +19,7 @@ Others others_than(const MemoryAdmission& host, const MachineMemory& machine) {
   for (const MachineMemory& running : host.running) {
     if (running.name == machine.name) continue;
     ++others.count;
-    others.memory += running.memory;
+    if (!running.is_clone) others.memory += running.memory;
     others.total += running.total();
   }
   return others;
@@ -46,6 +46,19 @@ Result<void> check_ram(const MemoryAdmission& host, const MachineMemory& machine
           format_size(machine.overhead), in_words(others, others.total),
           format_size(host_reserve_bytes), format_size(all), format_size(host.ram),
           format_size(host.swap), format_size(wanted - all)));
+}
+
+/// Clones that have grown past what they count with have taken it from those that come later.
+Result<void> check_available(const MemoryAdmission& host, const MachineMemory& machine) {
+  const std::uint64_t wanted = host_reserve_bytes + machine.total();
+  if (wanted <= host.available) return {};
+  return failure(
+      ErrorKind::limit,
+      fmt::format("machine '{}' needs {} ({} of memory and {} for QEMU), the host keeps {}, and {} "
+                  "are left: {} too little. Stop a machine, park some, or add swap",
+                  machine.name, format_size(machine.total()), format_size(machine.memory),
+                  format_size(machine.overhead), format_size(host_reserve_bytes),
+                  format_size(host.available), format_size(wanted - host.available)));
 }
 
 Result<void> check_directory(const MemoryAdmission& host, const MachineMemory& machine,
@@ -84,6 +97,7 @@ MachineMemory memory_of(const MachineSpecification& specification, bool kvm) {
 Result<void> check_admission(const MemoryAdmission& host, const MachineMemory& machine) {
   const Others others = others_than(host, machine);
   TRY(check_ram(host, machine, others));
+  if (machine.is_clone) return check_available(host, machine);
   return check_directory(host, machine, others);
 }
 

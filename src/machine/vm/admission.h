@@ -22,10 +22,15 @@ constexpr std::uint64_t qemu_overhead_bytes_per_cpu = std::uint64_t{1} << 20;
 /// What the kernel, the daemon and everything else on the host keep.
 constexpr std::uint64_t host_reserve_bytes = std::uint64_t{256} << 20;
 
+/// A clone shares what it has not written to with its template: it counts with a part of its memory
+/// (docs/decisions/0010), and only as long as the host really has that to give.
+constexpr std::uint64_t clone_memory_parts = 4;
+
 struct MachineMemory {
   std::string name;
-  std::uint64_t memory = 0;    // bytes, the memory object
+  std::uint64_t memory = 0;    // bytes, the memory object; of a clone, what it counts with
   std::uint64_t overhead = 0;  // bytes, QEMU
+  bool is_clone = false;       // has no memory object of its own
   std::uint64_t total() const { return memory + overhead; }
 };
 
@@ -33,8 +38,9 @@ struct MachineMemory {
 MachineMemory memory_of(const MachineSpecification& specification, bool kvm);
 
 struct MemoryAdmission {
-  std::uint64_t ram = 0;   // bytes, of the host
-  std::uint64_t swap = 0;  // bytes
+  std::uint64_t ram = 0;        // bytes, of the host
+  std::uint64_t swap = 0;       // bytes
+  std::uint64_t available = 0;  // bytes of both that can be had now, without hurting anybody
   // Of the file system where the memory objects are. Free is what it shows: an object takes its
   // pages only as its guest touches them.
   std::uint64_t memory_dir_size = 0;

@@ -83,6 +83,29 @@ TEST(Admission, EmulationCountsWithItsTranslatedCode) {
   EXPECT_EQ(memory_of(specification, false).overhead, kvm.overhead + tcg_code_bytes_max);
 }
 
+TEST(Admission, CloneNeedsNoMemoryDirectoryButWhatTheHostReallyHas) {
+  MemoryAdmission small = host();
+  small.memory_dir_size = GiB;
+  small.memory_dir_free = 0;
+  small.available = host_reserve_bytes + 128 * MiB;
+  MachineMemory clone = machine("clone", 64 * MiB);
+  clone.is_clone = true;
+  EXPECT_TRUE(check_admission(small, clone));
+  // Those that run count, and what is in no memory directory is not taken from there.
+  small.memory_dir_free = GiB;
+  for (int i = 0; i < 16; ++i) {
+    small.running.push_back(clone);
+    small.running.back().name += std::to_string(i);
+  }
+  EXPECT_TRUE(check_admission(small, machine("web", GiB)));
+  clone.memory += MiB;
+  const auto refused = check_admission(small, clone);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind(), ErrorKind::limit);
+  EXPECT_THAT(refused.error().message(),
+              testing::HasSubstr("384.0 MiB are left: 1.0 MiB too little"));
+}
+
 TEST(Admission, AHostWithoutRoomTakesNothing) {
   EXPECT_FALSE(check_admission({}, machine("web", 16 * MiB)));
 }

@@ -24,8 +24,8 @@ void QemuArguments::add_process(std::string_view guest) {
   add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
 }
 
-void QemuArguments::add_accelerator(bool kvm) {
-  add("-accel", kvm ? "kvm" : fmt::format("tcg,thread=multi,tb-size={}", tcg_code_bytes_max / MiB));
+void QemuArguments::add_accelerator(bool kvm, std::uint64_t tcg_code_bytes) {
+  add("-accel", kvm ? "kvm" : fmt::format("tcg,thread=multi,tb-size={}", tcg_code_bytes / MiB));
 }
 
 void QemuArguments::add_memory(std::uint64_t bytes, std::string_view path) {

@@ -28,7 +28,8 @@ class QemuArguments {
 
   /// Its name, nothing that nobody asked for, and the sandbox.
   void add_process(std::string_view guest);
-  void add_accelerator(bool kvm);
+  /// Emulated, with at most so much translated code.
+  void add_accelerator(bool kvm, std::uint64_t tcg_code_bytes);
   /// The memory object `ram`, at `path`: shared, so that its pages are those of the file.
   void add_memory(std::uint64_t bytes, std::string_view path);
   /// A socket that QEMU serves, as the character device `id`.

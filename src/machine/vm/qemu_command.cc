@@ -104,7 +104,7 @@ class CommandLine : private QemuArguments {
     // guest's. vmport is VMware's back door: nobody needs it here.
     add("-machine", fmt::format("{},memory-backend=ram,graphics={},vmport=off,dump-guest-core=off",
                                 machine_.machine_type, machine_.vnc ? "on" : "off"));
-    add_accelerator(places_.kvm);
+    add_accelerator(places_.kvm, tcg_code_bytes_max);
     // enforce: what this host cannot give is an error, not another CPU than the one asked for.
     add("-cpu", machine_.cpu_model == "host" ? "host" : machine_.cpu_model + ",enforce");
     add("-smp", fmt::format("cpus={0},sockets=1,cores={0},threads=1", machine_.cpus));

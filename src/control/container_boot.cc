@@ -1,0 +1,22 @@
+#include "control/container_boot.h"
+
+#include <nlohmann/json.hpp>
+
+#include "control/spawn.h"
+
+namespace berth::control {
+
+Async<Result<Containers::Start>> boot_of(boost::asio::thread_pool& workers,
+                                         const container::KernelStore& kernels,
+                                         const container::ImageStore& images, std::string digest) {
+  auto start =
+      CO_TRY(co_await on_worker(workers, [store = &kernels]() -> Result<Containers::Start> {
+        const container::KernelRecord kernel = TRY(store->current());
+        return Containers::Start{.kernel = store->image(kernel.release),
+                                 .initrd = TRY(store->initrd(kernel.release))};
+      }));
+  start.image = images.file_system(digest);
+  co_return start;
+}
+
+}  // namespace berth::control

@@ -1,0 +1,283 @@
+"""Templates and their clones, as a user meets them: `berth template` and `berth container clone`.
+
+What a keeper does of itself is in test_container_clone.py."""
+
+import json
+import pathlib
+import re
+import socket
+import time
+
+import pytest
+from oci_images import Image, directory, file, layer, symlink, write_layout
+from test_container import LIMIT_S, ContainerHost
+
+SERVICE = "nc -ll -p 7 -e cat & i=0; while true; do i=$((i+1)); echo line $i; sleep 0.05; done"
+IDENTITY = "hostname; cat /etc/machine-id; cat /sys/class/net/eth0/address; head -c 32 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/uuid"
+
+
+@pytest.fixture(scope="module")
+def host():
+    with ContainerHost() as made:
+        yield made
+        for each in made.json("container", "ps", "-a")["containers"]:
+            remove(made, each["name"])
+        for each in made.json("template", "list")["templates"]:
+            made.cli("template", "delete", each["name"])
+
+
+def create(host, name, *options, command=SERVICE, image="busybox:1"):
+    """The template, as `template inspect` shows it."""
+    made = host.cli("template", "create", name, "--image", image, *options, "--", "/bin/sh", "-c", command, timeout_s=LIMIT_S)
+    assert made == f"{name}\n"
+    return host.json("template", "inspect", name)
+
+
+def clone(host, *arguments):
+    """Names of the clones."""
+    return host.cli("container", "clone", *arguments, timeout_s=LIMIT_S).split()
+
+
+def remove(host, *names):
+    host.cli("container", "rm", "-f", *names, timeout_s=LIMIT_S)
+
+
+def memory_of(host, shown):
+    return host.memory_dir / shown["id"] / "ram"
+
+
+def is_untouched(host, name):
+    return host.json("template", "check", name)["untouched"]
+
+
+@pytest.fixture(scope="module")
+def web(host):
+    return create(host, "web", "--ready", "tcp:7", "--warm", "echo warmed >/tmp/warm")
+
+
+def test_a_template_is_ready_warm_and_no_container_any_more(host, web):
+    assert web["ready"] == "tcp:7" and web["warm"] == ["echo warmed >/tmp/warm"]
+    assert web["memory_bytes"] > 1 << 20 and web["device_bytes"] > 1000
+    assert memory_of(host, web).stat().st_mode & 0o777 == 0o444
+    assert host.json("container", "ps", "-a")["containers"] == []
+    assert "web" in host.cli("template", "list") and is_untouched(host, "web")
+
+
+def test_clones_run_on_each_as_itself(host, web):
+    names = clone(host, "web", "--name", "w", "-n", "3", "-p", "7", "--label", "of=test")
+    try:
+        assert sorted(names) == ["w-1", "w-2", "w-3"]
+        seen = []
+        for name in sorted(names):
+            shown = host.inspect(name)
+            assert shown["state"] == "running" and shown["specification"]["template"] == "web"
+            assert shown["specification"]["labels"] == {"of": "test"}
+            with socket.create_connection(("127.0.0.1", shown["ports"][0]["host_port"]), timeout=20) as client:
+                client.sendall(b"served")
+                assert client.recv(100) == b"served"
+            code, output, _ = host.berth("exec", name, "sh", "-c", IDENTITY + "; cat /tmp/warm")
+            lines = output.splitlines()
+            assert code == 0 and lines[0] == name and lines[-1] == "warmed"
+            seen.append(lines[:-1])
+        for values in zip(*seen):
+            assert len(set(values)) == len(names), values
+        # They go on where the template was, which had come to some line.
+        first = [int(host.wait_for_lines(name, 1)[0].split()[1]) for name in names]
+        assert len(set(first)) == 1 and first[0] > 1
+        assert host.json("template", "inspect", "web")["clones"] == sorted(names)
+        assert "is a clone of 'web'" in host.refused("template", "delete", "web").stderr
+        assert is_untouched(host, "web")
+    finally:
+        remove(host, *names)
+
+
+def test_a_clone_that_has_ended_is_a_clone_again(host, web):
+    [name] = clone(host, "web", "--name", "again")
+    try:
+        first = host.wait_for_lines(name, 1)[0]
+        host.cli("container", "exec", name, "sh", "-c", "echo mine >/tmp/warm")
+        host.cli("container", "stop", "-t", "0", name)
+        assert host.inspect(name)["exit_code"] == 137
+        host.cli("container", "start", name)
+        assert host.berth("exec", name, "cat", "/tmp/warm")[1] == "warmed\n"
+        host.wait_for_lines(name, len(host.lines_of(name)) + 2)
+        assert host.lines_of(name).count(first) == 2
+    finally:
+        remove(host, name)
+
+
+def test_a_clone_is_a_container_like_others(host, web):
+    [name] = clone(host, "web", "--rm", "--hostname", "other")
+    assert re.fullmatch("c-[0-9a-f]{8}", name)
+    assert host.berth("exec", name, "hostname")[1] == "other\n"
+    host.cli("container", "pause", name)
+    assert host.inspect(name)["state"] != "running"
+    host.cli("container", "resume", name)
+    before = len(host.wait_for_lines(name, 2))
+    host.restart(kill=True)
+    host.wait_for_state(name, "running")
+    host.wait_for_lines(name, before + 2)
+    host.cli("container", "kill", name)
+    deadline = time.monotonic() + LIMIT_S
+    while host.traces_of(name):
+        assert time.monotonic() < deadline, host.traces_of(name)
+        time.sleep(0.05)
+    assert is_untouched(host, "web")
+
+
+def test_a_template_outlives_the_memory_of_its_host(host, web):
+    """A restart of the host leaves what is on disk."""
+    host.stop()
+    memory_of(host, web).unlink()
+    memory_of(host, web).parent.rmdir()
+    host.start()
+    [name] = clone(host, "web")
+    assert host.berth("exec", name, "cat", "/tmp/warm")[1] == "warmed\n"
+    assert host.json("template", "inspect", "web")["id"] == web["id"] and is_untouched(host, "web")
+    remove(host, name)
+
+
+def test_a_damaged_image_of_its_memory_is_found(host):
+    made = create(host, "damaged")
+    image = host.state_dir / "templates" / "damaged" / made["id"] / "memory"
+    memory_of(host, made).unlink()
+    with open(image, "r+b") as stream:
+        data = stream.read()
+        at = next(i for i in range(8 << 20, len(data), 4096) if data[i:i + 4096].strip(b"\0"))
+        stream.seek(at)
+        stream.write(bytes(byte ^ 255 for byte in data[at:at + 4096]))
+    assert "is not what was written to it" in host.refused("container", "clone", "damaged").stderr
+    assert not memory_of(host, made).exists()
+    assert host.json("container", "ps", "-a")["containers"] == []
+    host.cli("template", "delete", "damaged")
+
+
+def other_layout(path, says):
+    """An image called busybox:other that says something of its own."""
+    members = [directory("bin"), directory("tmp", mode=0o1777), file("says", says.encode())]
+    members.append(file("bin/busybox", pathlib.Path("/usr/bin/busybox").read_bytes(), mode=0o755))
+    members += [symlink(f"bin/{name}", "busybox") for name in ("sh", "cat", "sleep", "echo", "nc")]
+    return write_layout(path, [("busybox:other", Image([layer(members)], config={"Env": ["PATH=/bin"]}))])
+
+
+def test_a_template_is_made_again_when_its_image_changes(host):
+    script = "while true; do cat /says; sleep 0.2; done"
+    host.cli("image", "import", f"oci:{other_layout(host.directory / 'one', 'one')}")
+    first = create(host, "changing", "--ready", "log:one", "--timeout", "5", image="busybox:other", command=script)
+    [old] = clone(host, "changing", "--name", "old")
+    host.cli("image", "import", f"oci:{other_layout(host.directory / 'two', 'two')}")
+    # Its probe waits for what it will never say again.
+    refused = host.refused("container", "clone", "changing", "--name", "none", timeout_s=LIMIT_S)
+    assert "cannot be made again" in refused.stderr and "it is not ready after" in refused.stderr
+    path = host.state_dir / "templates" / "changing" / "template.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "ready": "log:two"}))
+    since = host.last_event()
+    [new] = clone(host, "changing", "--name", "new")
+    host.wait_for_event("template_rebuilt", since=since)
+    assert host.berth("exec", new, "cat", "/says")[1] == "two"
+    # Who runs goes on with what it has.
+    assert host.berth("exec", old, "cat", "/says")[1] == "one"
+    second = host.json("template", "inspect", "changing")
+    assert second["id"] != first["id"] and second["stamp"]["image"] != first["stamp"]["image"]
+    assert memory_of(host, first).exists()
+    remove(host, old, new)
+    host.restart()
+    assert not memory_of(host, first).exists() and memory_of(host, second).exists()
+    host.cli("template", "delete", "changing")
+    assert not memory_of(host, second).exists()
+
+
+def test_a_template_of_another_qemu_is_made_again(host):
+    first = create(host, "upgraded")
+    path = host.state_dir / "templates" / "upgraded" / "template.json"
+    record = json.loads(path.read_text())
+    record["stamp"]["qemu"] = "QEMU emulator version 7.0.0"
+    path.write_text(json.dumps(record))
+    [name] = clone(host, "upgraded")
+    second = host.json("template", "inspect", "upgraded")
+    assert second["id"] != first["id"] and second["stamp"] == first["stamp"]
+    assert not memory_of(host, first).exists()
+    remove(host, name)
+    host.cli("template", "delete", "upgraded")
+
+
+@pytest.mark.parametrize("options, command, says", [
+    (("--ready", "log:never", "--timeout", "2"), "echo started; sleep 100",
+     "it is not ready after 2 s: it has not written 'never'. It has written: started"),
+    (("--ready", "tcp:99", "--timeout", "2"), "sleep 100", "it is not ready after 2 s: port 99: "),
+    (("--ready", "http:7", "--timeout", "2"), "nc -ll -p 7 -e echo no; sleep 100", "it answers 'no'"),
+    (("--ready", "exec:false", "--timeout", "2"), "sleep 100", "'false' ends with 1"),
+    (("--ready", "tcp:7",), "echo broken; exit 3", "it ended with exit code 3 before it was ready. It has written: broken"),
+    (("--warm", "echo why; exit 5"), "sleep 100", "'echo why; exit 5' ended with 5: why"),
+    (("--warm", "sleep 100", "--timeout", "2"), "sleep 100", "'sleep 100': it did not end in time"),
+    (("-m", "900G"), "sleep 100", "too little"),
+    (("--ready", "udp:7"), "sleep 100", "'udp:7' is no tcp:PORT"),
+])
+def test_one_that_cannot_be_made_says_why_and_leaves_nothing(host, options, command, says):
+    refused = host.refused("template", "create", "bad", "--image", "busybox:1", *options, "--", "/bin/sh", "-c", command,
+                           timeout_s=LIMIT_S)
+    assert says in refused.stderr, refused.stderr
+    assert host.refused("template", "inspect", "bad").returncode == 3
+    assert host.json("container", "ps", "-a")["containers"] == []
+    assert not (host.state_dir / "templates" / "bad").exists()
+
+
+def test_what_a_clone_cannot_be_is_refused(host, web):
+    for arguments, says in [(("web", "-n", "2", "-p", "8080:7"), "several clones cannot have the port 8080"),
+                            (("web", "-n", "2", "--hostname", "x"), "several clones cannot have the same"),
+                            (("web", "-n", "0"), "--count"), (("none",), "there is no template 'none'")]:
+        assert says in host.refused("container", "clone", *arguments).stderr
+    status, answer = host.api("POST", "/v1/templates/web/clones", {"specification": {"memory": 1 << 30}})
+    assert status == 400 and "a clone has that of its template" in answer["error"]["message"]
+    assert "already" in host.refused("template", "create", "web", "--image", "busybox:1").stderr
+    assert "is that of the template" in host.refused("image", "delete", "busybox:1").stderr
+    assert host.json("container", "ps", "-a")["containers"] == []
+
+
+def test_a_clone_whose_port_is_taken_is_not_there(host, web):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = host.refused("container", "clone", "web", "--name", "late", "-p", f"127.0.0.1:{taken.getsockname()[1]}:7")
+        assert "cannot publish port 7" in refused.stderr
+    assert host.traces_of("late") == []
+
+
+@pytest.mark.parametrize("pause", [0.3, 2.0, 3.0])
+def test_a_daemon_that_dies_while_it_makes_one_leaves_nothing(host, pause):
+    status, job = host.api("POST", "/v1/templates", {"name": "lost", "image": "busybox:1", "ready": "log:ready now",
+                                                     "specification": {"command": ["/bin/sh", "-c", "sleep 1; echo ready now; sleep 100"]}})
+    assert status == 202, job
+    time.sleep(pause)
+    host.restart(kill=True)
+    deadline = time.monotonic() + LIMIT_S
+    while host.json("container", "ps", "-a")["containers"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    made = host.run("template", "inspect", "lost", "-o", "json")
+    if made.returncode == 0:
+        # It was done, but for saying so.
+        [name] = clone(host, "lost")
+        remove(host, name)
+        host.cli("template", "delete", "lost")
+    assert not (host.state_dir / "templates" / "lost").exists()
+    known = {host.json("template", "inspect", each["name"])["id"] for each in host.json("template", "list")["templates"]}
+    assert {path.name for path in host.memory_dir.iterdir()} == known
+
+
+def test_a_job_that_is_cancelled_leaves_nothing(host):
+    _, job = host.api("POST", "/v1/templates", {"name": "given-up", "image": "busybox:1", "ready": "log:never",
+                                                "specification": {"command": ["/bin/sh", "-c", "sleep 100"]}})
+    time.sleep(1)
+    host.cli("job", "cancel", job["id"])
+    assert host.wait_for_job(job["id"])["state"] == "cancelled"
+    assert host.json("container", "ps", "-a")["containers"] == []
+    assert not (host.state_dir / "templates" / "given-up").exists()
+
+
+def test_nothing_is_left_of_all_of_it(host, web):
+    host.cli("template", "delete", "web")
+    assert list(host.memory_dir.iterdir()) == []
+    assert list((host.state_dir / "templates").iterdir()) == []
+    assert not [words for words in host.processes().values() if "qemu-system" in words or " keeper " in words]
