@@ -22,9 +22,19 @@ void append_positions(ByteQueue& output, FrameType type, std::uint32_t stream, s
 }  // namespace
 
 void Session::greet(std::uint64_t token) {
+  begin(token);
+  output_.append(std::vector<std::byte>(resynchronization_size));
+  append_frame(output_, FrameType::hello, static_cast<std::uint32_t>(token),
+               encode(Greeting{.token = token}));
+}
+
+void Session::begin(std::uint64_t token) {
   disconnect();
   decoder_.expect(token);
-  output_.append(std::vector<std::byte>(resynchronization_size));
+}
+
+void Session::greet_in_step(std::uint64_t token) {
+  begin(token);
   append_frame(output_, FrameType::hello, static_cast<std::uint32_t>(token),
                encode(Greeting{.token = token}));
 }

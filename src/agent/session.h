@@ -53,6 +53,8 @@ class Session {
   /// Host: begins a connection, with a token that nobody can guess. Streams stay; what they have
   /// to be told is asked of the agent (`list`) and given to open_outgoing() and open_incoming().
   void greet(std::uint64_t token);
+  /// The same, of an agent that has last been left between two frames.
+  void greet_in_step(std::uint64_t token);
   /// Agent: the fields that a welcome has, from now on.
   void set_welcome(std::vector<std::byte> fields) { welcome_ = std::move(fields); }
   /// The other side is gone. Nothing is made for it until there is a greeting.
@@ -86,6 +88,7 @@ class Session {
   std::size_t backlog() const { return control_.size(); }
 
  private:
+  void begin(std::uint64_t token);
   std::optional<Message> take(const Frame& frame);
   std::optional<Message> take_stream_frame(const Frame& frame);
   std::optional<Message> take_headed(Message::Kind kind, const Frame& frame);

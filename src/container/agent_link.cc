@@ -14,6 +14,7 @@ namespace berth::container {
 namespace {
 
 constexpr Duration connect_timeout = std::chrono::seconds(2);
+constexpr Duration in_step_patience = std::chrono::seconds(2);
 constexpr std::size_t read_size = std::size_t{64} << 10;
 
 std::uint64_t new_token() {
@@ -56,12 +57,13 @@ AgentLink::~AgentLink() = default;
 
 Task<Result<std::unique_ptr<AgentLink>>> AgentLink::connect(UringLoop& loop,
                                                             std::string socket_path,
-                                                            Duration patience, Handlers handlers) {
+                                                            Duration patience, Handlers handlers,
+                                                            bool in_step) {
   const Instant deadline = loop.now() + patience;
   auto stream = co_await connect_unix(loop, std::move(socket_path), connect_timeout);
   if (!stream) co_return failure(ErrorKind::disconnected, stream.error().message());
   std::unique_ptr<AgentLink> link(new AgentLink(loop, std::move(*stream), std::move(handlers)));
-  auto greeted = co_await link->greet(deadline - loop.now());
+  auto greeted = co_await link->greet(deadline - loop.now(), in_step);
   if (!greeted) {
     co_await link->close();
     co_return failure(std::move(greeted).error());
@@ -69,19 +71,31 @@ Task<Result<std::unique_ptr<AgentLink>>> AgentLink::connect(UringLoop& loop,
   co_return link;
 }
 
-Task<Result<void>> AgentLink::greet(Duration patience) {
-  session_.greet(new_token());
+Task<Result<void>> AgentLink::greet(Duration patience, bool in_step) {
+  if (in_step) {
+    session_.greet_in_step(new_token());
+  } else {
+    session_.greet(new_token());
+  }
   tasks_.spawn(read());
   tasks_.spawn(write());
-  {
-    Deadline deadline(loop_, patience, [this] {
-      end(Error(ErrorKind::timed_out, "the guest's agent does not answer"));
-    });
-    while (!is_open_ && !is_over_) co_await greeted_.wait();
-    co_await deadline.stop();
+  if (in_step) {
+    co_await await_greeting(in_step_patience);
+    if (!is_open_ && !is_over_) {
+      session_.greet(new_token());
+      wake();
+    }
   }
+  if (!is_open_ && !is_over_) co_await await_greeting(patience);
+  if (!is_open_) end(Error(ErrorKind::timed_out, "the guest's agent does not answer"));
   if (is_over_) co_return failure(why_over_);
   co_return Result<void>{};
+}
+
+Task<> AgentLink::await_greeting(Duration patience) {
+  Deadline deadline(loop_, patience, [this] { greeted_.notify_all(); });
+  while (!is_open_ && !is_over_ && !deadline.expired()) co_await greeted_.wait();
+  co_await deadline.stop();
 }
 
 Task<> AgentLink::read() {

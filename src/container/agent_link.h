@@ -52,9 +52,11 @@ class AgentLink {
 
   /// Connects, and waits for the agent's greeting, which comes when the guest has booted.
   /// `disconnected` if nobody listens, `timed_out` after `patience`, `unsupported` for an agent of
-  /// another version.
+  /// another version. Of an agent that was `in_step` when it was last spoken to, a template's, a
+  /// short greeting is tried first.
   static Task<Result<std::unique_ptr<AgentLink>>> connect(UringLoop& loop, std::string socket_path,
-                                                          Duration patience, Handlers handlers);
+                                                          Duration patience, Handlers handlers,
+                                                          bool in_step = false);
   AgentLink(const AgentLink&) = delete;
   AgentLink& operator=(const AgentLink&) = delete;
   /// After close() has ended.
@@ -85,7 +87,8 @@ class AgentLink {
   struct Waiting;
 
   AgentLink(UringLoop& loop, std::unique_ptr<berth::Stream> stream, Handlers handlers);
-  Task<Result<void>> greet(Duration patience);
+  Task<Result<void>> greet(Duration patience, bool in_step);
+  Task<> await_greeting(Duration patience);
   Task<> read();
   Task<> write();
   void take(const agent::Message& message);

@@ -155,7 +155,7 @@ Task<Result<void>> Container::start(Start start) {
   auto started = co_await machine_->start(std::move(start.machine), memory_id_);
   if (started) {
     tasks_.spawn(watch_machine());
-    started = co_await connect(boot_patience);
+    started = co_await connect(boot_patience, is_clone_);
   }
   if (started && is_clone_) {
     started = co_await become_clone(false);
@@ -182,7 +182,7 @@ Task<Result<void>> Container::start(Start start) {
   co_return started;
 }
 
-Task<Result<void>> Container::connect(Duration patience) {
+Task<Result<void>> Container::connect(Duration patience, bool in_step) {
   auto link = co_await AgentLink::connect(
       loop_, machine_->agent_socket(), patience,
       {.event = [this](agent::EventKind kind, std::uint32_t channel,
@@ -191,7 +191,8 @@ Task<Result<void>> Container::connect(Duration patience) {
            [this] {
              if (!closing_ && link_ && machine_->is_on() && phase_ != Phase::off)
                tasks_.spawn(go_on());
-           }});
+           }},
+      in_step);
   if (!link) co_return failure(std::move(link).error().with_context("the guest does not come up"));
   link_ = std::move(*link);
   if (!link_->welcome().boot_error.empty()) {

@@ -114,7 +114,7 @@ class Container {
   void open_ports();
   Result<void> save_launch() const;
   Result<std::optional<Id128>> load_launch();
-  Task<Result<void>> connect(Duration patience);
+  Task<Result<void>> connect(Duration patience, bool in_step = false);
   Task<Result<void>> prepare_guest();
   Task<Result<void>> become_clone(bool may_be_done);
   Task<Result<void>> ask_to_become_clone();

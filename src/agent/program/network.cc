@@ -86,6 +86,8 @@ Result<void> set_hardware_address(const Fd& socket, const InterfaceSettings& set
   if (std::memcmp(request.ifr_hwaddr.sa_data, wanted.data(), wanted.size()) == 0) return {};
   request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
   std::memcpy(request.ifr_hwaddr.sa_data, wanted.data(), wanted.size());
+  // virtio's can be changed while it is up, which saves a clone the time that down and up take.
+  if (::ioctl(socket.get(), SIOCSIFHWADDR, &request) == 0) return {};
   TRY(set_flag_up(socket, settings.name, false));
   return call(socket, SIOCSIFHWADDR, request, "set the hardware address");
 }

@@ -54,7 +54,22 @@ Result<void> write_setting(const std::string& path, std::string_view text) {
   return write_all(file.get(), as_bytes(text));
 }
 
+namespace {
+
+/// What most of a clone's files have already.
+bool has_just_that(const std::string& path, std::string_view text, mode_t mode) {
+  struct stat status{};
+  if (::lstat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) return false;
+  if ((status.st_mode & 07777U) != mode || static_cast<std::size_t>(status.st_size) != text.size())
+    return false;
+  const auto found = read_small_file(path);
+  return found && *found == text;
+}
+
+}  // namespace
+
 Result<void> replace_file(const std::string& path, std::string_view text, mode_t mode) {
+  if (has_just_that(path, text, mode)) return {};
   const std::string made = path + ".berth-new";
   ::unlink(made.c_str());
   {
