@@ -166,12 +166,17 @@ Stream* Session::open(std::uint32_t stream) {
   return &(streams_[stream] = Stream{});
 }
 
+void Session::fill_control() {
+  if (!is_greeted_ || control_.empty()) return;
+  output_.append(control_.view());
+  control_.clear();
+}
+
 void Session::fill_output() {
   if (!is_greeted_) return;
   while (output_.size() < output_target) {
     if (!control_.empty()) {
-      output_.append(control_.view());
-      control_.clear();
+      fill_control();
       continue;
     }
     const std::size_t before = output_.size();

@@ -82,6 +82,8 @@ class Session {
 
   /// Makes frames until there are output_target bytes, or nothing to send.
   void fill_output();
+  /// The same of requests, answers and events alone.
+  void fill_control();
   Bytes output() const { return output_.view(); }
   void mark_written(std::size_t bytes) { output_.drop(bytes); }
   /// Bytes of requests, answers and events that have not gone.

@@ -107,6 +107,7 @@ Task<> AgentLink::read() {
                 : count.error());
       co_return;
     }
+    received_ += *count;
     session_.receive(Bytes(buffer).first(*count));
     while (!is_over_) {
       const auto message = session_.next();
@@ -120,7 +121,11 @@ Task<> AgentLink::read() {
 
 Task<> AgentLink::write() {
   while (!is_over_) {
-    session_.fill_output();
+    if (is_held_) {
+      session_.fill_control();
+    } else {
+      session_.fill_output();
+    }
     if (session_.output().empty()) {
       co_await output_.wait();
       continue;
@@ -195,6 +200,34 @@ Task<Result<AgentAnswer>> AgentLink::request(agent::FieldWriter request, Duratio
 }
 
 Task<Result<AgentAnswer>> AgentLink::ask(agent::FieldWriter request, Duration timeout) {
+  if (is_held_) CO_TRY(co_await released(timeout));
+  co_return co_await send(std::move(request), timeout);
+}
+
+Task<Result<void>> AgentLink::released(Duration patience) {
+  Deadline deadline(loop_, patience, [this] { output_.notify_all(); });
+  while (is_held_ && !is_over_ && !deadline.expired()) co_await output_.wait();
+  co_await deadline.stop();
+  if (is_held_ && !is_over_) co_return failure(ErrorKind::timed_out, "the guest stands still");
+  co_return Result<void>{};
+}
+
+/// The port is a stream: when the last request is answered, the agent has read all that was before.
+Task<Result<void>> AgentLink::hold(Duration patience) {
+  is_held_ = true;
+  is_quiet_ = false;
+  CO_TRY(co_await send(agent::FieldWriter(agent::Operation::list), patience));
+  is_quiet_ = is_held_;
+  co_return Result<void>{};
+}
+
+void AgentLink::release() {
+  is_held_ = false;
+  is_quiet_ = false;
+  output_.notify_all();
+}
+
+Task<Result<AgentAnswer>> AgentLink::send(agent::FieldWriter request, Duration timeout) {
   if (!is_open_) co_return failure(ErrorKind::disconnected, why_over_.message());
   if (waiting_.size() >= agent_requests_max)
     co_return failure(ErrorKind::limit, "too many requests wait for the guest's agent");

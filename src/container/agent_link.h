@@ -80,6 +80,16 @@ class AgentLink {
   /// After a stream was filled, emptied, finished or stopped.
   void wake() { output_.notify_all(); }
 
+  /// Nothing goes to the guest from now on until release(): what comes up meanwhile waits. Returns
+  /// when the agent has read what went before, and nothing is on its way; where it does not say so
+  /// in time (`timed_out`) nothing more goes all the same, but something may be on its way.
+  Task<Result<void>> hold(Duration patience);
+  void release();
+  /// Held, and nothing is on its way.
+  bool is_quiet() const { return is_quiet_; }
+  /// Bytes that have come from the guest.
+  std::uint64_t received() const { return received_; }
+
   /// Disconnects. Waits until nothing of the link is under way. Any time, more than once.
   Task<> close();
 
@@ -94,6 +104,8 @@ class AgentLink {
   void take(const agent::Message& message);
   void greeted(const agent::Message& message);
   void end(Error reason);
+  Task<Result<void>> released(Duration patience);
+  Task<Result<AgentAnswer>> send(agent::FieldWriter request, Duration timeout);
 
   UringLoop& loop_;
   std::unique_ptr<berth::Stream> stream_;
@@ -105,6 +117,9 @@ class AgentLink {
   Event output_;
   Event greeted_;
   Gate tasks_;
+  std::uint64_t received_ = 0;
+  bool is_held_ = false;
+  bool is_quiet_ = false;
   bool is_open_ = false;
   bool is_over_ = false;
   Error why_over_{ErrorKind::disconnected, "the agent is not connected"};

@@ -144,6 +144,45 @@ TEST_F(AgentLinkTest, EventsComeInOrder) {
               testing::ElementsAre(std::pair{1U, 10U}, std::pair{2U, 20U}, std::pair{3U, 30U}));
 }
 
+TEST_F(AgentLinkTest, WhileItIsHeldNothingGoesToTheGuest) {
+  run_test(*loop_, [](auto& test) -> Task<Result<void>> {
+    const auto link = CO_TRY(co_await test.connect());
+    agent::Stream* far = test.guest_.session().open(4);
+    far->in.emplace(0, agent::stream_window, agent::IncomingStream::Gaps::refused);
+    agent::Stream* near = CO_TRY(link->open_stream(4, [] {}));
+    near->out.emplace(0, agent::stream_window);
+    CO_TRY(co_await link->hold(5s));
+    EXPECT_TRUE(link->is_quiet());
+    near->out->add(as_bytes(std::string_view("later")));
+    link->wake();
+    EXPECT_EQ((co_await link->request(FieldWriter(Operation::sync), 50ms)).error().kind(),
+              ErrorKind::timed_out);
+    EXPECT_TRUE(far->in->readable().empty());
+    Deadline later(*test.loop_, 20ms, [&] { link->release(); });
+    CO_TRY(co_await link->request(FieldWriter(Operation::sync), 5s));
+    co_await later.stop();
+    EXPECT_FALSE(link->is_quiet());
+    while (far->in->readable().empty()) co_await test.loop_->sleep(1ms);
+    EXPECT_EQ(as_text(far->in->readable()), "later");
+    co_await link->close();
+    co_return Result<void>{};
+  }(*this));
+}
+
+TEST_F(AgentLinkTest, AnAgentThatIsSilentIsHeldAllTheSame) {
+  guest_.on(Operation::list, [](const agent::Fields&, FieldWriter&) { return false; });
+  run_test(*loop_, [](auto& test) -> Task<Result<void>> {
+    const auto link = CO_TRY(co_await test.connect());
+    EXPECT_EQ((co_await link->hold(50ms)).error().kind(), ErrorKind::timed_out);
+    EXPECT_FALSE(link->is_quiet());
+    EXPECT_FALSE(co_await link->request(FieldWriter(Operation::sync), 50ms));
+    link->release();
+    EXPECT_TRUE(co_await link->request(FieldWriter(Operation::sync), 5s));
+    co_await link->close();
+    co_return Result<void>{};
+  }(*this));
+}
+
 constexpr std::size_t total = std::size_t{1} << 20;  // far more than any window
 
 /// Both ways at once.

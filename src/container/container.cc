@@ -14,6 +14,7 @@
 #include "async/directories.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "container/guest_clock.h"
 #include "machine/control_messages.h"
 #include "machine/small_file.h"
 
@@ -53,12 +54,6 @@ std::string hosts_file(const ContainerSpecification& container) {
       container.network == ContainerSpecification::Network::user ? "10.0.2.15" : "127.0.1.1";
   return fmt::format("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{}\t{}\n", own,
                      container.hostname);
-}
-
-std::uint64_t time_ns(const Clock& clock) {
-  const auto now = clock.wall_time().time_since_epoch();
-  return static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
 }
 
 /// Empty where there is none.
@@ -380,6 +375,7 @@ Task<Result<bool>> Container::adopt() {
   if (const auto opened = ports_->open(record_.specification.ports); !opened)
     report_("container_port_lost", opened.error().message());
   tasks_.spawn(watch_machine());
+  co_await adopt_pause();
   // A guest that stands cannot be asked: it is when it goes on.
   if (machine_->is_frozen()) {
     set_phase(Phase::running);
@@ -618,7 +614,7 @@ Task<Result<void>> Container::kill(unsigned signal) {
       co_return failure(ErrorKind::precondition,
                         fmt::format("the container '{}' is paused", options_.name));
     }
-    CO_TRY(co_await thaw());
+    CO_TRY(co_await resume());
   }
   const std::shared_ptr<GuestProcess> main = main_;
   if (!main) {
@@ -670,6 +666,9 @@ Task<Result<MicroVm::Saved>> Container::become_template() {
   auto rested = co_await rest_workload();
   Result<MicroVm::Saved> saved = failure(ErrorKind::internal, "not saved");
   if (rested) {
+    rested = co_await bring_memory_back();
+  }
+  if (rested) {
     is_template_ = true;
     saved = co_await machine_->become_template();
     rested = saved ? Result<void>() : failure(saved.error());
@@ -685,45 +684,14 @@ Task<Result<MicroVm::Saved>> Container::become_template() {
       fmt::format("'{}' cannot become a template", options_.name)));
 }
 
-Task<Result<void>> Container::freeze() {
-  const auto guard = co_await changing_.lock();
-  if (phase_ != Phase::running) {
-    co_return failure(ErrorKind::precondition,
-                      fmt::format("the container '{}' does not run", options_.name));
-  }
-  CO_TRY(co_await machine_->freeze());
-  report_("container_frozen", "");
-  co_return Result<void>{};
-}
-
-Task<Result<void>> Container::thaw() {
-  {
-    const auto guard = co_await changing_.lock();
-    if (!is_on() || !machine_->is_frozen()) {
-      co_return failure(ErrorKind::precondition,
-                        fmt::format("the container '{}' is not paused", options_.name));
-    }
-    CO_TRY(co_await machine_->thaw());
-  }
-  // Its keeper has died while it stood.
-  if (!link_) co_await go_on();
-  // The clock of the guest stood meanwhile.
-  if (link_ && link_->is_open()) {
-    FieldWriter clock(Operation::set_clock);
-    clock.number(Tag::time_ns, time_ns(loop_));
-    if (const auto set = co_await link_->request(std::move(clock), request_timeout); !set)
-      log_warning("the guest's clock: {}", set.error().message());
-  }
-  ports_->wake_up();
-  report_("container_thawed", "");
-  co_return Result<void>{};
-}
-
 Json Container::info() const {
-  static constexpr std::array names = {"stopped", "starting", "starting", "running", "stopping"};
-  const bool is_frozen = phase_ == Phase::running && machine_->is_frozen();
-  Json json = {{"state", is_frozen ? "frozen" : names[static_cast<std::size_t>(phase_)]},
-               {"started_at", started_at_}};
+  static constexpr std::array<const char*, 5> names = {"stopped", "starting", "starting", "running",
+                                                       "stopping"};
+  const PauseLevel level = pause_level();
+  const std::string_view state =
+      level == PauseLevel::none ? names[static_cast<std::size_t>(phase_)] : to_string(level);
+  Json json = {{"state", state}, {"started_at", started_at_}};
+  json["pause"] = level == PauseLevel::none ? Json() : encode(pause_);
   if (!machine_) return json;
   json["memory"] = memory_id_.to_string();
   json["ports"] = encode_ports(ports_ ? ports_->ports() : record_.specification.ports);
@@ -754,7 +722,7 @@ Task<Result<void>> Container::stop(Duration timeout) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
   }
-  if (is_on() && machine_->is_frozen()) (void)co_await thaw();
+  if (is_on() && machine_->is_frozen()) (void)co_await resume();
   if (phase_ == Phase::running && main_ && timeout > Duration::zero()) {
     const auto number = signal_number(record_.specification.stop_signal);
     if (number && co_await main_->signal(*number) && co_await is_off_within(timeout))
@@ -813,6 +781,7 @@ void Container::finish(const std::string& last_words) {
     log_error("{}", saved.error().message());
   ::unlink(options_.run.launch_file(options_.name).c_str());
   ::unlink(options_.run.cursor(options_.name).c_str());
+  forget_pause();
   if (ports_) tasks_.spawn(ports_->close());
   report_("container_ended",
           end_->error.empty() ? fmt::format("exit code {}", end_->end.exit_code) : end_->error);

@@ -25,6 +25,7 @@
 #include "container/container_store.h"
 #include "container/guest_process.h"
 #include "container/microvm.h"
+#include "container/pause_record.h"
 #include "container/published_ports.h"
 
 namespace berth::container {
@@ -66,8 +67,11 @@ class Container {
   /// What its processes have written until then is in its log. Where it fails before its end it
   /// runs on.
   Task<Result<MicroVm::Saved>> become_template();
-  Task<Result<void>> freeze();
-  Task<Result<void>> thaw();
+  /// To this level, from a lighter one or none; `precondition` where it is deeper already. Where it
+  /// fails it is as it was: it runs on, or stays paused. `no_space` for page files.
+  Task<Result<void>> pause(PauseLevel level);
+  /// It goes on from any level, with the right time.
+  Task<Result<void>> resume();
   machine::Json info() const;
 
   /// Lets go of QEMU, which runs on.
@@ -134,6 +138,19 @@ class Container {
   bool has_volumes() const;
   Task<bool> is_off_within(Duration patience);
   Task<> drop(std::shared_ptr<GuestProcess> process);
+  // container_pause.cc
+  PauseLevel pause_level() const;
+  Task<Result<void>> go_down(PauseLevel level);
+  Task<Result<void>> go_up();
+  Task<Result<void>> stand_still();
+  Task<Result<void>> await_quiet();
+  Task<> note_working_set();
+  PageFiles page_files() const;
+  void save_pause() const;
+  Task<> adopt_pause();
+  void forget_pause();
+  Task<Result<void>> bring_memory_back();
+
   void drain_main();
   bool drain(agent::IncomingStream* in, LogStream stream);
   void set_phase(Phase phase);
@@ -163,6 +180,7 @@ class Container {
   std::map<std::uint32_t, std::shared_ptr<GuestProcess>> processes_;
   std::uint32_t last_process_ = 1;
   std::optional<End> end_;
+  PauseRecord pause_;
   std::string template_memory_;  // of a clone: the memory object of its template
   bool is_clone_ = false;        // of a template, and not a machine of its own so far
   bool is_template_ = false;     // and ends with that

@@ -21,6 +21,7 @@ struct ContainerRunLayout {
   std::string keeper_log(std::string_view name) const { return container(name) + "/keeper.log"; }
   std::string qemu_log(std::string_view name) const { return container(name) + "/qemu.log"; }
   std::string launch_file(std::string_view name) const { return container(name) + "/launch.json"; }
+  std::string pause_file(std::string_view name) const { return container(name) + "/pause.json"; }
   std::string cursor(std::string_view name) const { return container(name) + "/cursor"; }
 
   std::string microvms() const { return run_dir + "/microvms"; }

@@ -49,8 +49,8 @@ ContainerMethods::ContainerMethods(UringLoop& loop, machine::ControlServer& serv
   add(server, "container.run_program", &ContainerMethods::run_program);
   add(server, "container.probe", &ContainerMethods::probe);
   add(server, "container.become_template", &ContainerMethods::become_template);
-  add(server, "container.freeze", &ContainerMethods::freeze);
-  add(server, "container.thaw", &ContainerMethods::thaw);
+  add(server, "container.pause", &ContainerMethods::pause);
+  add(server, "container.resume", &ContainerMethods::resume);
   add(server, "container.info", &ContainerMethods::info);
 }
 
@@ -111,13 +111,15 @@ Task<Result<Json>> ContainerMethods::become_template(ControlCall& call) {
   co_return Json{{"memory", saved.memory}, {"device_bytes", saved.devices.size()}};
 }
 
-Task<Result<Json>> ContainerMethods::freeze(ControlCall& /*call*/) {
-  CO_TRY(co_await container_.freeze());
-  co_return Json::object();
+Task<Result<Json>> ContainerMethods::pause(ControlCall& call) {
+  const std::string word = CO_TRY(machine::text_param(call.params(), "level"));
+  const PauseLevel level = CO_TRY(parse_pause_level(word.empty() ? "frozen" : word));
+  CO_TRY(co_await container_.pause(level));
+  co_return container_.info();
 }
 
-Task<Result<Json>> ContainerMethods::thaw(ControlCall& /*call*/) {
-  CO_TRY(co_await container_.thaw());
+Task<Result<Json>> ContainerMethods::resume(ControlCall& /*call*/) {
+  CO_TRY(co_await container_.resume());
   co_return Json::object();
 }
 

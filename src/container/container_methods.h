@@ -29,8 +29,8 @@ class ContainerMethods {
   Task<Result<machine::Json>> run_program(machine::ControlCall& call);
   Task<Result<machine::Json>> probe(machine::ControlCall& call);
   Task<Result<machine::Json>> become_template(machine::ControlCall& call);
-  Task<Result<machine::Json>> freeze(machine::ControlCall& call);
-  Task<Result<machine::Json>> thaw(machine::ControlCall& call);
+  Task<Result<machine::Json>> pause(machine::ControlCall& call);
+  Task<Result<machine::Json>> resume(machine::ControlCall& call);
   Task<Result<machine::Json>> info(machine::ControlCall& call);
 
   UringLoop& loop_;

@@ -60,6 +60,14 @@ std::string MicroVm::agent_socket() const {
   return fmt::format("{}/{}", qemu_directory(), machine::agent_socket_name);
 }
 
+std::string MicroVm::memory_channel() const {
+  return fmt::format("{}/memory.sock", qemu_directory());
+}
+
+memory::GuestProcess MicroVm::memory_process() const {
+  return {.pid = pid(), .memory_file = memory_file_, .channel = memory_channel()};
+}
+
 std::vector<std::string> MicroVm::logs() const {
   return {options_.run.qemu_log(options_.name),
           fmt::format("{}/{}", qemu_directory(), machine::console_log_name)};
@@ -178,8 +186,9 @@ Result<std::vector<std::string>> MicroVm::preload_environment(const Start& start
     return failure(ErrorKind::unsupported, "clones need the library that is loaded into QEMU");
   }
   TRY(machine::copy_for_qemu(options_.preload, preload_path(), options_.uid, gid));
-  return is_clone_ ? memory::clone_environment(preload_path(), start.restore->memory)
-                   : memory::preload_environment(preload_path(), memory_file_);
+  return is_clone_
+             ? memory::clone_environment(preload_path(), start.restore->memory, memory_channel())
+             : memory::preload_environment(preload_path(), memory_file_, memory_channel());
 }
 
 /// In the memory directory, since programs may not be run from /run.
@@ -188,7 +197,7 @@ std::string MicroVm::preload_path() const {
 }
 
 Result<void> MicroVm::prepare_directory() {
-  TRY(machine::check_socket_path(agent_socket()));
+  TRY(machine::check_socket_path(memory_channel()));  // the longest
   TRY(make_directories(options_.run.microvms()));
   // Each QEMU's user has to get through to its own directory.
   ::chmod(options_.run.microvms().c_str(), 0711);

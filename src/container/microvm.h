@@ -21,6 +21,7 @@
 #include "machine/vm/qemu_monitor.h"
 #include "machine/vm/qemu_process.h"
 #include "machine/vm/qmp_client.h"
+#include "memory/guest_memory.h"
 
 namespace berth::container {
 
@@ -72,6 +73,8 @@ class MicroVm final : public machine::QemuMonitor {
   const std::string& qemu_version() const { return qemu_version_; }
   bool uses_kvm() const { return kvm_; }
   std::string agent_socket() const;
+  /// Of a QEMU that an older Berth has started nobody serves the channel.
+  memory::GuestProcess memory_process() const;
   /// Files that QEMU appends to.
   std::vector<std::string> logs() const;
   machine::ControlGroupUsage usage() const { return group_.usage(); }
@@ -115,6 +118,7 @@ class MicroVm final : public machine::QemuMonitor {
   Task<> reconnect_monitor();
   Task<> retry_io();
   std::string preload_path() const;
+  std::string memory_channel() const;
   void on_event(const std::string& event, const machine::Json& data);
   Task<> clean_up();
   std::string group_name() const;

@@ -15,6 +15,7 @@ using Json = nlohmann::json;
 using container::ContainerRecord;
 
 constexpr Milliseconds command_timeout{30'000};
+constexpr Milliseconds pause_timeout{600'000};  // memory goes to a disk
 
 std::string text(const Json& params, const char* name) { return params.value(name, std::string()); }
 
@@ -90,11 +91,15 @@ Async<Result<Json>> run_command(Services& services, Json params, std::string met
 }
 
 Async<Result<Json>> container_pause(Services& services, Json params) {
-  co_return co_await run_command(services, std::move(params), "container.freeze");
+  const ContainerRecord record = CO_TRY(co_await find(services, params));
+  CO_TRY(co_await services.containers.call(record.specification.name, "container.pause",
+                                           {{"level", text(params, "level")}},
+                                           {.timeout = pause_timeout}));
+  co_return co_await shown(services, record);
 }
 
 Async<Result<Json>> container_resume(Services& services, Json params) {
-  co_return co_await run_command(services, std::move(params), "container.thaw");
+  co_return co_await run_command(services, std::move(params), "container.resume");
 }
 
 Async<Result<Json>> container_list(Services& services, Json /*params*/) {
@@ -158,6 +163,7 @@ Async<Json> shown_container(Services& services, ContainerRecord record) {
       {"accelerator", optional("accelerator")},
       {"kernel", optional("kernel")},
       {"memory_used", optional("memory_used")},
+      {"pause", optional("pause")},
       {"ports", ports_of(record, status)},
       {"attach", runs ? Json(run.attach_socket(name)) : Json()},
       {"log", container::ContainerStore(services.state_dir).log(name)},

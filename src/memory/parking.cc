@@ -244,6 +244,38 @@ Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string&
   return total_length(found.ranges());
 }
 
+Result<bool> release_unmapped(GuestMemory& memory, const std::string& path) {
+  const Fd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  struct stat status{};
+  if (!file || ::fstat(file.get(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
+  TRY(memory.look());
+  std::vector<PageRange> unmapped;
+  std::uint64_t mapped_to = 0;
+  bool is_needed = false;
+  for (const GuestMemory::Piece& piece : memory.pieces()) {
+    if (piece.device != status.st_dev || piece.inode != status.st_ino) continue;
+    is_needed = true;
+    if (piece.range.offset > mapped_to)
+      unmapped.push_back({.offset = mapped_to, .length = piece.range.offset - mapped_to});
+    mapped_to = piece.range.offset + piece.range.length;
+  }
+  if (!is_needed) {
+    ::unlink(path.c_str());
+    return false;
+  }
+  if (mapped_to < memory.size())
+    unmapped.push_back({.offset = mapped_to, .length = memory.size() - mapped_to});
+  for (const PageRange& range : unmapped) {
+    if (::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                    static_cast<off_t>(range.offset), static_cast<off_t>(range.length)) != 0) {
+      if (errno == EOPNOTSUPP) break;  // it takes its space until it goes
+      return errno_failure(errno, fmt::format("cannot give back what '{}' holds", path));
+    }
+  }
+  return true;
+}
+
 Result<bool> is_mapped(GuestMemory& memory, const std::string& path) {
   struct stat status{};
   if (::stat(path.c_str(), &status) != 0)

@@ -47,6 +47,10 @@ Result<void> restore(GuestMemory& memory);
 /// Whether any of the memory is mapped from this file: then it must stay, and stay as it is.
 Result<bool> is_mapped(GuestMemory& memory, const std::string& path);
 
+/// Gives back what of a page file is mapped no more: the file itself where nothing of it is.
+/// Whether it is still there. Not while it is unknown what park() has done.
+Result<bool> release_unmapped(GuestMemory& memory, const std::string& path);
+
 /// Notes in a page file which of its granules the machine has come to since it was last parked, for
 /// PageFile::prefetch() before the next resume; how many bytes. The machine runs. Best done once it
 /// has run for a while (working_set_delay_ms): what it touches later is not what it waits for.

@@ -147,6 +147,24 @@ TEST_P(ParkingTest, ParkingAgainWritesWhatIsNew) {
   expect_unchanged();
 }
 
+TEST_P(ParkingTest, WhatOfAPageFileIsMappedNoMoreIsGivenBack) {
+  store(0, 2 * MiB, 1);
+  park_to(1);
+  const std::uint64_t before = allocated(page_file(1));
+  store(MiB, MiB, 2);
+  park_to(2);
+  EXPECT_TRUE(MUST(release_unmapped(*memory_, page_file(1))));
+  EXPECT_EQ(allocated(page_file(1)) + MiB, before);
+  EXPECT_TRUE(MUST(release_unmapped(*memory_, page_file(2))));
+  expect_unchanged();
+  store(0, MiB, 3);
+  park_to(3);
+  EXPECT_FALSE(MUST(release_unmapped(*memory_, page_file(1))));
+  EXPECT_FALSE(std::filesystem::exists(page_file(1)));
+  EXPECT_TRUE(MUST(release_unmapped(*memory_, page_file(2))));
+  expect_unchanged();
+}
+
 // Zeros over what a page file has, and the template's bytes over what the template has not.
 TEST_P(ParkingTest, WhatIsZeroAgainGoesBackToWhereItCameFrom) {
   store(4 * MiB, granule, 7);

@@ -69,6 +69,21 @@ def connect(path):
             time.sleep(0.02)
 
 
+def dial(port):
+    """A connection to a service that is there soon."""
+    deadline = time.monotonic() + 20
+    while True:
+        client = socket.create_connection(("127.0.0.1", port), timeout=20)
+        client.settimeout(20)
+        client.sendall(b"?")
+        with contextlib.suppress(OSError):
+            if client.recv(1) == b"?":
+                return client
+        client.close()
+        assert time.monotonic() < deadline, "the service does not answer"
+        time.sleep(0.05)
+
+
 class Control:
     def __init__(self, path):
         self._stream = connect(path)
@@ -159,9 +174,9 @@ class Attached:
 
 
 class KeptContainer:
-    def __init__(self, image, keeps_memory=False, **specification):
-        """keeps_memory: it becomes a template, whose memory object stays."""
-        self.image, self.keeps_memory = image, keeps_memory
+    def __init__(self, image, keeps_memory=False, room=None, **specification):
+        """keeps_memory: it becomes a template, whose memory object stays. room: of the disk that its directory is on, bytes."""
+        self.image, self.keeps_memory, self._room = image, keeps_memory, room
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="berth-c-", dir="/dev/shm"))
         self.state, self.run = self.directory / "state", self.directory / "run"
         self.memory = self.directory / "memory"
@@ -171,6 +186,8 @@ class KeptContainer:
             path.chmod(0o711)
         self.place = self.state / "containers" / NAME
         self.place.mkdir(parents=True)
+        if room is not None:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "none", self.place], check=True)
         self.id = str(uuid.uuid4())
         record = {"format": "berth-container", "version": 1, "id": self.id, "uid": 1900065536,
                   "created_at": "2026-11-27T00:00:00Z",
@@ -217,6 +234,9 @@ class KeptContainer:
                     raise
             control.close()
             time.sleep(0.01)
+
+    def make_room(self, room):
+        subprocess.run(["mount", "-o", f"remount,size={room}", self.place], check=True)
 
     def kill_keeper(self):
         self._keeper.kill()
@@ -314,5 +334,7 @@ class KeptContainer:
                     with contextlib.suppress(OSError):  # while it is on its way out
                         group.rmdir()
                 time.sleep(0.01)
+        if self._room is not None:
+            subprocess.run(["umount", "--lazy", self.place], check=True)
         shutil.rmtree(self.directory, ignore_errors=True)
         assert left == [], left

@@ -388,6 +388,9 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     api("container.inspect", 404, container="c2")
     assert [each["name"] for each in api("container.list")["containers"]] == ["c1"]
     assert api("container.pause", container="c1")["state"] == "frozen"
+    assert api("container.pause", container="c1", level="parked")["pause"]["after"]["memory"] == 0
+    api("container.pause", 412, container="c1", level="frozen")
+    api("container.pause", 400, container="c1", level="asleep")
     assert api("container.resume", container="c1")["state"] == "running"
     api("container.delete", 412, container="c1")
     api("volume.delete", 409, volume="tree")

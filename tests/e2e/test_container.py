@@ -407,8 +407,16 @@ def test_a_container_from_its_making_to_its_end(host):
 
         host.cli("container", "pause", "life")
         assert host.inspect("life")["state"] == "frozen"
+        host.cli("container", "pause", "--level", "parked", "life")
+        now = host.inspect("life")
+        assert now["state"] == now["pause"]["level"] == "parked" and now["pause"]["after"]["memory"] == 0
+        assert "parked" in host.cli("container", "ps")
+        assert host.refused("container", "pause", "life").returncode == 4
+        assert host.refused("container", "pause", "--level", "asleep", "life").returncode == 2
+        host.restart(kill=True)
+        assert host.inspect("life")["pause"] == now["pause"]
         host.cli("container", "resume", "life")
-        assert host.inspect("life")["state"] == "running"
+        assert (host.inspect("life")["state"], host.inspect("life")["pause"]) == ("running", None)
 
         host.cli("container", "stop", "life")
         now = host.inspect("life")

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from berth_host import program
-from container_keeper import SIGNAL, SIZE, Image, KeeperError, KeptContainer
+from container_keeper import SIGNAL, SIZE, Image, KeeperError, KeptContainer, dial
 
 MIB = 1 << 20
 COUNTING = "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.02; done"
@@ -243,7 +243,7 @@ def test_many_clients_at_once(shell):
 
 
 def test_requests_that_make_no_sense_are_refused(shell):
-    for method, params in (("kill", {"signal": 0}), ("kill", {}), ("stop", {"timeout_ms": -1}), ("thaw", {}),
+    for method, params in (("kill", {"signal": 0}), ("kill", {}), ("stop", {"timeout_ms": -1}), ("resume", {}),
                            ("start", {"image": "/x", "kernel": "/x"})):
         with pytest.raises(KeeperError):
             shell.call(method, **params)
@@ -274,21 +274,6 @@ def echo(image):
         yield container, container.call("info")["ports"][0]["host_port"]
         container.call("stop", timeout_ms=0)
         container.ended()
-
-
-def dial(port):
-    """A connection to a service that is there soon."""
-    deadline = time.monotonic() + 20
-    while True:
-        client = socket.create_connection(("127.0.0.1", port), timeout=20)
-        client.settimeout(20)
-        client.sendall(b"?")
-        with contextlib.suppress(OSError):
-            if client.recv(1) == b"?":
-                return client
-        client.close()
-        assert time.monotonic() < deadline, "the service does not answer"
-        time.sleep(0.05)
 
 
 def read_all(client):
@@ -338,7 +323,7 @@ def test_connections_that_are_over_leave_nothing_in_the_guest(echo):
 def test_a_connection_lives_through_a_pause_and_one_that_comes_meanwhile_waits(echo):
     container, port = echo
     client = dial(port)
-    container.call("freeze")
+    container.call("pause")
     client.sendall(b"asked while it is paused")
     late = socket.create_connection(("127.0.0.1", port), timeout=20)
     late.settimeout(20)
@@ -346,7 +331,7 @@ def test_a_connection_lives_through_a_pause_and_one_that_comes_meanwhile_waits(e
     client.settimeout(0.5)
     with pytest.raises(TimeoutError):
         client.recv(1)
-    container.call("thaw")
+    container.call("resume")
     for waiting, words in ((client, b"asked while it is paused"), (late, b"late")):
         waiting.settimeout(20)
         waiting.shutdown(socket.SHUT_WR)
@@ -398,7 +383,7 @@ def test_a_frozen_container_does_nothing_and_goes_on_with_the_right_time(image):
     with KeptContainer(image, arguments=["/bin/sh", "-c", COUNTING]) as container:
         container.start()
         container.attach().read_until(b"line 5\n")
-        container.call("freeze")
+        container.call("pause")
         assert container.call("info")["state"] == "frozen"
         time.sleep(0.3)  # what was on its way
         before, ticks = counted(container), cpu_ticks(container.qemu())
@@ -407,11 +392,11 @@ def test_a_frozen_container_does_nothing_and_goes_on_with_the_right_time(image):
         assert cpu_ticks(container.qemu()) - ticks <= 2
         with pytest.raises(KeeperError, match="is paused"):
             container.execute("/bin/true")
-        container.call("thaw")
+        container.call("resume")
         container.attach(start="now").read_until(b"line")
         output, _, _ = container.execute("/bin/date", "+%s").rest()
         assert abs(int(output) - time.time()) < 2
-        container.call("freeze")
+        container.call("pause")
         container.call("stop", timeout_ms=0)
         assert container.ended()["exit_code"] == 137
         counted(container)
@@ -421,18 +406,18 @@ def test_a_frozen_container_whose_keeper_dies_goes_on_when_it_is_told_to(image):
     with KeptContainer(image, arguments=["/bin/sh", "-c", COUNTING]) as container:
         container.start()
         container.attach().read_until(b"line 5\n")
-        container.call("freeze")
+        container.call("pause")
         container.kill_keeper()
         container.start_keeper()
         assert container.call("info")["state"] == "frozen"
         with pytest.raises(KeeperError, match="is paused"):
             container.execute("/bin/true")
         lines = counted(container)
-        container.call("thaw")
+        container.call("resume")
         assert container.execute("/bin/echo", "back").rest() == (b"back\n", b"", 0)
         container.attach(start="now").read_until(b"line")
         assert counted(container) > lines
-        container.call("freeze")
+        container.call("pause")
         container.kill_keeper()
         container.start_keeper()
         container.call("stop", timeout_ms=20_000)

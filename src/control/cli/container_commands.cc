@@ -486,7 +486,16 @@ std::vector<Command> container_commands() {
   all.push_back(each("rm", "container.delete",
                      {of_action(flag("-f", "--force", "End those that run, by force"), "force")},
                      {{"berth container rm -f web", ""}}));
-  all.push_back(each("pause", "container.pause", {}, {{"berth container pause web", ""}}));
+  all.push_back(each(
+      "pause", "container.pause",
+      {{.name = "--level",
+        .value = "LEVEL",
+        .description = std::string(find_action("container.pause")->parameters.back().description),
+        .parameter = "level",
+        .names = Names::choices,
+        .choices = {"frozen", "trimmed", "parked"}}},
+      {{"berth container pause web", ""},
+       {"berth container pause --level parked web db", "their memory on disk"}}));
   all.push_back(each("resume", "container.resume", {}, {{"berth container resume web", ""}}));
   all.push_back(each("inspect", "container.inspect", {}, {{"berth container inspect web", ""}}));
   return all;

@@ -1,0 +1,210 @@
+// Container: how it is paused, deeper and deeper, and goes on.
+
+#include <utility>
+
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "async/deadline.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "container/container.h"
+#include "container/guest_clock.h"
+#include "machine/control_messages.h"
+#include "machine/small_file.h"
+#include "memory/parking.h"
+
+namespace berth::container {
+namespace {
+
+constexpr Duration quiet_patience = std::chrono::seconds(10);  // emulated, on a busy host
+constexpr Duration clock_timeout = std::chrono::seconds(20);
+constexpr Duration working_set_delay = std::chrono::milliseconds(memory::working_set_delay_ms);
+constexpr int quiet_rounds = 2;  // what was on its way when the first ended is there by the second
+
+}  // namespace
+
+PauseLevel Container::pause_level() const {
+  if (phase_ != Phase::running || !machine_->is_frozen()) return PauseLevel::none;
+  return pause_.level;
+}
+
+Task<Result<void>> Container::pause(PauseLevel level) {
+  const auto guard = co_await changing_.lock();
+  if (phase_ != Phase::running) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' does not run", options_.name));
+  }
+  const PauseLevel before = pause_level();
+  if (level == before) co_return Result<void>{};
+  if (level < before) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' is {} already: resume it first",
+                                  options_.name, to_string(before)));
+  }
+  const Instant begun = loop_.now();
+  auto paused = co_await go_down(level);
+  if (!paused && before == PauseLevel::none && machine_->is_on()) {
+    if (const auto resumed = co_await go_up(); !resumed)
+      log_error("'{}' stands still: {}", options_.name, resumed.error().message());
+  }
+  if (!paused) {
+    co_return failure(std::move(paused).error().with_context(
+        fmt::format("'{}' cannot be {}", options_.name, to_string(level))));
+  }
+  pause_.took_ms = static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(loop_.now() - begun).count());
+  save_pause();
+  report_("container_paused", std::string(to_string(level)));
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Container::go_down(PauseLevel level) {
+  if (pause_level() == PauseLevel::none) CO_TRY(co_await stand_still());
+  if (level == PauseLevel::frozen) co_return Result<void>{};
+  CO_TRY(co_await await_quiet());
+  const PageFiles files = page_files();
+  const bool parks = level == PauseLevel::parked;
+  const auto report = CO_TRY(co_await offload(loop_, [&, process = machine_->memory_process()] {
+    return parks ? files.park(process) : files.trim(process);
+  }));
+  const std::uint64_t bytes = co_await offload(loop_, [&] { return files.disk_bytes(); });
+  pause_.level = level;
+  pause_.since = format_time(loop_.wall_time());
+  pause_.memory = report;
+  pause_.page_file_bytes = bytes;
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Container::stand_still() {
+  if (link_ && link_->is_open()) {
+    // It may be too busy to say so, and stands still nevertheless: await_quiet() is told.
+    if (const auto held = co_await link_->hold(quiet_patience); !held)
+      log_warning("'{}' is paused without its word: {}", options_.name, held.error().message());
+  }
+  if (auto frozen = co_await machine_->freeze(); !frozen) {
+    if (link_) link_->release();
+    co_return frozen;
+  }
+  pause_ = {.level = PauseLevel::frozen, .since = format_time(loop_.wall_time()), .memory = {}};
+  save_pause();
+  co_return Result<void>{};
+}
+
+/// What QEMU's devices write into the guest's memory while that is moved would be lost: nothing is
+/// sent to them (stand_still()), and they have done what they had to do.
+Task<Result<void>> Container::await_quiet() {
+  if (link_ && link_->is_open() && !link_->is_quiet()) {
+    co_return failure(ErrorKind::timed_out,
+                      "its agent has not answered before it was paused: resume it, and try again");
+  }
+  const Instant deadline = loop_.now() + quiet_patience;
+  for (int rounds = 0; rounds < quiet_rounds; ++rounds) {
+    const std::uint64_t received = link_ ? link_->received() : 0;
+    // QEMU's main loop has gone around when this is answered.
+    CO_TRY(co_await machine_->command("query-status", machine::Json::object()));
+    if (link_ && link_->received() != received) rounds = -1;
+    if (loop_.now() > deadline)
+      co_return failure(ErrorKind::timed_out, "its guest's words do not end");
+  }
+  co_return Result<void>{};
+}
+
+/// Virtual CPUs run again.
+Task<Result<void>> Container::go_up() {
+  if (pause_.level == PauseLevel::parked)
+    co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
+  CO_TRY(co_await machine_->thaw());
+  pause_ = {};
+  ::unlink(options_.run.pause_file(options_.name).c_str());
+  if (link_) link_->release();
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Container::resume() {
+  bool was_parked = false;
+  {
+    const auto guard = co_await changing_.lock();
+    if (!is_on() || !machine_->is_frozen()) {
+      co_return failure(ErrorKind::precondition,
+                        fmt::format("the container '{}' is not paused", options_.name));
+    }
+    was_parked = pause_.level == PauseLevel::parked;
+    CO_TRY(co_await go_up());
+  }
+  // Its keeper has died while it stood.
+  if (!link_) co_await go_on();
+  // The clock of the guest stood meanwhile.
+  if (link_ && link_->is_open()) {
+    agent::FieldWriter clock(agent::Operation::set_clock);
+    clock.number(agent::Tag::time_ns, time_ns(loop_));
+    if (const auto set = co_await link_->request(std::move(clock), clock_timeout); !set)
+      log_warning("the guest's clock: {}", set.error().message());
+  }
+  ports_->wake_up();
+  report_("container_resumed", "");
+  if (was_parked && !closing_) tasks_.spawn(note_working_set());
+  co_return Result<void>{};
+}
+
+/// Once it has had time to come to what it needs first: the next time that is read ahead.
+Task<> Container::note_working_set() {
+  {
+    Deadline deadline(loop_, working_set_delay, [this] { changed_.notify_all(); });
+    while (!deadline.expired() && !closing_ && is_on()) co_await changed_.wait();
+    co_await deadline.stop();
+  }
+  const auto guard = co_await changing_.lock();
+  if (closing_ || phase_ != Phase::running || machine_->is_frozen()) co_return;
+  co_await offload(loop_, [files = page_files(), process = machine_->memory_process()] {
+    files.note_working_set(process);
+  });
+}
+
+/// A template's memory is all in its memory object. It stands still afterwards, if it was parked.
+Task<Result<void>> Container::bring_memory_back() {
+  const PageFiles files = page_files();
+  if (files.disk_bytes() == 0) co_return Result<void>{};
+  CO_TRY(co_await machine_->freeze());
+  co_return co_await offload(
+      loop_, [&, process = machine_->memory_process()] { return files.bring_back(process); });
+}
+
+// --- What is known of it.
+
+PageFiles Container::page_files() const { return PageFiles(store_.directory(options_.name)); }
+
+void Container::save_pause() const {
+  const auto saved = machine::write_small_file(options_.run.pause_file(options_.name),
+                                               encode(pause_).dump(2) + '\n');
+  if (!saved) log_warning("{}", saved.error().message());
+}
+
+/// Of a QEMU that another keeper has left: what it has paused, and page files that it came to have
+/// no more use for.
+Task<> Container::adopt_pause() {
+  const std::string path = options_.run.pause_file(options_.name);
+  pause_ = {};
+  if (machine_->is_frozen()) {
+    pause_.level = PauseLevel::frozen;
+    const auto text = machine::read_small_file(path);
+    const auto json = text ? machine::parse_json(*text) : failure(text.error());
+    if (auto record = json ? decode_pause_record(*json) : failure(json.error()))
+      pause_ = *std::move(record);
+  } else {
+    ::unlink(path.c_str());
+  }
+  co_await offload(loop_, [files = page_files(), process = machine_->memory_process()] {
+    files.remove_unused(process);
+  });
+}
+
+/// QEMU is gone.
+void Container::forget_pause() {
+  pause_ = {};
+  ::unlink(options_.run.pause_file(options_.name).c_str());
+  page_files().remove_all();
+}
+
+}  // namespace berth::container

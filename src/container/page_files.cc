@@ -1,0 +1,129 @@
+#include "container/page_files.h"
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <map>
+#include <string_view>
+#include <system_error>
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "memory/page_file.h"
+#include "memory/parking.h"
+
+namespace berth::container {
+namespace {
+
+namespace fs = std::filesystem;
+using memory::GuestMemory;
+using memory::GuestProcess;
+
+constexpr std::string_view name_begin = "pages-";
+constexpr std::uint64_t status_block = 512;  // of st_blocks, stat(2)
+
+/// By their numbers.
+std::map<std::uint64_t, std::string> page_files_in(const std::string& directory) {
+  std::map<std::uint64_t, std::string> found;
+  std::error_code error;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename();
+    if (!name.starts_with(name_begin)) continue;
+    const std::string_view digits = std::string_view(name).substr(name_begin.size());
+    std::uint64_t number = 0;
+    const auto [last, code] = std::from_chars(digits.begin(), digits.end(), number);
+    if (code == std::errc() && last == digits.end()) found.emplace(number, it->path());
+  }
+  return found;
+}
+
+}  // namespace
+
+std::vector<std::string> PageFiles::paths() const {
+  std::vector<std::string> paths;
+  for (const auto& [number, path] : page_files_in(directory_)) paths.push_back(path);
+  return paths;
+}
+
+std::string PageFiles::next_path() const {
+  const auto there = page_files_in(directory_);
+  const std::uint64_t last = there.empty() ? 0 : there.rbegin()->first;
+  return fmt::format("{}/{}{}", directory_, name_begin, last + 1);
+}
+
+void PageFiles::log_failure(const Error& error) { log_warning("page files: {}", error.message()); }
+
+Result<PageFiles::Report> PageFiles::trim(const GuestProcess& process) const {
+  const auto memory = TRY(GuestMemory::open(process));
+  Report report{.before = TRY(memory_use(*memory)), .after = {}};
+  TRY(memory::trim(*memory));
+  report.after = TRY(memory_use(*memory));
+  return report;
+}
+
+Result<PageFiles::Report> PageFiles::park(const GuestProcess& process) const {
+  const auto memory = TRY(GuestMemory::open(process));
+  const memory::ParkReport parked = TRY(memory::park(*memory, next_path()));
+  for (const std::string& path : paths())
+    if (const auto released = release_unmapped(*memory, path); !released)
+      log_failure(released.error());
+  Report report{.before = parked.before, .after = parked.after};
+  // What is left is QEMU's own.
+  const auto trimmed = memory::trim(*memory);
+  if (!trimmed && trimmed.error().kind() != ErrorKind::precondition) log_failure(trimmed.error());
+  if (trimmed) report.after = TRY(memory_use(*memory));
+  return report;
+}
+
+void PageFiles::read_ahead() const {
+  for (const std::string& path : paths()) {
+    auto file = memory::PageFile::open(path);
+    const auto asked = file ? file->prefetch() : failure(file.error());
+    if (!asked) log_failure(asked.error());
+  }
+}
+
+void PageFiles::note_working_set(const GuestProcess& process) const {
+  const auto memory = GuestMemory::open(process);
+  if (!memory) return log_failure(memory.error());
+  for (const std::string& path : paths())
+    if (const auto noted = record_working_set(**memory, path); !noted) log_failure(noted.error());
+}
+
+Result<void> PageFiles::bring_back(const GuestProcess& process) const {
+  if (paths().empty()) return {};
+  const auto memory = TRY(GuestMemory::open(process));
+  TRY(restore(*memory));
+  remove_all();
+  return {};
+}
+
+void PageFiles::remove_unused(const GuestProcess& process) const {
+  if (paths().empty()) return;
+  const auto memory = GuestMemory::open(process);
+  if (!memory) return log_failure(memory.error());
+  for (const std::string& path : paths())
+    if (const auto released = release_unmapped(**memory, path); !released)
+      log_failure(released.error());
+}
+
+void PageFiles::remove_all() const {
+  for (const std::string& path : paths())
+    if (::unlink(path.c_str()) != 0) log_warning("cannot remove the page file '{}'", path);
+}
+
+std::uint64_t PageFiles::disk_bytes() const {
+  std::uint64_t total = 0;
+  for (const std::string& path : paths()) {
+    struct stat status{};
+    if (::stat(path.c_str(), &status) == 0)
+      total += static_cast<std::uint64_t>(status.st_blocks) * status_block;
+  }
+  return total;
+}
+
+}  // namespace berth::container

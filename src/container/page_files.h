@@ -1,0 +1,63 @@
+// The memory of a container that is paused: where it goes, and how it comes back. Page files lie in
+// the container's own directory:
+//
+//   STATE_DIR/containers/NAME/pages-N   the memory that was private when it was parked the N-th
+//   time
+//
+// As many of them stay as the QEMU has anything mapped from (docs/formats/page-file.md).
+//
+// Blocking, as long as disk and swap take: on a worker thread, one call at a time. The machine
+// stands still, and nothing is sent to its devices, but where it says otherwise. Calls are by the
+// QEMU's process: where it has no memory channel, or has ended, `disconnected` or `not_found`.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "memory/guest_memory.h"
+#include "memory/memory_use.h"
+
+namespace berth::container {
+
+class PageFiles {
+ public:
+  /// `directory`: of the container.
+  explicit PageFiles(std::string directory) : directory_(std::move(directory)) {}
+
+  struct Report {
+    memory::MemoryUse before;
+    memory::MemoryUse after;
+  };
+  /// Private memory is swapped out, with QEMU's own. `precondition` on a host without swap.
+  Result<Report> trim(const memory::GuestProcess& process) const;
+  /// Private memory goes to one more page file, and QEMU's own is swapped out where there is swap.
+  /// Where it fails the machine can go on as it was (memory::park()); `no_space` on a full disk.
+  Result<Report> park(const memory::GuestProcess& process) const;
+
+  /// Has the kernel read what the machine will need first. Does not wait.
+  void read_ahead() const;
+  /// Notes what that is. The machine runs, and has for a while.
+  void note_working_set(const memory::GuestProcess& process) const;
+  /// A machine with memory of its own is as if it had never been parked. Nothing to do for one that
+  /// was not.
+  Result<void> bring_back(const memory::GuestProcess& process) const;
+
+  /// Those of which nothing is mapped go. The machine may run.
+  void remove_unused(const memory::GuestProcess& process) const;
+  /// Of a QEMU that has ended.
+  void remove_all() const;
+  /// What they take on the disk, bytes.
+  std::uint64_t disk_bytes() const;
+
+ private:
+  /// The oldest first.
+  std::vector<std::string> paths() const;
+  std::string next_path() const;
+  static void log_failure(const Error& error);
+
+  std::string directory_;
+};
+
+}  // namespace berth::container
