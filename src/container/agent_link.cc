@@ -60,10 +60,24 @@ Task<Result<std::unique_ptr<AgentLink>>> AgentLink::connect(UringLoop& loop,
                                                             Duration patience, Handlers handlers,
                                                             bool in_step) {
   const Instant deadline = loop.now() + patience;
+  auto stream = CO_TRY(co_await dial(loop, std::move(socket_path)));
+  co_return co_await connect(loop, std::move(stream), deadline - loop.now(), std::move(handlers),
+                             in_step);
+}
+
+Task<Result<std::unique_ptr<berth::Stream>>> AgentLink::dial(UringLoop& loop,
+                                                             std::string socket_path) {
   auto stream = co_await connect_unix(loop, std::move(socket_path), connect_timeout);
   if (!stream) co_return failure(ErrorKind::disconnected, stream.error().message());
-  std::unique_ptr<AgentLink> link(new AgentLink(loop, std::move(*stream), std::move(handlers)));
-  auto greeted = co_await link->greet(deadline - loop.now(), in_step);
+  co_return std::move(*stream);
+}
+
+Task<Result<std::unique_ptr<AgentLink>>> AgentLink::connect(UringLoop& loop,
+                                                            std::unique_ptr<berth::Stream> stream,
+                                                            Duration patience, Handlers handlers,
+                                                            bool in_step) {
+  std::unique_ptr<AgentLink> link(new AgentLink(loop, std::move(stream), std::move(handlers)));
+  auto greeted = co_await link->greet(patience, in_step);
   if (!greeted) {
     co_await link->close();
     co_return failure(std::move(greeted).error());

@@ -57,6 +57,15 @@ class AgentLink {
   static Task<Result<std::unique_ptr<AgentLink>>> connect(UringLoop& loop, std::string socket_path,
                                                           Duration patience, Handlers handlers,
                                                           bool in_step = false);
+  /// The same in two steps, for a guest that stands still: it is dialled before it goes on. A QEMU
+  /// whose last client has gone while its guest stood takes what the guest says before there is
+  /// another one for something that will go later, and then nothing goes any more.
+  static Task<Result<std::unique_ptr<berth::Stream>>> dial(UringLoop& loop,
+                                                           std::string socket_path);
+  static Task<Result<std::unique_ptr<AgentLink>>> connect(UringLoop& loop,
+                                                          std::unique_ptr<berth::Stream> stream,
+                                                          Duration patience, Handlers handlers,
+                                                          bool in_step = false);
   AgentLink(const AgentLink&) = delete;
   AgentLink& operator=(const AgentLink&) = delete;
   /// After close() has ended.

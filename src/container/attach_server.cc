@@ -155,7 +155,8 @@ class AttachServer::Client {
 
   Task<> run_copy(AttachRequest request) {
     const bool is_out = request.kind == AttachRequest::Kind::copy_out;
-    auto link = container_.link();
+    const auto awake = co_await container_.awaken();
+    auto link = awake ? container_.link() : failure(awake.error());
     if (!link) {
       co_await send_line(error_answer(link.error(), engine_failed));
       co_return;
@@ -345,6 +346,9 @@ class AttachServer::Client {
       if (type == AttachFrameType::input) co_await add_archive(payload);
       co_return;
     }
+    // A size is nothing that somebody waits for.
+    if (type == AttachFrameType::size && container_.is_paused()) co_return;
+    if (!co_await container_.awaken()) co_return;
     GuestProcess* process = this->process();
     if (process == nullptr || process->is_lost()) co_return;
     switch (type) {

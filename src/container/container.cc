@@ -116,10 +116,13 @@ void Container::make_machine() {
 }
 
 void Container::open_ports() {
-  ports_ = std::make_unique<PublishedPorts>(loop_, [this]() -> std::shared_ptr<AgentLink> {
-    auto found = link();
-    return found && phase_ == Phase::running ? *std::move(found) : nullptr;
-  });
+  ports_ = std::make_unique<PublishedPorts>(
+      loop_,
+      [this]() -> std::shared_ptr<AgentLink> {
+        auto found = link();
+        return found && phase_ == Phase::running ? *std::move(found) : nullptr;
+      },
+      [this] { awaken_soon(); });
 }
 
 // --- Starting.
@@ -178,8 +181,16 @@ Task<Result<void>> Container::start(Start start) {
 }
 
 Task<Result<void>> Container::connect(Duration patience, bool in_step) {
+  const Instant deadline = loop_.now() + patience;
+  auto stream = std::move(dialled_);
+  if (!stream) {
+    auto dialled = co_await AgentLink::dial(loop_, machine_->agent_socket());
+    if (!dialled)
+      co_return failure(std::move(dialled).error().with_context("the guest does not come up"));
+    stream = std::move(*dialled);
+  }
   auto link = co_await AgentLink::connect(
-      loop_, machine_->agent_socket(), patience,
+      loop_, std::move(stream), deadline - loop_.now(),
       {.event = [this](agent::EventKind kind, std::uint32_t channel,
                        const agent::Fields& fields) { on_event(kind, channel, fields); },
        .closed =
@@ -328,7 +339,7 @@ Task<Result<void>> Container::begin(std::uint16_t rows, std::uint16_t columns) {
       co_return started;
     }
   }
-  const bool has_size = rows > 0 && columns > 0;
+  const bool has_size = rows > 0 && columns > 0 && !is_paused();
   if (has_size && record_.specification.terminal && main_ && phase_ == Phase::running)
     co_return co_await main_->resize(rows, columns);
   co_return Result<void>{};
@@ -556,6 +567,7 @@ void Container::set_failure(const Error& error) {
 
 Task<Result<std::shared_ptr<GuestProcess>>> Container::execute(ProcessSpecification specification,
                                                                unsigned& shell_status) {
+  CO_TRY(co_await awaken());
   const std::shared_ptr<AgentLink> link = CO_TRY(this->link());
   do {
     last_process_ = last_process_ % agent::process_number_max + 1;
@@ -609,13 +621,7 @@ Task<Result<void>> Container::kill(unsigned signal) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
   }
-  if (machine_->is_frozen()) {
-    if (signal != SIGKILL) {
-      co_return failure(ErrorKind::precondition,
-                        fmt::format("the container '{}' is paused", options_.name));
-    }
-    CO_TRY(co_await resume());
-  }
+  CO_TRY(co_await awaken());
   const std::shared_ptr<GuestProcess> main = main_;
   if (!main) {
     co_return failure(ErrorKind::precondition,
@@ -722,7 +728,7 @@ Task<Result<void>> Container::stop(Duration timeout) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
   }
-  if (is_on() && machine_->is_frozen()) (void)co_await resume();
+  (void)co_await awaken();
   if (phase_ == Phase::running && main_ && timeout > Duration::zero()) {
     const auto number = signal_number(record_.specification.stop_signal);
     if (number && co_await main_->signal(*number) && co_await is_off_within(timeout))
@@ -794,6 +800,7 @@ Task<> Container::close() {
   if (main_) main_->wake_up();
   for (const auto& [number, process] : processes_) process->wake_up();
   if (link_) co_await link_->close();
+  dialled_.reset();
   if (machine_) co_await machine_->close();
   changed_.notify_all();
   if (ports_) co_await ports_->close();

@@ -72,6 +72,10 @@ class Container {
   Task<Result<void>> pause(PauseLevel level);
   /// It goes on from any level, with the right time.
   Task<Result<void>> resume();
+  /// Somebody wants something of it: it is resumed if it is paused, or about to be.
+  Task<Result<void>> awaken();
+  /// Or about to be.
+  bool is_paused() const { return is_pausing_ || pause_level() != PauseLevel::none; }
   machine::Json info() const;
 
   /// Lets go of QEMU, which runs on.
@@ -149,6 +153,8 @@ class Container {
   void save_pause() const;
   Task<> adopt_pause();
   void forget_pause();
+  void awaken_soon();
+  Task<> awaken_for_port();
   Task<Result<void>> bring_memory_back();
 
   void drain_main();
@@ -175,6 +181,7 @@ class Container {
   std::unique_ptr<MicroVm> machine_;
   std::optional<ContainerLog> log_;
   std::unique_ptr<PublishedPorts> ports_;
+  std::unique_ptr<berth::Stream> dialled_;  // for the next link
   std::shared_ptr<AgentLink> link_;
   std::shared_ptr<GuestProcess> main_;
   std::map<std::uint32_t, std::shared_ptr<GuestProcess>> processes_;
@@ -184,6 +191,8 @@ class Container {
   std::string template_memory_;  // of a clone: the memory object of its template
   bool is_clone_ = false;        // of a template, and not a machine of its own so far
   bool is_template_ = false;     // and ends with that
+  bool is_pausing_ = false;
+  bool is_awaking_ = false;
   bool log_fails_ = false;
   bool kill_asked_ = false;
   bool closing_ = false;

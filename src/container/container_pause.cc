@@ -44,7 +44,9 @@ Task<Result<void>> Container::pause(PauseLevel level) {
                                   options_.name, to_string(before)));
   }
   const Instant begun = loop_.now();
+  is_pausing_ = true;
   auto paused = co_await go_down(level);
+  is_pausing_ = false;
   if (!paused && before == PauseLevel::none && machine_->is_on()) {
     if (const auto resumed = co_await go_up(); !resumed)
       log_error("'{}' stands still: {}", options_.name, resumed.error().message());
@@ -115,6 +117,7 @@ Task<Result<void>> Container::await_quiet() {
 Task<Result<void>> Container::go_up() {
   if (pause_.level == PauseLevel::parked)
     co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
+  if (!link_) dialled_ = CO_TRY(co_await AgentLink::dial(loop_, machine_->agent_socket()));
   CO_TRY(co_await machine_->thaw());
   pause_ = {};
   ::unlink(options_.run.pause_file(options_.name).c_str());
@@ -146,6 +149,27 @@ Task<Result<void>> Container::resume() {
   report_("container_resumed", "");
   if (was_parked && !closing_) tasks_.spawn(note_working_set());
   co_return Result<void>{};
+}
+
+Task<Result<void>> Container::awaken() {
+  while (is_paused() && !closing_) {
+    auto resumed = co_await resume();
+    // Somebody else was first, or it was not paused after all.
+    if (!resumed && resumed.error().kind() == ErrorKind::precondition && !is_paused()) break;
+    if (!resumed) co_return resumed;
+  }
+  co_return Result<void>{};
+}
+
+void Container::awaken_soon() {
+  if (is_paused() && !closing_ && !std::exchange(is_awaking_, true))
+    tasks_.spawn(awaken_for_port());
+}
+
+Task<> Container::awaken_for_port() {
+  if (const auto resumed = co_await awaken(); !resumed)
+    log_warning("'{}' stays paused: {}", options_.name, resumed.error().message());
+  is_awaking_ = false;
 }
 
 /// Once it has had time to come to what it needs first: the next time that is read ahead.

@@ -26,8 +26,8 @@ constexpr std::size_t read_size = std::size_t{16} << 10;
 /// One connection and its stream: each carries one way until its end.
 class PublishedPorts::Connection {
  public:
-  Connection(UringLoop& loop, std::unique_ptr<berth::Stream> socket)
-      : socket_(std::move(socket)), changed_(loop), tasks_(loop) {}
+  Connection(UringLoop& loop, std::unique_ptr<berth::Stream> socket, const Wanted& wanted)
+      : socket_(std::move(socket)), wanted_(wanted), changed_(loop), tasks_(loop) {}
 
   Task<> run(std::shared_ptr<AgentLink> link, std::uint32_t number, std::uint16_t port) {
     link_ = std::move(link);
@@ -91,6 +91,7 @@ class PublishedPorts::Connection {
         link_->wake();
         break;
       }
+      wanted_();
       to->out->add(Bytes(buffer).first(*count));
       link_->wake();
     }
@@ -122,6 +123,7 @@ class PublishedPorts::Connection {
   }
 
   std::unique_ptr<berth::Stream> socket_;
+  const Wanted& wanted_;
   std::shared_ptr<AgentLink> link_;
   std::uint32_t stream_ = 0;
   Event changed_;
@@ -130,8 +132,12 @@ class PublishedPorts::Connection {
   bool is_over_ = false;
 };
 
-PublishedPorts::PublishedPorts(UringLoop& loop, Link link)
-    : loop_(loop), link_(std::move(link)), link_changed_(loop), tasks_(loop) {}
+PublishedPorts::PublishedPorts(UringLoop& loop, Link link, Wanted wanted)
+    : loop_(loop),
+      link_(std::move(link)),
+      wanted_(std::move(wanted)),
+      link_changed_(loop),
+      tasks_(loop) {}
 
 PublishedPorts::~PublishedPorts() = default;
 
@@ -175,8 +181,9 @@ Task<> PublishedPorts::accept(SocketListener& listener, std::uint16_t guest_port
 }
 
 Task<> PublishedPorts::carry(std::unique_ptr<berth::Stream> socket, std::uint16_t guest_port) {
-  Connection connection(loop_, std::move(socket));
+  Connection connection(loop_, std::move(socket), wanted_);
   connections_.push_back(&connection);
+  wanted_();
   std::shared_ptr<AgentLink> link = link_();
   {
     Deadline deadline(loop_, guest_patience, [this] { link_changed_.notify_all(); });

@@ -3,7 +3,7 @@
 // through what happens to it.
 //
 // On one loop. A connection that is slow holds up nothing but itself. One that comes while the
-// guest cannot be asked (it boots, it is paused) waits.
+// guest cannot be asked (it boots, it goes on after a pause) waits.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,9 @@ class PublishedPorts {
  public:
   /// The link of this moment; nothing while the guest cannot be asked.
   using Link = std::function<std::shared_ptr<AgentLink>()>;
-  PublishedPorts(UringLoop& loop, Link link);
+  /// Called whenever a connection has something for the guest.
+  using Wanted = std::function<void()>;
+  PublishedPorts(UringLoop& loop, Link link, Wanted wanted);
   PublishedPorts(const PublishedPorts&) = delete;
   PublishedPorts& operator=(const PublishedPorts&) = delete;
   ~PublishedPorts();
@@ -49,6 +51,7 @@ class PublishedPorts {
 
   UringLoop& loop_;
   const Link link_;
+  const Wanted wanted_;
   std::vector<PublishedPort> ports_;
   std::vector<std::unique_ptr<SocketListener>> listeners_;
   std::vector<Connection*> connections_;

@@ -101,7 +101,9 @@ std::vector<Action> container_actions() {
                        false,
                        "frozen (when left out): its virtual CPUs are not scheduled; trimmed: and "
                        "its private memory is swapped out; parked: or in page files in its "
-                       "directory. Connections to its ports live through all of them",
+                       "directory. Connections to its ports live through all of them, and any "
+                       "request resumes "
+                       "it",
                        {"frozen", "trimmed", "parked"}}},
        .errors = {ErrorKind::not_found, ErrorKind::precondition, ErrorKind::timed_out,
                   ErrorKind::disconnected, ErrorKind::no_space, ErrorKind::limit}},

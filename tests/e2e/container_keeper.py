@@ -150,8 +150,9 @@ class Attached:
         return kind, payload
 
     def read_until(self, words):
-        got = b""
+        got, deadline = b"", time.monotonic() + LIMIT_S
         while words not in got:
+            assert time.monotonic() < deadline, got[-1000:]
             kind, payload = self.frame()
             assert kind in (OUTPUT, ERRORS), (kind, payload, got)
             got += payload

@@ -4,11 +4,12 @@ import hashlib
 import os
 import pathlib
 import signal
+import struct
 import threading
 import time
 
 import pytest
-from container_keeper import LIMIT_S, Image, KeeperError, KeptContainer, dial
+from container_keeper import LIMIT_S, NAME, SIZE, Attached, Image, KeeperError, KeptContainer, dial
 
 MIB = 1 << 20
 PORT = {"host_address": "127.0.0.1", "guest_port": 7}
@@ -168,6 +169,85 @@ def test_a_busy_connection_loses_nothing(container):
     assert parked == 4 and got == data
     end(container)
 
+
+# --- A request resumes it.
+
+def by_connection(container):
+    dial(container.port).close()
+
+
+def by_exec(container):
+    assert shell(container, "echo there") == b"there\n"
+
+
+def by_copy(container):
+    client = Attached(container.run / "containers" / NAME / "attach", {"copy_out": {"path": "/data/a"}})
+    output, _, end = client.rest()
+    assert end == 0 and len(output) > 16_000_000
+
+
+def by_input(container):
+    client = container.attach(start="now", input=True)
+    client.write(b"hello\n")
+    client.read_until(b"got hello\n")
+    client.close()
+
+
+def by_signal(container):
+    container.call("kill", signal=signal.SIGUSR1)
+    container.attach(start="now").read_until(b"signalled\n")
+
+
+REQUESTS = [by_connection, by_exec, by_copy, by_input, by_signal]
+
+
+@pytest.mark.parametrize("with_keeper", [True, False])
+def test_who_wants_something_of_it_resumes_it(image, with_keeper):
+    script = SCRIPT.replace("i=0;", "trap 'echo signalled' USR1; exec 3<&0; (while read l; do echo got $l; done) <&3 & i=0;")
+    with KeptContainer(image, arguments=["/bin/sh", "-c", script], ports=[PORT], input=True) as container:
+        container.port = container.start()["ports"][0]["host_port"]
+        dial(container.port).close()
+        for number, request in enumerate(REQUESTS):
+            container.call("pause", level="frozen" if number % 2 else "parked")
+            if not with_keeper:
+                container.kill_keeper()
+                container.start_keeper()
+            request(container)
+            assert container.call("info")["state"] == "running", request
+        container.call("pause", level="parked")
+        end(container)
+
+
+def test_data_on_an_open_connection_resumes_it_and_so_does_a_request_while_it_is_being_paused(container):
+    with dial(container.port) as client:
+        for number in range(8):
+            container.control.send("container.pause", level="parked")
+            if number % 2 == 0:
+                container.call("info")  # answered at once: it is under way
+            else:
+                time.sleep(0.02 * number)
+            words = f"words {number}".encode()
+            client.sendall(words)
+            assert client.recv(100) == words
+            container.wait_for_state("running")
+    end(container)
+
+
+def test_who_only_looks_on_leaves_it_paused(container):
+    container.call("pause")
+    client = container.attach(start="now", rows=20, columns=80)
+    client.send(SIZE, struct.pack("<HH", 30, 90))
+    time.sleep(0.3)
+    assert container.call("info")["state"] == "frozen"
+    client.close()
+    with pytest.raises(KeeperError, match="is paused"):
+        container.call("become_template", devices=str(container.directory / "devices"))
+    assert container.call("info")["state"] == "frozen"
+    container.call("resume")
+    end(container)
+
+
+# --- Deaths.
 
 @pytest.mark.parametrize("level", ["frozen", "parked"])
 def test_a_next_keeper_knows_how_deep_it_is(container, level):
