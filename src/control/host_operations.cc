@@ -14,6 +14,7 @@
 #include "control/operations.h"
 #include "control/spawn.h"
 #include "control/version.h"
+#include "machine/host/host_swap.h"
 
 namespace berth::control {
 namespace {
@@ -59,6 +60,33 @@ Async<Result<Json>> host_doctor(Services& services, Json /*params*/) {
                                [host = std::move(host)] { return host_report(host); });
 }
 
+Json encode(const machine::HostSwap::Status& status) {
+  Json areas = Json::array();
+  for (const auto& [area, is_ours] : status.areas) {
+    areas.push_back({{"name", area.name},
+                     {"kind", area.zram() ? "zram" : area.type},
+                     {"size", area.size_bytes},
+                     {"used", area.used_bytes},
+                     {"ours", is_ours}});
+  }
+  return {{"areas", std::move(areas)}, {"has_zram", status.has_zram}, {"zswap", status.zswap}};
+}
+
+Async<Result<Json>> host_swap(Services& services, Json params) {
+  const machine::HostSwap swap(
+      {.state_dir = services.state_dir, .run_dir = services.run_dir, .api_socket = {}});
+  co_return co_await on_worker(services.workers, [swap, params]() -> Result<Json> {
+    const std::uint64_t zram = params.value("zram", std::uint64_t{0});
+    const std::uint64_t file = params.value("file", std::uint64_t{0});
+    const std::string zswap = params.value("zswap", std::string("keep"));
+    if (params.value("undo", false)) TRY(swap.undo());
+    if (zswap != "keep") TRY(swap.set_zswap(zswap == "on"));
+    if (zram != 0) TRY(swap.add_zram(zram));
+    if (file != 0) TRY(swap.add_file(file));
+    return encode(swap.status());
+  });
+}
+
 Async<Result<Json>> host_shutdown(Services& services, Json params) {
   Keepers::Stopped stopped;
   std::size_t ended = 0;
@@ -84,7 +112,10 @@ Async<Result<Json>> host_shutdown(Services& services, Json params) {
 }  // namespace
 
 HandlerTable host_handlers() {
-  return {{"host.info", host_info}, {"host.doctor", host_doctor}, {"host.shutdown", host_shutdown}};
+  return {{"host.info", host_info},
+          {"host.doctor", host_doctor},
+          {"host.swap", host_swap},
+          {"host.shutdown", host_shutdown}};
 }
 
 }  // namespace berth::control

@@ -27,6 +27,7 @@ namespace {
 constexpr std::uint64_t status_block = 512;   // of st_blocks, stat(2)
 constexpr std::size_t pieces_at_once = 1024;  // UIO_MAXIOV
 constexpr int madvise_page_out = 21;          // MADV_PAGEOUT
+constexpr long sys_cachestat = 451;           // Linux 6.5, include/uapi/linux/mman.h
 constexpr int rollup_lines_max = 64;
 
 /// Anonymous pages of the whole process. Linux, Documentation/filesystems/proc.rst.
@@ -39,6 +40,23 @@ Result<std::uint64_t> anonymous_bytes(pid_t pid) {
   }
   return failure(ErrorKind::disconnected,
                  fmt::format("cannot see how much memory process {} has: it has ended", pid));
+}
+
+/// Of a file in memory, what of it is in RAM; all of `allocated` where the kernel does not tell.
+std::uint64_t resident_bytes(const Fd& file, std::uint64_t allocated) {
+  struct Range {
+    std::uint64_t offset = 0;
+    std::uint64_t length = 0;  // to the end
+  } range;
+  struct Cached {
+    std::uint64_t cached = 0;  // pages
+    std::uint64_t dirty = 0;
+    std::uint64_t written_back = 0;
+    std::uint64_t evicted = 0;
+    std::uint64_t recently_evicted = 0;
+  } cached;
+  if (::syscall(sys_cachestat, file.get(), &range, &cached, 0U) != 0) return allocated;
+  return std::min(cached.cached * page_size, allocated);
 }
 
 Result<void> page_out(const Fd& process, std::span<const iovec> pieces) {
@@ -62,7 +80,10 @@ Result<MemoryUse> memory_use(const GuestMemory& memory) {
     struct stat status{};
     if (::fstat(memory.file().fd.get(), &status) != 0)
       return errno_failure(errno, fmt::format("cannot look at '{}'", memory.file().path));
-    use.guest += static_cast<std::uint64_t>(status.st_blocks) * status_block;
+    const std::uint64_t allocated = static_cast<std::uint64_t>(status.st_blocks) * status_block;
+    const std::uint64_t resident = resident_bytes(memory.file().fd, allocated);
+    use.guest += resident;
+    use.swapped += allocated - resident;
   }
   const std::uint64_t anonymous = TRY(anonymous_bytes(memory.pid()));
   use.process = anonymous - std::min(anonymous, present);
@@ -74,7 +95,7 @@ Result<std::uint64_t> trim(GuestMemory& memory) {
   if (::sysinfo(&host) != 0 || host.totalswap == 0) {
     return failure(ErrorKind::precondition,
                    "this host has no swap, which a machine's memory could go to: add some "
-                   "(swapon), or park the machine");
+                   "(`berth host swap`), or park the machine");
   }
   const Fd process = TRY(open_pidfd(memory.pid()));
   TRY(memory.look());
@@ -85,6 +106,8 @@ Result<std::uint64_t> trim(GuestMemory& memory) {
     total += length;
   };
   for (const PageRange& range : TRY(memory.private_pages()))
+    add(memory.address() + range.offset, range.length);
+  for (const PageRange& range : TRY(memory.object_pages()))
     add(memory.address() + range.offset, range.length);
   for (const Mapping& mapping : TRY(memory.maps().read())) {
     if (mapping.inode == 0 && mapping.is_writable && !mapping.is_shared && !mapping.is_named)

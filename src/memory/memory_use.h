@@ -12,18 +12,17 @@ namespace berth::memory {
 
 /// Bytes.
 struct MemoryUse {
-  std::uint64_t guest = 0;    // private pages of its memory that are there, and what its memory
-                              // object has
-  std::uint64_t swapped = 0;  // private pages of its memory that are swapped out
+  std::uint64_t guest = 0;    // in RAM: private pages of its memory, and what its memory object has
+  std::uint64_t swapped = 0;  // the same, swapped out
   std::uint64_t process = 0;  // of QEMU beside it: heap, stacks, translated code; not swapped out
 };
 /// As the memory was mapped when it was last looked at. Milliseconds for 256 MiB.
 Result<MemoryUse> memory_use(const GuestMemory& memory);
 
 /// Asks the kernel to swap out what is the process's alone: private pages of the guest's memory,
-/// and anonymous memory of QEMU; never the template, which others use. The machine may run, and
-/// gets back what it touches. How many bytes were asked for: memory_use() tells what came of it, on
-/// the process's side. `precondition` on a host without swap.
+/// its memory object, and anonymous memory of QEMU; never the template, which others use. The
+/// machine may run, and gets back what it touches. How many bytes were asked for: memory_use()
+/// tells what came of it, on the process's side. `precondition` on a host without swap.
 Result<std::uint64_t> trim(GuestMemory& memory);
 
 /// The same for the clean pages of page files, which needs no swap: what is not used again at once

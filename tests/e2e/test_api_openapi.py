@@ -177,6 +177,9 @@ def test_every_operation_answers_as_documented(api, tmp_path):
 
     api("host.info")
     assert api("host.doctor")["able"] is True
+    assert api("host.swap", zram=0, file=0, zswap="keep", undo=False)["zswap"] in ("on", "off", "missing")
+    api("host.swap", 400, zram=1)
+    api("host.swap", 400, file=1)
     assert api.job("volume.create", name="disk1", size=64 << 20, block_size=65536)["state"] == "done"
     assert api.job("volume.create", name="copied", **{"import": str(source)})["state"] == "done"
     assert api.job("volume.create", name="adopted", adopt=str(source))["state"] == "done"

@@ -594,3 +594,35 @@ def test_when_the_host_goes_down_its_containers_end(host, option, code):
     host.start()
     assert host.wait_for_state("late", "exited")["exit_code"] == code
     host.cli("container", "rm", "late")
+
+
+# --- Swap.
+
+def test_with_swap_it_is_trimmed(host, shell):
+    swap = host.json("host", "swap")
+    if not swap["areas"]:
+        refused = host.refused("container", "pause", "--level", "trimmed", shell)
+        assert refused.returncode == 4 and "berth host swap" in refused.stderr
+        assert host.inspect(shell)["state"] == "running"
+    if not swap["has_zram"]:
+        pytest.skip("this kernel has no zram")
+    if any(area["ours"] for area in swap["areas"]):
+        pytest.skip("this host has swap of Berth's, which is not for tests")
+    script = "head -c 16000000 /dev/urandom >/tmp/trimmed; sha256sum /tmp/trimmed"
+    code, before, _ = host.berth("exec", shell, "sh", "-c", script)
+    assert code == 0
+    try:
+        ours = [area for area in host.json("host", "swap", "--zram", "256M")["areas"] if area["ours"]]
+        assert [area["kind"] for area in ours] == ["zram"] and ours[0]["size"] > 255 << 20
+        host.cli("container", "pause", "--level", "trimmed", shell)
+        pause = host.inspect(shell)["pause"]
+        assert pause["level"] == "trimmed" and pause["before"]["memory"] > 16_000_000
+        assert pause["after"]["swapped"] > 16_000_000 and pause["after"]["memory"] < pause["before"]["memory"] / 4
+        assert host.berth("exec", shell, "sha256sum", "/tmp/trimmed") == (0, before, "")
+        host.cli("container", "pause", "--level", "trimmed", shell)
+        host.cli("container", "pause", "--level", "parked", shell)
+        assert host.inspect(shell)["pause"]["after"]["memory"] == 0
+        assert host.berth("exec", shell, "sha256sum", "/tmp/trimmed") == (0, before, "")
+    finally:
+        host.cli("host", "swap", "--undo")
+    assert [area for area in host.json("host", "swap")["areas"] if area["ours"]] == []

@@ -487,6 +487,17 @@ void add_host_commands(std::vector<Command>& all) {
                             .description = "Let the daemon look, which must run: what it is "
                                            "allowed may differ from what you are"});
   all.push_back(std::move(doctor));
+  Command swap =
+      make({.action = "host.swap",
+            .spellings = {{"zswap", "--zswap", "on|off"}},
+            .examples = {{"berth host swap", "what there is"},
+                         {"berth host swap --zram 4G", "compressed in RAM"},
+                         {"berth host swap --file 16G --zswap on", "on disk, with a cache before"},
+                         {"berth host swap --undo", ""}}});
+  swap.description =
+      "What is set up lasts until the host restarts. Containers that are paused to "
+      "`trimmed` need some.";
+  all.push_back(std::move(swap));
   all.push_back(
       {.words = {"daemon"},
        .summary = "Run the daemon, in the foreground; or end the one that runs",

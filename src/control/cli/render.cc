@@ -356,6 +356,16 @@ std::string shown_port(const Json& port) {
                      port["guest_port"].dump());
 }
 
+std::string render_swap(const Json& answer) {
+  std::vector<Row> rows;
+  for (const Json& area : answer["areas"]) {
+    rows.push_back({text_of(area["name"]), text_of(area["kind"]), size_of(area["size"]),
+                    size_of(area["used"]), text_of(area["ours"])});
+  }
+  return table({"NAME", "KIND", ">SIZE", ">USED", "OURS"}, rows) +
+         fmt::format("zswap: {}\n", text_of(answer["zswap"]));
+}
+
 std::string render_containers(const Json& list) {
   std::vector<Row> rows;
   for (const Json& container : list["containers"]) {
@@ -460,6 +470,7 @@ std::string table(const std::vector<std::string>& headings, const std::vector<Ro
 std::string render(std::string_view schema, const Json& answer) {
   if (schema == "Nothing") return {};
   if (schema == "Host") return render_host(answer);
+  if (schema == "HostSwap") return render_swap(answer);
   if (schema == "Volume") return render_volume(answer);
   if (schema == "VolumeSummary") return render_summary(answer);
   if (schema == "VolumeList") return render_volumes(answer);

@@ -96,9 +96,10 @@ Finding probe_memfd(const HostView& /*host*/) {
 
 Finding probe_swap(const HostView& host) {
   constexpr const char* cost =
-      "idle and parked machines keep all their private memory (planned: parking, trimming)";
+      "containers cannot be paused to `trimmed`, and QEMU's own memory stays in RAM while they are "
+      "parked";
   constexpr const char* remedy =
-      "swapon a file or partition, or compressed memory: the package zram-tools";
+      "berth host swap --zram SIZE, or --file SIZE; or swapon of your own";
   std::uint64_t total = 0;
   std::uint64_t used = 0;
   std::uint64_t zram = 0;
