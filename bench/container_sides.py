@@ -32,6 +32,7 @@ ADDRESS = "127.0.0.1"
 PORT = 80
 START_LIMIT_S = 120
 ANSWER_LIMIT_S = 60
+PAUSE_LIMIT_S = 300
 RETRY_S = 0.001
 RETRY_SHARE = 0.03  # of the time that has gone by: an emulated service that is asked all the time does not come up
 MIB = 1 << 20
@@ -111,20 +112,20 @@ class Started:
 
 
 def private_bytes(pid):
-    """What a process has of memory that no other has, swapped out or not: (resident, swapped)."""
-    found = {}
-    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, value = line.split(":")
-        found[name] = int(value.split()[0]) * 1024
-    return found["Private_Clean"] + found["Private_Dirty"], found["Swap"]
+    """What a process has of memory that no other has, resident."""
+    found = _rollup(pid)
+    return found["Private_Clean"] + found["Private_Dirty"]
 
 
 def proportional_bytes(pid):
     """Its resident memory, what is shared being shared out."""
-    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return _rollup(pid)["Pss"]
+
+
+def _rollup(pid):
+    """The sums of /proc/PID/smaps, bytes by name."""
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {name: int(value.split()[0]) * 1024 for name, value in (line.split(":") for line in lines)}
 
 
 def available_bytes():
@@ -146,11 +147,36 @@ def allocated_bytes(directory):
 
 
 def compressed_swap_bytes():
-    """What swap in memory takes of it (zram: mem_used_total, the third number)."""
+    """What swap in memory takes of it (zram's mm_stat: mem_used_total is the third number)."""
     total = 0
     for path in pathlib.Path("/sys/block").glob("zram*/mm_stat"):
         total += int(path.read_text().split()[2])
     return total
+
+
+@contextlib.contextmanager
+def swap_in_memory(size):
+    """Compressed swap of so many bytes while the block lasts, where the host has no swap; what there is, in words."""
+    if len(pathlib.Path("/proc/swaps").read_text().splitlines()) > 1:
+        yield "the host's own swap"
+        return
+    control = pathlib.Path("/sys/class/zram-control")
+    if not control.exists():
+        yield "no swap, and no zram"
+        return
+    number = (control / "hot_add").read_text().strip()
+    device = f"/dev/zram{number}"
+    try:
+        pathlib.Path(f"/sys/block/zram{number}/disksize").write_text(str(size))
+        run("/usr/sbin/mkswap", device)
+        run("/usr/sbin/swapon", device)
+        try:
+            algorithm = pathlib.Path(f"/sys/block/zram{number}/comp_algorithm").read_text()
+            yield f"zram of {size // MIB} MiB, {algorithm.partition('[')[2].partition(']')[0]}"
+        finally:
+            run("/usr/sbin/swapoff", device, timeout_s=PAUSE_LIMIT_S)
+    finally:
+        (control / "hot_remove").write_text(number)
 
 
 # --- Berth.
@@ -273,19 +299,22 @@ class Berth:
 
     def pids(self, name):
         """{"qemu": …, "keeper": …}"""
-        keeper = [pid for pid, words in self.host.processes().items()
-                  if " keeper " in words and f"--container {name}" in words.replace("--container=", "--container ")]
-        return {"qemu": self.inspect(name)["pid"], "keeper": keeper[0]}
+        keepers = [pid for pid, words in self.host.processes().items()
+                   if " keeper " in words and words.endswith(f"--container {name} ") or f"--container {name} " in words]
+        return {"qemu": self.inspect(name)["pid"], "keeper": keepers[0] if keepers else None}
 
     def private(self, name):
-        """(resident, swapped) of a container's processes, bytes: what it has for itself."""
-        found = {role: private_bytes(pid) for role, pid in self.pids(name).items() if pid}
-        return {"qemu": found.get("qemu", (0, 0)), "keeper": found.get("keeper", (0, 0))}
+        """What a container has of memory for itself, resident, bytes: of its QEMU, and of its keeper."""
+        return {role: private_bytes(pid) if pid else 0 for role, pid in self.pids(name).items()}
+
+    def proportional(self, names):
+        """What these containers take of memory, what they share being shared out, bytes."""
+        return sum(proportional_bytes(pid) for name in names for pid in self.pids(name).values() if pid)
 
     def stores(self):
-        """Bytes of memory and of disk that all containers of the host take beside their processes' private memory."""
+        """Bytes of memory and of disk that the host's containers take beside their processes' private memory."""
         return {"ram": allocated_bytes(self.host.memory_dir) + compressed_swap_bytes(),
-                "disk": allocated_bytes(self._state_dir)}
+                "disk": allocated_bytes(self._state_dir / "containers")}
 
     # --- Templates and clones, levels of pause.
 
@@ -293,7 +322,7 @@ class Berth:
         """Whether `berth WORDS --help` says so: the last word is what is looked for in the help of the others."""
         *command, wanted = words
         done = self.host.run(*command, "--help")
-        return done.returncode == 0 and wanted in done.stdout and f"berth {command[0]}" in done.stdout
+        return done.returncode == 0 and wanted in done.stdout and f"berth {' '.join(command)}" in done.stdout
 
     def need(self, *words):
         """Raises Missing with a line for people where has() is False."""
@@ -364,16 +393,20 @@ class Berth:
         loaded = self.inspect(name).get("devices_loaded_us")
         return None if loaded is None else loaded / 1000
 
+    def has_level(self, level):
+        """Whether a container can be paused like that."""
+        return level == "frozen" or self.has("container", "pause", level)
+
     def pause(self, name, level):
-        """Milliseconds of the request."""
+        """By one request to the daemon; its milliseconds."""
         begun = time.monotonic()
-        self.api("POST", f"/v1/containers/{name}/pause", {"level": level} if level != "frozen" else None)
+        self.api("POST", f"/v1/containers/{name}/pause", {"level": level} if level != "frozen" else None, PAUSE_LIMIT_S)
         return (time.monotonic() - begun) * 1000
 
-    def pause_by_cli(self, name, level):
-        """Milliseconds of the command."""
+    def pause_by_command(self, name, level):
+        """The same by the command line."""
         begun = time.monotonic()
-        self.cli("container", "pause", name, *(["--level", level] if level != "frozen" else []))
+        self.cli("container", "pause", name, *(["--level", level] if level != "frozen" else []), timeout_s=PAUSE_LIMIT_S)
         return (time.monotonic() - begun) * 1000
 
     def resume(self, name):
@@ -476,7 +509,10 @@ class Runc:
 
     def private(self, name):
         """Resident private bytes of all its processes."""
-        return sum(private_bytes(pid)[0] for pid in self.pids(name))
+        return sum(private_bytes(pid) for pid in self.pids(name))
+
+    def proportional(self, names):
+        return sum(proportional_bytes(pid) for name in names for pid in self.pids(name))
 
     def _remove(self, name):
         bundle = self._running.pop(name)
@@ -486,6 +522,3 @@ class Runc:
             run("umount", bundle / "rootfs")
         shutil.rmtree(bundle)
 
-
-__all__ = ["ADDRESS", "MIB", "Berth", "BerthError", "Missing", "NoAnswer", "PeerError", "Runc", "at_once", "available_bytes",
-           "drop_caches", "first_answer", "proportional_bytes"]

@@ -4,7 +4,8 @@ scripts/service-images builds, and starts as such things do: a framework, a data
     GET /               the page to search from: its first answer is the service's first response
     GET /search?q=TEXT  lines with these words
     GET /fill?mib=N     takes N MiB of memory, half of each page random, half of it text
-    GET /touch          reads a byte of every page of that: how many are what they were
+    GET /touch          reads a byte of every page of that: how many there are, and how many are not what they were
+    GET /dirty          writes a byte of every page
     GET /identity       who the machine is, for the benchmark of clones: name, addresses, random bytes of three sources
 
 It needs python3-flask; openssl and uuidgen for /identity.
@@ -90,6 +91,13 @@ class Memory:
             self._pieces.append(piece)
             self._first.append(bytes(piece[::PAGE]))
 
+    def dirty(self):
+        """Writes every page: none of them is what a page file or a template has."""
+        for number, piece in enumerate(self._pieces):
+            first = os.urandom(PAGES_A_MIB)
+            piece[::PAGE] = first
+            self._first[number] = first
+
     def touch(self):
         """Reads every page: how many there are, and how many are not what they were."""
         pages = changed = 0
@@ -149,6 +157,11 @@ def application():
     @made.get("/fill")
     def _fill():
         memory.fill(int(flask.request.args["mib"]))
+        return json.dumps(memory.touch())
+
+    @made.get("/dirty")
+    def _dirty():
+        memory.dirty()
         return json.dumps(memory.touch())
 
     @made.get("/touch")

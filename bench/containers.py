@@ -1,0 +1,529 @@
+#!/usr/bin/python3
+"""Container benchmarks: from nothing and from templates to a service's first answer, beside runc, what clones and paused containers
+take of memory, and whether clones can be told apart (make bench-containers).
+
+    bench/containers.py [--rounds 20] [--quick] [--only PART,…] [--output FILE]
+
+Two images of Debian's packages (scripts/service-images): nginx, and a search in Python (bench/search_service.py), which takes its
+time to start. runc runs the same images: its times are of a process on this kernel, Berth's of a whole machine, emulated where
+there is no KVM. Parts, each of which can be run alone:
+
+  cold     from the command (`berth container run`; for runc the mount of its overlay, and `runc run`) to the service's first
+           answer, in turns, the page cache dropped before each: no program and no image is in memory. Berth is asked through
+           its published port, runc from within its network namespace. Then a program run in the container, to its end
+  clone    from the command (`berth container clone`) to its return, which is the agent's answer, and to the service's first
+           answer; by the command line, and by one request to the daemon. Against the same image's cold starts
+  density  100 clones at once, and what they take of memory; against containers that started from nothing, of Berth and of runc
+  levels   one container that has touched 64, 256, 1024 MiB (half of each page random, half text), paused and resumed: how long,
+           what is left in memory and where the rest is, the first answer after it, and the answer to a request that reads every
+           page. Between rounds the service writes every page. Hibernated memory is not in the page cache when it is resumed
+  herd     20 of them, resumed at once
+  unique   clones of a template that is at least 150 s old: hostname, machine-id, MAC, address, the first random bytes
+
+What this Berth cannot do yet is skipped, with a line that says so, and is no goal. A time is a median; the worst of the rounds is
+beside it, which of fewer than 100 is their p99. The first answer is looked for every millisecond, later every 3 % of the time that
+has gone by: a service that is asked all the time does not come up. "Private" is what QEMU has in memory that no other process has.
+
+The result goes to bench/results/containers-DATE.json with the machine's description. --quick shows that everything runs; its
+figures mean nothing, and they go to no file unless --output names one.
+
+BERTH_BIN is the program (a release build). BERTH_BENCH_DIR is a directory on the file system to measure (build/ when it is not
+set). Nothing is left there. Needs root. Where the host has no swap, compressed swap in memory is there while levels are measured.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import report
+from container_sides import (MIB, START_LIMIT_S, Berth, Missing, Runc, at_once, available_bytes, drop_caches, first_answer,
+                             swap_in_memory)
+from peers import PeerError
+from report import Goal, figure, ratios, tail
+
+import guest  # of the tests: peers.py has put them on the path
+from berth_host import BerthError
+from volume_tools import take_private_mounts
+
+IMAGES = {"nginx": "nginx", "search": "a search in Python"}
+PARTS = ("cold", "clone", "density", "levels", "herd", "unique")
+LEVELS = ("frozen", "trimmed", "parked", "hibernated")
+SYSTEM_MIB = 256  # of a machine, beside what it is asked to touch
+
+LOAD_GOAL_MS = 10
+AGENT_GOAL_MS = {"pool": 50, "no_pool": 120}
+FASTER_GOAL = {"pool": 50, "no_pool": 20}
+EACH_GOAL_MS = 15
+IDLE_GOAL_MIB, TRIMMED_GOAL_MIB = 45, 20
+FROZEN_GOAL_MS = 10
+RELEASED_GOAL = 90
+PARKED_ANSWER_GOAL_MS, PARKED_BACK_GOAL_MS = 120, 500  # of 256 MiB
+HIBERNATED_ANSWER_GOAL_MS = 500                        # of 1 GiB
+HERD_GOAL_MS = 2000
+IDENTITY = ("hostname", "machine_id", "mac", "address", "getrandom", "openssl", "uuidgen")
+POOLS = {"pool": "from the pool", "no_pool": "without the pool"}
+
+
+@dataclasses.dataclass
+class Setting:
+    """How much of everything."""
+    rounds: int
+    clones: int = 100
+    touched_mib: tuple = (64, 256, 1024)
+    herd: int = 20
+    herd_rounds: int = 3
+    template_age_s: float = 150
+    skipped: list = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def quick(cls, rounds):
+        return cls(rounds, clones=3, touched_mib=(64,), herd=3, herd_rounds=1, template_age_s=3)
+
+    def skip(self, what, why):
+        self.skipped.append(f"{what}: {why}")
+        say(f"skipped: {self.skipped[-1]}")
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def figures(found):
+    """A figure of each measure of the rounds."""
+    return {name: tail([one[name] for one in found]) for name in found[0]}
+
+
+def elapsed_ms(work):
+    begun = time.monotonic()
+    work()
+    return (time.monotonic() - begun) * 1000
+
+
+# --- Cold.
+
+
+def measure_cold(setting, berth, runc):
+    results = {}
+    for image in IMAGES:
+        rounds = {"berth": [], "runc": []}
+        for turn in range(setting.rounds):
+            say(f"cold: {image}, round {turn + 1} of {setting.rounds}")
+            sides = [("berth", berth), ("runc", runc)]
+            for name, side in sides if turn % 2 == 0 else sides[::-1]:
+                rounds[name].append(cold_round(side, image))
+        results[image] = {side: figures(found) for side, found in rounds.items()}
+        results[image]["answer_berth_to_runc"] = ratios(
+            *(results[image][side]["answer_ms"]["rounds"] for side in ("berth", "runc")))
+    return results
+
+
+def cold_round(side, image):
+    drop_caches()
+    with side.cold(image) as started:
+        return {"command_ms": started.command_ms, "answer_ms": started.answer_ms, "execute_ms": elapsed_ms(started.execute)}
+
+
+# --- Clones.
+
+
+def pools_of(berth):
+    """{kind: options of `template create`}: what this Berth has."""
+    if berth.has("template", "create", "--pool"):
+        return {"pool": ["--pool", "2"], "no_pool": ["--pool", "0"]}
+    return {"no_pool": []}
+
+
+def measure_clones(setting, berth):
+    results = {}
+    pools = pools_of(berth)
+    if "pool" not in pools:
+        setting.skip("clone: from the pool", "`berth template create` has no --pool yet")
+    for image in IMAGES:
+        results[image] = {}
+        for kind, options in pools.items():
+            with berth.template(image, *options) as (template, made_ms):
+                rounds = {"command": [], "request": []}
+                for turn in range(setting.rounds):
+                    say(f"clone: {image}, {POOLS[kind]}, round {turn + 1} of {setting.rounds}")
+                    ways = [("command", berth.clone), ("request", berth.clone_by_api)]
+                    for way, clone in ways if turn % 2 == 0 else ways[::-1]:
+                        rounds[way].append(clone_round(berth, clone, template, kind))
+            results[image][kind] = {"template_ms": made_ms, **{way: figures(found) for way, found in rounds.items()}}
+    return results
+
+
+def clone_round(berth, clone, template, kind):
+    if kind == "pool":
+        time.sleep(1)  # the pool is full again
+    with clone(template) as started:
+        found = {"command_ms": started.command_ms, "answer_ms": started.answer_ms}
+        loaded_ms = berth.device_load_ms(started.name)
+        return found if loaded_ms is None else {**found, "load_ms": loaded_ms}
+
+
+# --- Density.
+
+
+def measure_density(setting, berth, runc):
+    """Each side as many as are asked for, or as fit."""
+    results = {}
+    for image in IMAGES:
+        results[image] = {"runc": density_cold(setting, runc, image, setting.clones),
+                          "berth_cold": density_cold(setting, berth, image, setting.clones)}
+        try:
+            results[image]["clones"] = density_clones(setting, berth, image)
+        except Missing as error:
+            setting.skip("density: clones", error)
+    return results
+
+
+def density_cold(setting, side, image, count):
+    with contextlib.ExitStack() as stack:
+        before, names = available_bytes(), []
+        for number in range(count):
+            if number % 10 == 0:
+                say(f"density: {image}, {side.title}, from nothing, {number} of {count}")
+            names.append(stack.enter_context(side.cold(image)).name)
+            took = (before - available_bytes()) / len(names)
+            if available_bytes() < 2 * took + (1 << 30):
+                setting.skip(f"density: {image}, {side.title}: {count} from nothing", f"{len(names)} fill the host's memory")
+                break
+        return {"count": len(names), "proportional_bytes": side.proportional(names), "host_bytes": before - available_bytes()}
+
+
+def density_clones(setting, berth, image):
+    with berth.template(image) as (template, _):
+        before = available_bytes()
+        say(f"density: {image}, {setting.clones} clones")
+        with berth.clones(template, setting.clones) as clones:
+            names = [clone.name for clone in clones]
+            private = [berth.private(name) for name in names]
+            return {"count": len(names), "command_ms": clones[0].command_ms, "each_ms": clones[0].command_ms / len(names),
+                    "answer_ms": tail([clone.answer_ms for clone in clones]),
+                    "qemu_private_bytes": tail([one["qemu"] for one in private]),
+                    "keeper_private_bytes": tail([one["keeper"] for one in private]),
+                    "proportional_bytes": berth.proportional(names), "host_bytes": before - available_bytes()}
+
+
+# --- Levels of pause.
+
+
+@contextlib.contextmanager
+def subjects(setting, berth, mib, count):
+    """So many containers that have touched so much memory: clones, where there are any."""
+    memory = f"{mib + SYSTEM_MIB}M"
+    with contextlib.ExitStack() as stack:
+        if berth.has("template", "create", "--ready"):
+            template, _ = stack.enter_context(berth.template("search", memory=memory))
+            found = stack.enter_context(berth.clones(template, count))
+        else:
+            setting.skip("levels: clones", "`berth template` is not there yet; containers that started from nothing are in their place")
+            found = [stack.enter_context(berth.cold("search", memory=memory)) for _ in range(count)]
+        idle = [berth.private(one.name)["qemu"] for one in found]
+        for one in found:
+            touched(one, f"/fill?mib={mib}", mib)
+        yield found, idle
+
+
+def touched(started, path, mib):
+    """Has the service go over all of its memory, which has to be as it left it."""
+    answer = json.loads(started.get(path))
+    if answer != {"pages": mib * MIB // 4096, "changed": 0}:
+        raise PeerError(f"{started.name}, {path}: {answer}: its memory is not what it was")
+
+
+def levels_of(setting, berth, part):
+    for level in LEVELS:
+        if berth.has_level(level):
+            yield level
+        else:
+            setting.skip(f"{part}: {level}", "`berth container pause` has no such level yet")
+
+
+def measure_levels(setting, berth):
+    levels = list(levels_of(setting, berth, "levels"))
+    with swap_in_memory(4 << 30) as swap:
+        results = {"swap": swap, "levels": {level: {} for level in levels}}
+        for mib in setting.touched_mib:
+            with subjects(setting, berth, mib, 1) as ([one], [idle]):
+                for level in levels:
+                    rounds = []
+                    for turn in range(setting.rounds):
+                        say(f"levels: {level}, {mib} MiB, round {turn + 1} of {setting.rounds}")
+                        rounds.append(level_round(berth, one, level, mib))
+                    results["levels"][level][str(mib)] = figures(rounds)
+                results.setdefault("idle_bytes", {})[str(mib)] = idle
+        results["idle"] = measure_idle(setting, berth, levels)
+    return results
+
+
+def level_round(berth, one, level, mib):
+    """Paused by a request, then resumed."""
+    touched(one, "/dirty", mib)
+    private, stores = berth.private(one.name), berth.stores()
+    paused_ms = berth.pause(one.name, level)
+    left, kept = berth.private(one.name), berth.stores()
+    if level == "hibernated":
+        drop_caches()
+    begun = time.monotonic()
+    berth.resume(one.name)
+    resumed_ms = (time.monotonic() - begun) * 1000
+    one.get("/")
+    answer_ms = (time.monotonic() - begun) * 1000
+    touched(one, "/touch", mib)
+    back_ms = (time.monotonic() - begun) * 1000
+    command_ms = berth.pause_by_command(one.name, level)
+    berth.resume(one.name)
+    return {"pause_ms": paused_ms, "pause_command_ms": command_ms, "resume_ms": resumed_ms, "answer_ms": answer_ms,
+            "back_ms": back_ms, "private_bytes": private["qemu"], "left_bytes": left["qemu"],
+            "released_percent": (1 - left["qemu"] / private["qemu"]) * 100,
+            "ram_store_bytes": kept["ram"] - stores["ram"], "disk_bytes": kept["disk"] - stores["disk"]}
+
+
+def measure_idle(setting, berth, levels):
+    """What an idle clone that has touched nothing of its own takes, at each level: MiB are the goals'."""
+    results = {}
+    for image in IMAGES:
+        try:
+            with berth.template(image) as (template, _):
+                results[image] = {}
+                for level in ("running", *levels):
+                    with berth.clones(template) as [one]:
+                        if level != "running":
+                            berth.pause(one.name, level)
+                        results[image][level] = berth.private(one.name)
+        except Missing as error:
+            setting.skip("levels: an idle clone", error)
+            return {}
+    return results
+
+
+# --- The herd.
+
+
+def measure_herd(setting, berth):
+    levels = list(levels_of(setting, berth, "herd"))
+    results = {level: {} for level in levels}
+    with swap_in_memory(8 << 30):
+        for mib in setting.touched_mib:
+            needed = setting.herd * (mib + SYSTEM_MIB) * MIB
+            if available_bytes() < needed * 1.1:
+                setting.skip(f"herd: {setting.herd} of {mib} MiB", "the host has less memory than they have")
+                continue
+            with subjects(setting, berth, mib, setting.herd) as (herd, _):
+                for level in levels:
+                    answers = []
+                    for turn in range(setting.herd_rounds):
+                        say(f"herd: {level}, {mib} MiB, round {turn + 1} of {setting.herd_rounds}")
+                        answers += herd_round(berth, herd, level, mib)
+                    results[level][str(mib)] = {"answer_ms": tail(answers)}
+    return results
+
+
+def herd_round(berth, herd, level, mib):
+    """Milliseconds from the moment when all are resumed to each one's first answer."""
+    for one in herd:
+        touched(one, "/dirty", mib)
+    for one in herd:
+        berth.pause(one.name, level)
+    if level == "hibernated":
+        drop_caches()
+    begun = time.monotonic()
+
+    def back(one):
+        berth.resume(one.name)
+        one.get("/")
+        return (time.monotonic() - begun) * 1000
+
+    return at_once(back, herd)
+
+
+# --- Whether clones can be told apart.
+
+
+def measure_unique(setting, berth):
+    with berth.template("search") as (template, _):
+        made = time.monotonic()
+        while (age_s := time.monotonic() - made) < setting.template_age_s:
+            say(f"unique: the template is {age_s:.0f} s old")
+            time.sleep(min(30, setting.template_age_s - age_s))
+        with berth.clones(template, setting.clones) as clones:
+            found = at_once(lambda clone: json.loads(clone.get("/identity")), clones)
+    distinct = {name: len({json.dumps(one[name]) for one in found if one[name] and one[name] != [None]}) for name in IDENTITY}
+    return {"count": len(found), "template_age_s": age_s, "distinct": distinct}
+
+
+# --- All of it.
+
+
+def measure(setting, result, berth, runc, parts):
+    works = {"cold": lambda: measure_cold(setting, berth, runc), "clone": lambda: measure_clones(setting, berth),
+             "density": lambda: measure_density(setting, berth, runc), "levels": lambda: measure_levels(setting, berth),
+             "herd": lambda: measure_herd(setting, berth), "unique": lambda: measure_unique(setting, berth)}
+    for part in parts:
+        try:
+            result[part] = works[part]()
+        except Missing as error:
+            setting.skip(part, error)
+    if "cold" in result and "clone" in result:
+        result["faster"] = faster(result)
+
+
+def faster(result):
+    """How much sooner a clone answers than a container that starts from nothing, round by round."""
+    return {image: {kind: {side: ratios(result["cold"][image][side]["answer_ms"]["rounds"],
+                                        clone["command"]["answer_ms"]["rounds"]) for side in ("berth", "runc")}
+                    for kind, clone in clones.items()} for image, clones in result["clone"].items()}
+
+
+def at_most(what, found, wanted, unit="ms", scale=1.0, key="median"):
+    """A goal that a figure has to stay below."""
+    return Goal(what, found[key] / scale, wanted, at_most=True, unit=unit, spread=(found["min"] / scale, found["max"] / scale))
+
+
+def at_least(what, found, wanted, unit="×"):
+    return Goal(what, found["median"], wanted, unit=unit, spread=(found["min"], found["max"]))
+
+
+def goals_of(result):
+    return [*clone_goals(result), *density_goals(result.get("density", {})), *idle_goals(result.get("levels", {}).get("idle", {})),
+            *level_goals(result.get("levels", {}).get("levels", {})), *herd_goals(result.get("herd", {})),
+            *unique_goals(result.get("unique"))]
+
+
+def clone_goals(result):
+    for image, clones in result.get("clone", {}).items():
+        for kind, clone in clones.items():
+            title = f"{IMAGES[image]}, {POOLS[kind]}"
+            if "load_ms" in clone["request"]:
+                yield at_most(f"{title}: devices loaded", clone["request"]["load_ms"], LOAD_GOAL_MS)
+            yield at_most(f"{title}: the agent's answer", clone["request"]["command_ms"], AGENT_GOAL_MS[kind])
+            if "faster" in result:
+                yield at_least(f"{title}: first answer, against cold", result["faster"][image][kind]["berth"], FASTER_GOAL[kind])
+
+
+def density_goals(density):
+    for image, sides in density.items():
+        if clones := sides.get("clones"):
+            yield Goal(f"{IMAGES[image]}: {clones['count']} clones at once, each", clones["each_ms"], EACH_GOAL_MS, at_most=True,
+                       unit="ms")
+            yield at_most(f"{IMAGES[image]}: private memory of an idle clone", clones["qemu_private_bytes"], IDLE_GOAL_MIB, "MiB", MIB)
+
+
+def idle_goals(idle):
+    for image, levels in idle.items():
+        if "trimmed" in levels:
+            yield Goal(f"{IMAGES[image]}: private memory of an idle clone, trimmed", levels["trimmed"]["qemu"] / MIB, TRIMMED_GOAL_MIB,
+                       at_most=True, unit="MiB")
+
+
+def level_goals(levels):
+    for level, sizes in levels.items():
+        for mib, found in sizes.items():
+            title = f"{level}, {mib} MiB"
+            if level == "frozen":
+                yield at_most(f"{title}: paused", found["pause_ms"], FROZEN_GOAL_MS)
+            if level in ("trimmed", "parked"):
+                yield at_least(f"{title}: of its private memory released", found["released_percent"], RELEASED_GOAL, "%")
+            if (level, mib) == ("parked", "256"):
+                yield at_most(f"{title}: first answer", found["answer_ms"], PARKED_ANSWER_GOAL_MS)
+                yield at_most(f"{title}: all memory back", found["back_ms"], PARKED_BACK_GOAL_MS)
+            if (level, mib) == ("hibernated", "1024"):
+                yield at_most(f"{title}, not in the page cache: first answer", found["answer_ms"], HIBERNATED_ANSWER_GOAL_MS)
+
+
+def herd_goals(herd):
+    for level, sizes in herd.items():
+        for mib, found in sizes.items():
+            yield at_most(f"{level}, {mib} MiB, all resumed at once: first answer, p99", found["answer_ms"], HERD_GOAL_MS, key="p99")
+
+
+def unique_goals(unique):
+    if unique:
+        for name, count in unique["distinct"].items():
+            yield Goal(f"clones of a template of {unique['template_age_s']:.0f} s: different {name}", count, unique["count"],
+                       unit="clones")
+
+
+# --- For people.
+
+
+def cell(one, digits=0, scale=1.0):
+    return f"{one['median'] / scale:,.{digits}f} [{one['p99'] / scale:,.{digits}f}]"
+
+
+def show(result):
+    rows = []
+    for image, sides in result.get("cold", {}).items():
+        for side, name in (("berth", "Berth"), ("runc", "runc")):
+            rows.append([f"{IMAGES[image]}: {name}, from nothing",
+                         *(cell(sides[side][what]) for what in ("command_ms", "answer_ms", "execute_ms"))])
+    for image, clones in result.get("clone", {}).items():
+        for kind, clone in clones.items():
+            for way in ("command", "request"):
+                rows.append([f"{IMAGES[image]}: clone {POOLS[kind]}, by {'a ' + way}",
+                             *(cell(clone[way][what], 1) for what in ("command_ms", "answer_ms")), ""])
+    if rows:
+        report.table("To the service's first answer, in ms: median [p99]", ["", "command's end", "first answer", "exec /bin/true"], rows)
+    rows = []
+    for image, sides in result.get("density", {}).items():
+        for side, name in (("runc", "runc"), ("berth_cold", "Berth, from nothing"), ("clones", "Berth, clones")):
+            if found := sides.get(side):
+                rows.append([f"{IMAGES[image]}: {name}", found["count"],
+                             *(f"{found[what] / MIB / found['count']:.1f}" for what in ("proportional_bytes", "host_bytes"))])
+    if rows:
+        report.table("Memory of idle containers, MiB for each", ["", "containers", "processes, shared memory shared out",
+                                                                 "what the host has less"], rows)
+    rows = []
+    for level, sizes in result.get("levels", {}).get("levels", {}).items():
+        for mib, found in sizes.items():
+            rows.append([f"{level}, {mib} MiB touched", *(cell(found[what], 1) for what in ("pause_ms", "answer_ms", "back_ms")),
+                         *(cell(found[what], 0, MIB) for what in ("private_bytes", "left_bytes", "ram_store_bytes", "disk_bytes"))])
+    if rows:
+        report.table("Paused and resumed, ms and MiB: median [p99]",
+                     ["", "to pause", "first answer", "all back", "private", "left", "RAM store", "disk"], rows)
+
+
+def arguments_of():
+    made = report.parser(__doc__)
+    made.add_argument("--only", default=",".join(PARTS))
+    arguments = report.parse(made, rounds=20, quick_rounds=2)
+    arguments.only = arguments.only.split(",")
+    if unknown := set(arguments.only) - set(PARTS):
+        made.error(f"no such part: {', '.join(sorted(unknown))}")
+    return arguments
+
+
+def main():
+    arguments = arguments_of()
+    setting = Setting.quick(arguments.rounds) if arguments.quick else Setting(arguments.rounds)
+    # A build of them is no part of any round.
+    layouts, _ = guest.built("service-images"), guest.built("guest-kernel")
+    if not take_private_mounts():
+        sys.exit("bench-containers: runc and the page cache need root")
+    with report.Run("containers", arguments) as bench:
+        for directory in bench.directories:
+            directory.chmod(0o711)  # Berth's QEMU runs as a user of its own
+        with Berth(*bench.directories) as berth, Runc(bench.directories[0]) as runc:
+            for side in (berth, runc):
+                for image in IMAGES:
+                    side.add_image(image, layouts[image])
+            with berth.cold("nginx") as started:
+                bench.result["accelerator"] = berth.inspect(started.name)["accelerator"]
+            measure(setting, bench.result, berth, runc, arguments.only)
+    bench.result["skipped"] = setting.skipped
+    show(bench.result)
+    for line in setting.skipped:
+        print(f"skipped: {line}")
+    bench.finish(goals_of(bench.result), remark=f"QEMU's accelerator: {bench.result['accelerator']}. ", programs=("qemu", "runc"))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (PeerError, guest.GuestError, BerthError, subprocess.TimeoutExpired) as error:
+        sys.exit(f"bench-containers: {error}")
