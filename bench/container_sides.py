@@ -26,7 +26,7 @@ import typing
 from peers import PeerError, run
 
 import guest  # of the tests: peers.py has put them on the path
-from berth_host import BerthError, BerthHost, program
+from berth_host import BerthHost, program
 
 ADDRESS = "127.0.0.1"
 PORT = 80

@@ -34,16 +34,14 @@ set). Nothing is left there. Needs root. Where the host has no swap, compressed 
 import contextlib
 import dataclasses
 import json
-import pathlib
 import subprocess
 import sys
 import time
 
 import report
-from container_sides import (MIB, START_LIMIT_S, Berth, Missing, Runc, at_once, available_bytes, drop_caches, first_answer,
-                             swap_in_memory)
+from container_sides import MIB, Berth, Missing, Runc, at_once, available_bytes, drop_caches, swap_in_memory
 from peers import PeerError
-from report import Goal, figure, ratios, tail
+from report import Goal, ratios, tail
 
 import guest  # of the tests: peers.py has put them on the path
 from berth_host import BerthError
@@ -84,8 +82,10 @@ class Setting:
         return cls(rounds, clones=3, touched_mib=(64,), herd=3, herd_rounds=1, template_age_s=3)
 
     def skip(self, what, why):
-        self.skipped.append(f"{what}: {why}")
-        say(f"skipped: {self.skipped[-1]}")
+        line = f"{what}: {why}"
+        if line not in self.skipped:
+            self.skipped.append(line)
+            say(f"skipped: {line}")
 
 
 def say(text):
@@ -221,7 +221,7 @@ def subjects(setting, berth, mib, count):
             template, _ = stack.enter_context(berth.template("search", memory=memory))
             found = stack.enter_context(berth.clones(template, count))
         else:
-            setting.skip("levels: clones", "`berth template` is not there yet; containers that started from nothing are in their place")
+            setting.skip("levels: clones", "there is no `berth template` yet; containers from nothing are in their place")
             found = [stack.enter_context(berth.cold("search", memory=memory)) for _ in range(count)]
         idle = [berth.private(one.name)["qemu"] for one in found]
         for one in found:
@@ -411,14 +411,15 @@ def density_goals(density):
         if clones := sides.get("clones"):
             yield Goal(f"{IMAGES[image]}: {clones['count']} clones at once, each", clones["each_ms"], EACH_GOAL_MS, at_most=True,
                        unit="ms")
-            yield at_most(f"{IMAGES[image]}: private memory of an idle clone", clones["qemu_private_bytes"], IDLE_GOAL_MIB, "MiB", MIB)
+            yield at_most(f"{IMAGES[image]}: private memory of an idle clone", clones["qemu_private_bytes"], IDLE_GOAL_MIB,
+                          "MiB", MIB)
 
 
 def idle_goals(idle):
     for image, levels in idle.items():
         if "trimmed" in levels:
-            yield Goal(f"{IMAGES[image]}: private memory of an idle clone, trimmed", levels["trimmed"]["qemu"] / MIB, TRIMMED_GOAL_MIB,
-                       at_most=True, unit="MiB")
+            yield Goal(f"{IMAGES[image]}: private memory of an idle clone, trimmed", levels["trimmed"]["qemu"] / MIB,
+                       TRIMMED_GOAL_MIB, at_most=True, unit="MiB")
 
 
 def level_goals(levels):
@@ -439,7 +440,8 @@ def level_goals(levels):
 def herd_goals(herd):
     for level, sizes in herd.items():
         for mib, found in sizes.items():
-            yield at_most(f"{level}, {mib} MiB, all resumed at once: first answer, p99", found["answer_ms"], HERD_GOAL_MS, key="p99")
+            yield at_most(f"{level}, {mib} MiB, all resumed at once: first answer, p99", found["answer_ms"], HERD_GOAL_MS,
+                          key="p99")
 
 
 def unique_goals(unique):
@@ -468,7 +470,8 @@ def show(result):
                 rows.append([f"{IMAGES[image]}: clone {POOLS[kind]}, by {'a ' + way}",
                              *(cell(clone[way][what], 1) for what in ("command_ms", "answer_ms")), ""])
     if rows:
-        report.table("To the service's first answer, in ms: median [p99]", ["", "command's end", "first answer", "exec /bin/true"], rows)
+        report.table("To the service's first answer, in ms: median [p99]",
+                     ["", "command's end", "first answer", "exec /bin/true"], rows)
     rows = []
     for image, sides in result.get("density", {}).items():
         for side, name in (("runc", "runc"), ("berth_cold", "Berth, from nothing"), ("clones", "Berth, clones")):
