@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -196,7 +197,7 @@ class Berth:
         self._run_dir.mkdir()
         self._run_dir.chmod(0o711)
         self.host = BerthHost(directory=self._run_dir, state_dir=self._state_dir)
-        self._number = 0
+        self._numbers = itertools.count(1)  # several threads ask
         try:
             self._import_kernel()
         except BaseException:
@@ -242,8 +243,7 @@ class Berth:
         return self.inspect(name)["ports"][0]["host_port"]
 
     def new_name(self, kind):
-        self._number += 1
-        return f"{kind}-{self._number}"
+        return f"{kind}-{next(self._numbers)}"
 
     def remove(self, *names):
         """Whatever they are doing, they are gone; at the end of a block that failed too."""
@@ -438,7 +438,7 @@ class Runc:
     def __init__(self, directory):
         self._directory = pathlib.Path(directory) / "runc"
         self._directory.mkdir()
-        self._number = 0
+        self._numbers = itertools.count(1)  # several threads ask
         self._running = {}
 
     def __enter__(self):
@@ -475,8 +475,7 @@ class Runc:
     def cold(self, image, memory=None):
         """A container from its overlay to its first answer; removed in the end. Its memory has no limit."""
         del memory
-        self._number += 1
-        name = f"bench-{os.getpid()}-{self._number}"
+        name = f"bench-{os.getpid()}-{next(self._numbers)}"
         bundle = self._directory / name
         for part in ("rootfs", "upper", "work"):
             (bundle / part).mkdir(parents=True)

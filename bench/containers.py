@@ -34,6 +34,7 @@ set). Nothing is left there. Needs root. Where the host has no swap, compressed 
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ IMAGES = {"nginx": "nginx", "search": "a search in Python"}
 PARTS = ("cold", "clone", "density", "levels", "herd", "unique")
 LEVELS = ("frozen", "trimmed", "parked", "hibernated")
 SYSTEM_MIB = 256  # of a machine, beside what it is asked to touch
+SMALL = "160M"    # where there are a hundred of them
 
 LOAD_GOAL_MS = 10
 AGENT_GOAL_MS = {"pool": 50, "no_pool": 120}
@@ -182,21 +184,23 @@ def measure_density(setting, berth, runc):
 
 
 def density_cold(setting, side, image, count):
+    """As many are started at a time as there are CPUs."""
+    group = os.cpu_count()
     with contextlib.ExitStack() as stack:
         before, names = available_bytes(), []
-        for number in range(count):
-            if number % 10 == 0:
-                say(f"density: {image}, {side.title}, from nothing, {number} of {count}")
-            names.append(stack.enter_context(side.cold(image)).name)
-            took = (before - available_bytes()) / len(names)
-            if available_bytes() < 2 * took + (1 << 30):
+        while len(names) < count:
+            say(f"density: {image}, {side.title}, from nothing, {len(names)} of {count}")
+            starting = [side.cold(image, SMALL) for _ in range(min(group, count - len(names)))]
+            names += [one.name for one in at_once(stack.enter_context, starting)]
+            each = (before - available_bytes()) / len(names)
+            if available_bytes() < 2 * group * each + (1 << 30) and len(names) < count:
                 setting.skip(f"density: {image}, {side.title}: {count} from nothing", f"{len(names)} fill the host's memory")
                 break
         return {"count": len(names), "proportional_bytes": side.proportional(names), "host_bytes": before - available_bytes()}
 
 
 def density_clones(setting, berth, image):
-    with berth.template(image) as (template, _):
+    with berth.template(image, memory=SMALL) as (template, _):
         before = available_bytes()
         say(f"density: {image}, {setting.clones} clones")
         with berth.clones(template, setting.clones) as clones:
@@ -214,7 +218,7 @@ def density_clones(setting, berth, image):
 
 @contextlib.contextmanager
 def subjects(setting, berth, mib, count):
-    """So many containers that have touched so much memory: clones, where there are any."""
+    """So many containers with room for so much memory, which they have not touched: clones, where there are any."""
     memory = f"{mib + SYSTEM_MIB}M"
     with contextlib.ExitStack() as stack:
         if berth.has("template", "create", "--ready"):
@@ -223,10 +227,7 @@ def subjects(setting, berth, mib, count):
         else:
             setting.skip("levels: clones", "there is no `berth template` yet; containers from nothing are in their place")
             found = [stack.enter_context(berth.cold("search", memory=memory)) for _ in range(count)]
-        idle = [berth.private(one.name)["qemu"] for one in found]
-        for one in found:
-            touched(one, f"/fill?mib={mib}", mib)
-        yield found, idle
+        yield found
 
 
 def touched(started, path, mib):
@@ -249,20 +250,20 @@ def measure_levels(setting, berth):
     with swap_in_memory(4 << 30) as swap:
         results = {"swap": swap, "levels": {level: {} for level in levels}}
         for mib in setting.touched_mib:
-            with subjects(setting, berth, mib, 1) as ([one], [idle]):
+            with subjects(setting, berth, mib, 1) as [one]:
+                touched(one, f"/fill?mib={mib}", mib)
                 for level in levels:
                     rounds = []
                     for turn in range(setting.rounds):
                         say(f"levels: {level}, {mib} MiB, round {turn + 1} of {setting.rounds}")
                         rounds.append(level_round(berth, one, level, mib))
                     results["levels"][level][str(mib)] = figures(rounds)
-                results.setdefault("idle_bytes", {})[str(mib)] = idle
         results["idle"] = measure_idle(setting, berth, levels)
     return results
 
 
 def level_round(berth, one, level, mib):
-    """Paused by a request, then resumed."""
+    """Paused by a request, and resumed; then once more by the command line, for the time that takes."""
     touched(one, "/dirty", mib)
     private, stores = berth.private(one.name), berth.stores()
     paused_ms = berth.pause(one.name, level)
@@ -276,6 +277,7 @@ def level_round(berth, one, level, mib):
     answer_ms = (time.monotonic() - begun) * 1000
     touched(one, "/touch", mib)
     back_ms = (time.monotonic() - begun) * 1000
+    touched(one, "/dirty", mib)
     command_ms = berth.pause_by_command(one.name, level)
     berth.resume(one.name)
     return {"pause_ms": paused_ms, "pause_command_ms": command_ms, "resume_ms": resumed_ms, "answer_ms": answer_ms,
@@ -310,25 +312,32 @@ def measure_herd(setting, berth):
     results = {level: {} for level in levels}
     with swap_in_memory(8 << 30):
         for mib in setting.touched_mib:
-            needed = setting.herd * (mib + SYSTEM_MIB) * MIB
-            if available_bytes() < needed * 1.1:
-                setting.skip(f"herd: {setting.herd} of {mib} MiB", "the host has less memory than they have")
-                continue
-            with subjects(setting, berth, mib, setting.herd) as (herd, _):
-                for level in levels:
-                    answers = []
-                    for turn in range(setting.herd_rounds):
-                        say(f"herd: {level}, {mib} MiB, round {turn + 1} of {setting.herd_rounds}")
-                        answers += herd_round(berth, herd, level, mib)
-                    results[level][str(mib)] = {"answer_ms": tail(answers)}
+            try:
+                with subjects(setting, berth, mib, setting.herd) as herd:
+                    for level in levels:
+                        herd_at_level(setting, berth, herd, level, mib, results[level])
+            except BerthError as error:
+                setting.skip(f"herd: {setting.herd} of {mib} MiB", str(error).splitlines()[1])
     return results
 
 
-def herd_round(berth, herd, level, mib):
+def herd_at_level(setting, berth, herd, level, mib, results):
+    # What is frozen stays where it is, what is trimmed shrinks by half; of the others one at a time is in memory.
+    share = {"frozen": 1.0, "trimmed": 0.6}.get(level, 0.1)
+    if available_bytes() < setting.herd * mib * MIB * share + (2 << 30):
+        setting.skip(f"herd: {level}, {setting.herd} of {mib} MiB", "the host has not so much memory")
+        return
+    answers = []
+    for turn in range(setting.herd_rounds):
+        say(f"herd: {level}, {mib} MiB, round {turn + 1} of {setting.herd_rounds}")
+        answers += herd_round(berth, herd, level, mib, first=turn == 0)
+    results[str(mib)] = {"answer_ms": tail(answers)}
+
+
+def herd_round(berth, herd, level, mib, first):
     """Milliseconds from the moment when all are resumed to each one's first answer."""
     for one in herd:
-        touched(one, "/dirty", mib)
-    for one in herd:
+        touched(one, f"/fill?mib={mib}" if first else "/dirty", mib)
         berth.pause(one.name, level)
     if level == "hibernated":
         drop_caches()
@@ -346,7 +355,7 @@ def herd_round(berth, herd, level, mib):
 
 
 def measure_unique(setting, berth):
-    with berth.template("search") as (template, _):
+    with berth.template("search", memory=SMALL) as (template, _):
         made = time.monotonic()
         while (age_s := time.monotonic() - made) < setting.template_age_s:
             say(f"unique: the template is {age_s:.0f} s old")
