@@ -339,10 +339,16 @@ class Berth:
             self.cli("template", "create", name, "--image", f"{image}:latest", "--ready", f"http:{PORT}/", "-m", memory,
                      *options, timeout_s=2 * START_LIMIT_S)
             yield name, (time.monotonic() - begun) * 1000
+            self._check_template(name)
         finally:
             done = self.host.run("template", "delete", name, timeout_s=ANSWER_LIMIT_S)
             if done.returncode not in (0, 3):
                 raise PeerError(f"the template cannot be deleted: {done.stderr}")
+
+    def _check_template(self, name):
+        """No clone has written to it."""
+        if self.has("template", "check", "TEMPLATE") and not self.host.json("template", "check", name)["untouched"]:
+            raise PeerError(f"the memory of {name} is not what it was when it was made")
 
     @contextlib.contextmanager
     def clones(self, template, count=1, *options):
@@ -376,7 +382,8 @@ class Berth:
     def clone_by_api(self, template, **options):
         """The same by one request to the daemon, without a process of ours to start."""
         name, port = self.new_name("clone"), free_port()
-        body = {"name": name, "ports": [{"host_address": ADDRESS, "host_port": port, "guest_port": PORT}], **options}
+        body = {"specification": {
+            "name": name, "ports": [{"host_address": ADDRESS, "host_port": port, "guest_port": PORT}], **options}}
         begun = time.monotonic()
         try:
             with concurrent.futures.ThreadPoolExecutor(1) as pool:

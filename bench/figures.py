@@ -87,12 +87,13 @@ IMAGES = {"nginx": "nginx", "search": "Python"}
 
 
 def cold_table(cold):
-    yield row("from nothing, page cache empty, ms: median [p99]", "command", "first answer of the service", "a program run in it")
-    yield "|---|---|---|---|"
+    yield row("from nothing, page cache empty, ms: median [p99]", "command", "first answer of the service",
+              "the same, page cache full", "a program run in it")
+    yield "|---|---|---|---|---|"
     for image, sides in cold.items():
         for side, name in (("berth", "Berth, a machine"), ("runc", "runc, a process")):
             yield row(f"{IMAGES[image]}: {name}",
-                      *(tail(sides[side][what]) for what in ("command_ms", "answer_ms", "execute_ms")))
+                      *(tail(sides[side][what]) for what in ("command_ms", "answer_ms", "again_ms", "execute_ms")))
 
 
 def clone_table(clone, faster):
