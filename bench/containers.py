@@ -430,7 +430,8 @@ def clone_goals(result):
                 yield at_most(f"{title}: devices loaded", clone["request"]["load_ms"], LOAD_GOAL_MS)
             yield at_most(f"{title}: the agent's answer", clone["request"]["command_ms"], AGENT_GOAL_MS[kind])
             if "faster" in result:
-                yield at_least(f"{title}: first answer, against a start from nothing", result["faster"][image][kind]["berth"], FASTER_GOAL[kind])
+                yield at_least(f"{title}: first answer, against a start from nothing", result["faster"][image][kind]["berth"],
+                               FASTER_GOAL[kind])
 
 
 def density_goals(density):
