@@ -107,6 +107,7 @@ class Started:
     answer_ms: float   # until the service's first answer
     get: typing.Callable = None      # path to body
     execute: typing.Callable = None  # runs /bin/true in it
+    filled: bool = False             # its service holds the memory that it was asked to take
 
 
 # --- Memory.
