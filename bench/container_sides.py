@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -416,6 +417,11 @@ class Berth:
         begun = time.monotonic()
         self.cli("container", "pause", name, *(["--level", level] if level != "frozen" else []), timeout_s=PAUSE_LIMIT_S)
         return (time.monotonic() - begun) * 1000
+
+    @functools.cached_property
+    def wakes(self):
+        """Whether a request to its service resumes a container that is paused."""
+        return self.has("container", "pause", "request resumes")
 
     def resume(self, name):
         self.api("POST", f"/v1/containers/{name}/resume")

@@ -121,13 +121,14 @@ def density_table(density):
 
 
 def level_table(levels, herd):
-    yield row("paused and resumed: median [p99]", "to pause, ms", "first answer, ms", "all memory back, ms", "in a herd, ms",
-              "private, MiB", "left, MiB", "in RAM store, MiB", "on disk, MiB")
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield row("paused and resumed: median [p99]", "to pause, ms", "first answer, ms", "all memory back, ms", "by a request, ms",
+              "in a herd, ms", "private, MiB", "left, MiB", "in RAM store, MiB", "on disk, MiB")
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for level, sizes in levels.items():
         for mib, found in sizes.items():
             together = herd.get(level, {}).get(mib)
-            yield row(f"{level}, {mib} MiB touched", *(tail(found[what], 1, 1) for what in ("pause_ms", "answer_ms", "back_ms")),
+            times = ("pause_ms", "answer_ms", "back_ms", "woken_ms")
+            yield row(f"{level}, {mib} MiB touched", *(tail(found[what], 1, 1) if what in found else "" for what in times),
                       tail(together["answer_ms"], 1, 1) if together else "",
                       *(f"{found[what]['median'] / (1 << 20):,.0f}"
                         for what in ("private_bytes", "left_bytes", "ram_store_bytes", "disk_bytes")))
@@ -148,7 +149,8 @@ def container_tables(result):
 
 
 # Of each benchmark: its tables, and the programs that its figures depend on.
-BENCHMARKS = {"disk": (disk_tables, ["qemu", "fio"]), "vm": (vm_tables, ["qemu"]), "containers": (container_tables, ["qemu", "runc"])}
+BENCHMARKS = {"disk": (disk_tables, ["qemu", "fio"]), "vm": (vm_tables, ["qemu"]),
+              "containers": (container_tables, ["qemu", "runc"])}
 
 
 def block(benchmark, path, result):
