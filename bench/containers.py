@@ -28,7 +28,8 @@ beside it, which of fewer than 100 is their p99. The first answer is looked for 
 has gone by: a service that is asked all the time does not come up. "Private" is what QEMU has in memory that no other process has.
 
 The result goes to bench/results/containers-DATE.json with the machine's description. --quick shows that everything runs; its
-figures mean nothing, and they go to no file unless --output names one.
+figures mean nothing, and they go to no file unless --output names one. Where a part fails the others are measured still; what they
+found is kept in build/, and the exit code is 1.
 
 BERTH_BIN is the program (a release build). BERTH_BENCH_DIR is a directory on the file system to measure (build/ when it is not
 set). Nothing is left there. Needs root. Where the host has no swap, compressed swap in memory is there while levels are measured.
@@ -43,33 +44,21 @@ import sys
 import time
 
 import report
+from container_goals import IMAGES, POOLS, goals_of, show
 from container_sides import MIB, Berth, Missing, Runc, at_once, available_bytes, drop_caches, swap_in_memory
 from peers import PeerError
-from report import Goal, ratios, tail
+from report import ratios, tail
 
 import guest  # of the tests: peers.py has put them on the path
 from berth_host import BerthError
 from volume_tools import take_private_mounts
 
-IMAGES = {"nginx": "nginx", "search": "a search in Python"}
 PARTS = ("cold", "clone", "density", "levels", "herd", "unique")
 LEVELS = ("frozen", "trimmed", "parked", "hibernated")
 SYSTEM_MIB = 256  # of a machine, beside what it is asked to touch
 SMALL = "160M"    # where there are a hundred of them
-
-LOAD_GOAL_MS = 10
-AGENT_GOAL_MS = {"pool": 50, "no_pool": 120}
-FASTER_GOAL = {"pool": 50, "no_pool": 20}
-EACH_GOAL_MS = 15
-IDLE_GOAL_MIB, TRIMMED_GOAL_MIB = 45, 20
-FROZEN_GOAL_MS = 10
-RELEASED_GOAL = 90
-PARKED_ANSWER_GOAL_MS, PARKED_BACK_GOAL_MS = 120, 500  # of 256 MiB
-HIBERNATED_ANSWER_GOAL_MS = 500                        # of 1 GiB
-HERD_GOAL_MS = 2000
+FAILURES = (PeerError, guest.GuestError, BerthError, OSError, ValueError, subprocess.TimeoutExpired)
 IDENTITY = ("hostname", "machine_id", "mac", "address", "getrandom", "openssl", "uuidgen")
-COLD_TIMES = ("command_ms", "answer_ms", "again_ms", "execute_ms")
-POOLS = {"pool": "from the pool", "no_pool": "without the pool"}
 
 
 @dataclasses.dataclass
@@ -82,6 +71,7 @@ class Setting:
     herd_rounds: int = 2
     template_age_s: float = 150
     skipped: list = dataclasses.field(default_factory=list)
+    failed: list = dataclasses.field(default_factory=list)
 
     @classmethod
     def quick(cls, rounds):
@@ -406,6 +396,9 @@ def measure(setting, result, berth, runc, parts):
             result[part] = works[part]()
         except Missing as error:
             setting.skip(part, error)
+        except FAILURES as error:
+            say(f"failed: {part}: {error}")
+            setting.failed.append(f"{part}: {error}")
     if "cold" in result and "clone" in result:
         result["faster"] = faster(result)
 
@@ -416,119 +409,6 @@ def faster(result):
     return {image: {kind: {side: ratios(result["cold"][image][side]["again_ms"]["rounds"],
                                         clone["command"]["answer_ms"]["rounds"]) for side in ("berth", "runc")}
                     for kind, clone in clones.items()} for image, clones in result["clone"].items()}
-
-
-def at_most(what, found, wanted, unit="ms", scale=1.0, key="median"):
-    """A goal that a figure has to stay below."""
-    return Goal(what, found[key] / scale, wanted, at_most=True, unit=unit, spread=(found["min"] / scale, found["max"] / scale))
-
-
-def at_least(what, found, wanted, unit="×"):
-    return Goal(what, found["median"], wanted, unit=unit, spread=(found["min"], found["max"]))
-
-
-def goals_of(result):
-    return [*clone_goals(result), *density_goals(result.get("density", {})), *idle_goals(result.get("levels", {}).get("idle", {})),
-            *level_goals(result.get("levels", {}).get("levels", {})), *herd_goals(result.get("herd", {})),
-            *unique_goals(result.get("unique"))]
-
-
-def clone_goals(result):
-    for image, clones in result.get("clone", {}).items():
-        for kind, clone in clones.items():
-            title = f"{IMAGES[image]}, {POOLS[kind]}"
-            if "load_ms" in clone["request"]:
-                yield at_most(f"{title}: devices loaded", clone["request"]["load_ms"], LOAD_GOAL_MS)
-            yield at_most(f"{title}: the agent's answer", clone["request"]["command_ms"], AGENT_GOAL_MS[kind])
-            if "faster" in result:
-                yield at_least(f"{title}: first answer, against a start from nothing", result["faster"][image][kind]["berth"],
-                               FASTER_GOAL[kind])
-
-
-def density_goals(density):
-    for image, sides in density.items():
-        if clones := sides.get("clones"):
-            yield Goal(f"{IMAGES[image]}: {clones['count']} clones at once, each", clones["each_ms"], EACH_GOAL_MS, at_most=True,
-                       unit="ms")
-            yield at_most(f"{IMAGES[image]}: private memory of an idle clone", clones["qemu_private_bytes"], IDLE_GOAL_MIB,
-                          "MiB", MIB)
-
-
-def idle_goals(idle):
-    for image, levels in idle.items():
-        if "trimmed" in levels:
-            yield Goal(f"{IMAGES[image]}: private memory of an idle clone, trimmed", levels["trimmed"]["qemu"] / MIB,
-                       TRIMMED_GOAL_MIB, at_most=True, unit="MiB")
-
-
-def level_goals(levels):
-    for level, sizes in levels.items():
-        for mib, found in sizes.items():
-            title = f"{level}, {mib} MiB"
-            if level == "frozen":
-                yield at_most(f"{title}: paused", found["pause_ms"], FROZEN_GOAL_MS)
-            if level in ("trimmed", "parked"):
-                yield at_least(f"{title}: of its private memory released", found["released_percent"], RELEASED_GOAL, "%")
-            if (level, mib) == ("parked", "256"):
-                yield at_most(f"{title}: first answer", found["answer_ms"], PARKED_ANSWER_GOAL_MS)
-                yield at_most(f"{title}: all memory back", found["back_ms"], PARKED_BACK_GOAL_MS)
-            if (level, mib) == ("hibernated", "1024"):
-                yield at_most(f"{title}, not in the page cache: first answer", found["answer_ms"], HIBERNATED_ANSWER_GOAL_MS)
-
-
-def herd_goals(herd):
-    for level, sizes in herd.items():
-        for mib, found in sizes.items():
-            yield at_most(f"{level}, {mib} MiB, all resumed at once: first answer, p99", found["answer_ms"], HERD_GOAL_MS,
-                          key="p99")
-
-
-def unique_goals(unique):
-    if unique:
-        for name, count in unique["distinct"].items():
-            yield Goal(f"clones of a template of {unique['template_age_s']:.0f} s: different {name}", count, unique["count"],
-                       unit="clones")
-
-
-# --- For people.
-
-
-def cell(one, digits=0, scale=1.0):
-    return f"{one['median'] / scale:,.{digits}f} [{one['p99'] / scale:,.{digits}f}]"
-
-
-def show(result):
-    rows = []
-    for image, sides in result.get("cold", {}).items():
-        for side, name in (("berth", "Berth"), ("runc", "runc")):
-            rows.append([f"{IMAGES[image]}: {name}, from nothing",
-                         *(cell(sides[side][what]) for what in COLD_TIMES)])
-    for image, clones in result.get("clone", {}).items():
-        for kind, clone in clones.items():
-            for way in ("command", "request"):
-                rows.append([f"{IMAGES[image]}: clone {POOLS[kind]}, by {'a ' + way}",
-                             *(cell(clone[way][what], 1) for what in ("command_ms", "answer_ms")), "", ""])
-    if rows:
-        report.table("To the service's first answer, in ms: median [p99]",
-                     ["", "command's end", "first answer", "the same again", "exec /bin/true"], rows)
-    rows = []
-    for image, sides in result.get("density", {}).items():
-        for side, name in (("runc", "runc"), ("berth_cold", "Berth, from nothing"), ("clones", "Berth, clones")):
-            if found := sides.get(side):
-                rows.append([f"{IMAGES[image]}: {name}", found["count"],
-                             *(f"{found[what] / MIB / found['count']:.1f}" for what in ("proportional_bytes", "host_bytes"))])
-    if rows:
-        report.table("Memory of idle containers, MiB for each", ["", "containers", "processes, shared memory shared out",
-                                                                 "what the host has less"], rows)
-    rows = []
-    for level, sizes in result.get("levels", {}).get("levels", {}).items():
-        for mib, found in sizes.items():
-            times = ("pause_ms", "answer_ms", "back_ms", "woken_ms")
-            rows.append([f"{level}, {mib} MiB touched", *(cell(found[what], 1) if what in found else "" for what in times),
-                         *(cell(found[what], 0, MIB) for what in ("private_bytes", "left_bytes", "ram_store_bytes", "disk_bytes"))])
-    if rows:
-        report.table("Paused and resumed, ms and MiB: median [p99]",
-                     ["", "to pause", "first answer", "all back", "by a request", "private", "left", "RAM store", "disk"], rows)
 
 
 def arguments_of():
@@ -562,11 +442,16 @@ def main():
     show(bench.result)
     for line in setting.skipped:
         print(f"skipped: {line}")
+    if setting.failed:
+        kept = report.ROOT / "build" / "bench-containers-failed.json"
+        report.write_json(kept, {**bench.result, "failed": setting.failed})
+        lines = "\n".join(setting.failed)
+        sys.exit(f"bench-containers: {len(setting.failed)} of its parts failed; what was found is in {kept}:\n{lines}")
     bench.finish(goals_of(bench.result), remark=f"QEMU's accelerator: {bench.result['accelerator']}. ", programs=("qemu", "runc"))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (PeerError, guest.GuestError, BerthError, subprocess.TimeoutExpired) as error:
+    except FAILURES as error:
         sys.exit(f"bench-containers: {error}")
