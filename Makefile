@@ -13,10 +13,10 @@ CMAKE_OPTIONS := -DBERTH_WERROR=$(if $(CI),ON,OFF)
 export BERTH_JOBS := $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build deb demo test check bench bench-disk bench-vm fuzz soak asan tsan format clean
+.PHONY: help setup build deb demo test check bench bench-disk bench-vm bench-containers fuzz soak asan tsan format clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
 
 setup: ## install every Debian package needed (the other targets do so by themselves)
 	@scripts/setup
@@ -66,6 +66,10 @@ bench-disk: ready | build/ ## disk benchmarks beside qemu-storage-daemon and the
 bench-vm: ready | build/ ## what checkpoints cost a guest, beside QEMU's own snapshots, release build
 	$(call build,release,installed)
 	@BERTH_BIN=$(CURDIR)/build/release/berth /usr/bin/python3 bench/vm.py
+
+bench-containers: ready | build/ ## containers from nothing and from templates, paused at each level, beside runc, release build
+	$(call build,release,installed)
+	@BERTH_BIN=$(CURDIR)/build/release/berth /usr/bin/python3 bench/containers.py
 
 fuzz: ready | build/ ## every fuzz target for FUZZ_SECONDS=60
 	$(call build,fuzz,fuzzers)

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The figures of the README, made from the newest result of each benchmark in bench/results.
+"""The figures of the README, made from the newest result of each benchmark in bench/results; one that has none is left out.
 
     bench/figures.py            writes them between the two marks in README.md
     bench/figures.py --check    exit code 1 where README.md says something else (make check)
@@ -14,11 +14,9 @@ BEGIN, END = "<!-- figures: made by bench/figures.py -->", "<!-- end of figures 
 
 
 def newest_result(directory, benchmark):
-    """Path and content of the newest run of bench/BENCHMARK.py."""
+    """Path and content of the newest run of bench/BENCHMARK.py, if there is one."""
     paths = sorted(directory.glob(f"{benchmark}-*.json"))
-    if not paths:
-        sys.exit(f"figures: no bench/results/{benchmark}-*.json: run make bench-{benchmark}")
-    return paths[-1], json.loads(paths[-1].read_text())
+    return (paths[-1], json.loads(paths[-1].read_text())) if paths else None
 
 
 def row(*cells):
@@ -80,6 +78,62 @@ def memory_table(guests):
                       f"{one[side]['bytes']['median'] / (1 << 20):,.0f}")
 
 
+def tail(one, divisor=1.0, digits=0):
+    """Median and, in brackets, what one in a hundred is above."""
+    return f"{one['median'] / divisor:,.{digits}f} [{one['p99'] / divisor:,.{digits}f}]"
+
+
+IMAGES = {"nginx": "nginx", "search": "Python"}
+
+
+def cold_table(cold):
+    yield row("from nothing, page cache empty, ms: median [p99]", "command", "first answer of the service",
+              "the same, page cache full", "a program run in it")
+    yield "|---|---|---|---|---|"
+    for image, sides in cold.items():
+        for side, name in (("berth", "Berth, a machine"), ("runc", "runc, a process")):
+            yield row(f"{IMAGES[image]}: {name}",
+                      *(tail(sides[side][what]) for what in ("command_ms", "answer_ms", "again_ms", "execute_ms")))
+
+
+def clone_table(clone, faster):
+    yield row("a clone, ms: median [p99]", "agent's answer", "first answer of the service", "against Berth from nothing",
+              "against runc from nothing")
+    yield "|---|---|---|---|---|"
+    pools, ways = {"pool": "from the pool", "no_pool": "without a pool"}, {"command": "by command", "request": "by request"}
+    for image, kinds in clone.items():
+        for kind, found in kinds.items():
+            for way, name in ways.items():
+                against = faster.get(image, {}).get(kind, {}) if way == "command" else {}
+                yield row(f"{IMAGES[image]}, {pools[kind]}, {name}",
+                          *(tail(found[way][what], 1, 1) for what in ("command_ms", "answer_ms")),
+                          *(f"{against[side]['median']:.1f} ×" if against else "" for side in ("berth", "runc")))
+
+
+def density_table(density):
+    yield row("idle containers, MiB for each", "how many", "processes, shared memory shared out", "what the host has less")
+    yield "|---|---|---|---|"
+    for image, sides in density.items():
+        for side, name in (("clones", "Berth, clones"), ("berth_cold", "Berth, from nothing"), ("runc", "runc")):
+            if found := sides.get(side):
+                yield row(f"{IMAGES[image]}: {name}", str(found["count"]),
+                          *(f"{found[what] / (1 << 20) / found['count']:,.1f}" for what in ("proportional_bytes", "host_bytes")))
+
+
+def level_table(levels, herd):
+    yield row("paused and resumed: median [p99]", "to pause, ms", "first answer, ms", "all memory back, ms", "by a request, ms",
+              "in a herd, ms", "private, MiB", "left, MiB", "in RAM store, MiB", "on disk, MiB")
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for level, sizes in levels.items():
+        for mib, found in sizes.items():
+            together = herd.get(level, {}).get(mib)
+            times = ("pause_ms", "answer_ms", "back_ms", "woken_ms")
+            yield row(f"{level}, {mib} MiB touched", *(tail(found[what], 1, 1) if what in found else "" for what in times),
+                      tail(together["answer_ms"], 1, 1) if together else "",
+                      *(f"{found[what]['median'] / (1 << 20):,.0f}"
+                        for what in ("private_bytes", "left_bytes", "ram_store_bytes", "disk_bytes")))
+
+
 def disk_tables(result):
     return steady_table(result["steady"]), fresh_table(result["fresh"])
 
@@ -88,8 +142,15 @@ def vm_tables(result):
     return cut_table(result["guests"]), memory_table(result["guests"])
 
 
+def container_tables(result):
+    tables = [("cold", cold_table), ("clone", lambda found: clone_table(found, result.get("faster", {}))),
+              ("density", density_table), ("levels", lambda found: level_table(found["levels"], result.get("herd", {})))]
+    return [table(result[part]) for part, table in tables if part in result]
+
+
 # Of each benchmark: its tables, and the programs that its figures depend on.
-BENCHMARKS = {"disk": (disk_tables, ["qemu", "fio"]), "vm": (vm_tables, ["qemu"])}
+BENCHMARKS = {"disk": (disk_tables, ["qemu", "fio"]), "vm": (vm_tables, ["qemu"]),
+              "containers": (container_tables, ["qemu", "runc"])}
 
 
 def block(benchmark, path, result):
@@ -109,7 +170,8 @@ def block(benchmark, path, result):
 def lines(directory):
     """What stands between the marks."""
     for benchmark in BENCHMARKS:
-        yield from block(benchmark, *newest_result(directory, benchmark))
+        if found := newest_result(directory, benchmark):
+            yield from block(benchmark, *found)
 
 
 def main():

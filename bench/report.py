@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
@@ -27,6 +28,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def figure(values):
     """Median and spread of the rounds."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": list(values)}
+
+
+def tail(values):
+    """The same for many rounds, with the value that one in a hundred is above; of fewer than a hundred it is the largest."""
+    return {**figure(values), "p99": sorted(values)[math.ceil(len(values) * 0.99) - 1]}
 
 
 def ratios(values, others):
@@ -108,6 +114,7 @@ def machine(directory):
         "device": _output("lsblk", "-n", "-d", "-o", "NAME,TYPE,SIZE,ROTA,MODEL", source) or source,
         "qemu": _output("qemu-storage-daemon", "--version").partition(" Copyright")[0],
         "fio": _output("fio", "--version"),
+        "runc": _output("runc", "--version").partition(" commit")[0],
     }
 
 
@@ -133,9 +140,9 @@ def parser(text):
     return made
 
 
-def parse(made):
+def parse(made, rounds=5, quick_rounds=1):
     arguments = made.parse_args()
-    arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
+    arguments.rounds = arguments.rounds or (quick_rounds if arguments.quick else rounds)
     return arguments
 
 
