@@ -596,6 +596,27 @@ def test_when_the_host_goes_down_its_containers_end(host, option, code):
     host.cli("container", "rm", "late")
 
 
+def test_one_that_is_parked_while_it_writes_to_a_volume_goes_on_writing(host):
+    host.cli("volume", "create", "busy", "--size", "64M", "--file-system", "ext4")
+    try:
+        writing = "i=0; while true; do i=$((i+1)); echo $i >>/data/f; sync; [ $i = 1 ] && echo begun; done"
+        with host.container("-v", "busy:/data", "busybox:1", "sh", "-c", writing) as name:
+            host.wait_for_lines(name, 1)
+            for _ in range(3):
+                host.cli("container", "pause", "--level", "parked", name)
+                code, before, _ = host.berth("exec", name, "cat", "/data/f")
+                assert code == 0
+                deadline = time.monotonic() + LIMIT_S
+                while host.berth("exec", name, "cat", "/data/f")[1] == before:
+                    assert time.monotonic() < deadline, "it writes no more"
+            host.cli("container", "pause", "--level", "parked", name)
+            host.cli("container", "stop", "-t", "0", name, timeout_s=LIMIT_S)
+        lines = host.once("-v", "busy:/data", "busybox:1", "cat", "/data/f").splitlines()
+        assert lines == [str(number + 1) for number in range(len(lines))] and len(lines) >= len(before.splitlines())
+    finally:
+        host.cli("volume", "delete", "busy")
+
+
 # --- Swap.
 
 def test_with_swap_it_is_trimmed(host, shell):
