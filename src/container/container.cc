@@ -146,6 +146,7 @@ Task<Result<void>> Container::start(Start start) {
                                          record_.specification.log_bytes, true)));
   is_clone_ = start.machine.restore.has_value();
   template_memory_ = is_clone_ ? start.machine.restore->memory : std::string();
+  forget_pause();         // of a run that ended with its host
   CO_TRY(save_launch());  // so that whoever comes after us finds what there is
   state_ = {.running = true, .started_at = started_at_};
   CO_TRY(store_.save_state(options_.name, state_));
@@ -728,14 +729,16 @@ Task<Result<void>> Container::stop(Duration timeout) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
   }
-  (void)co_await awaken();
+  // Its memory is not brought back for that.
+  const bool ends_paused = timeout == Duration::zero() && is_paused() && !has_volumes();
+  if (!ends_paused) (void)co_await awaken();
   if (phase_ == Phase::running && main_ && timeout > Duration::zero()) {
     const auto number = signal_number(record_.specification.stop_signal);
     if (number && co_await main_->signal(*number) && co_await is_off_within(timeout))
       co_return Result<void>{};
   }
   kill_asked_ = true;
-  if (phase_ == Phase::running && main_) {
+  if (!ends_paused && phase_ == Phase::running && main_) {
     if (co_await main_->signal(SIGKILL) && co_await is_off_within(kill_patience))
       co_return Result<void>{};
   }

@@ -241,6 +241,17 @@ def test_data_on_an_open_connection_resumes_it_and_so_does_a_request_while_it_is
     end(container)
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_one_that_is_ended_by_force_is_not_brought_back_for_that(container, is_done):
+    fill(container, 32)
+    if is_done:
+        container.call("pause", level="parked")
+    else:
+        container.control.send("container.pause", level="parked")
+    end(container)
+    assert "container_resumed" not in (container.directory / "keeper.log").read_text()
+
+
 def test_who_only_looks_on_leaves_it_paused(container):
     container.call("pause")
     client = container.attach(start="now", rows=20, columns=80)
