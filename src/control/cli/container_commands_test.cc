@@ -1,9 +1,9 @@
 #include "control/cli/container_commands.h"
 
-#include "control/cli/container_options.h"
-
 #include <gmock/gmock.h>
 #include <nlohmann/json.hpp>
+
+#include "control/cli/container_options.h"
 
 namespace berth::control::cli {
 namespace {
