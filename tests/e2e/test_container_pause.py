@@ -202,8 +202,10 @@ def by_input(container):
 
 
 def by_signal(container):
+    client = container.attach(start="now")
     container.call("kill", signal=signal.SIGUSR1)
-    container.attach(start="now").read_until(b"signalled\n")
+    client.read_until(b"signalled\n")
+    client.close()
 
 
 REQUESTS = [by_connection, by_exec, by_copy, by_input, by_signal]
