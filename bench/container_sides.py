@@ -240,10 +240,6 @@ class Berth:
     def inspect(self, name):
         return json.loads(self.cli("container", "inspect", name))
 
-    def port(self, name):
-        """Where its service is published."""
-        return self.inspect(name)["ports"][0]["host_port"]
-
     def new_name(self, kind):
         return f"{kind}-{next(self._numbers)}"
 
@@ -362,7 +358,9 @@ class Berth:
             out = self.cli("container", "clone", template, "-n", count, "-p", f"{ADDRESS}:0:{PORT}", *options)
             command_ms = (time.monotonic() - begun) * 1000
             names = out.split()
-            ports = [self.port(name) for name in names]
+            port_of = {one["name"]: one["ports"][0]["host_port"] for one in self.api("GET", "/v1/containers")["containers"]
+                       if one["ports"]}
+            ports = [port_of[name] for name in names]
             answers = at_once(first_answer, ports)
             yield [self.started(name, port, command_ms, (answer - begun) * 1000)
                    for name, port, answer in zip(names, ports, answers)]
