@@ -137,19 +137,10 @@ Task<Result<void>> Container::start(Start start) {
   make_machine();
   CO_TRY(make_directories(options_.run.container(options_.name)));
   open_ports();
-  CO_TRY(ports_->open(record_.specification.ports));
-  log_begins_at_ = log_time(loop_.wall_time());
-  started_at_ = format_time(loop_.wall_time());
   memory_id_ = SystemRandom().id();
-  log_.reset();
-  log_.emplace(CO_TRY(ContainerLog::open(log_path(), options_.run.cursor(options_.name),
-                                         record_.specification.log_bytes, true)));
   is_clone_ = start.machine.restore.has_value();
   template_memory_ = is_clone_ ? start.machine.restore->memory : std::string();
-  forget_pause();         // of a run that ended with its host
-  CO_TRY(save_launch());  // so that whoever comes after us finds what there is
-  state_ = {.running = true, .started_at = started_at_};
-  CO_TRY(store_.save_state(options_.name, state_));
+  CO_TRY(begin_run());
   set_phase(Phase::booting);
   auto started = co_await machine_->start(std::move(start.machine), memory_id_);
   if (started) {
@@ -157,14 +148,8 @@ Task<Result<void>> Container::start(Start start) {
     started = co_await connect(boot_patience, is_clone_);
   }
   if (started && is_clone_) {
-    started = co_await become_clone(false);
-    if (started) started = co_await find_processes();
-    if (started && !main_)
-      started = failure(ErrorKind::precondition, "the template has no main process any more");
-    if (started) {
-      report_("container_started", "");
-      co_return started;
-    }
+    started = co_await go_on_as_clone();
+    if (started) co_return started;
   }
   if (started) started = co_await prepare_guest();
   if (started && start.hold) {
@@ -179,6 +164,29 @@ Task<Result<void>> Container::start(Start start) {
     if (phase_ != Phase::off) finish("");  // QEMU never ran
   }
   co_return started;
+}
+
+/// Ports, the log, and what whoever comes after us finds.
+Result<void> Container::begin_run() {
+  forget_pause();  // of a run that ended with its host
+  TRY(ports_->open(record_.specification.ports));
+  log_begins_at_ = log_time(loop_.wall_time());
+  started_at_ = format_time(loop_.wall_time());
+  log_.reset();
+  log_.emplace(TRY(ContainerLog::open(log_path(), options_.run.cursor(options_.name),
+                                      record_.specification.log_bytes, true)));
+  TRY(save_launch());
+  state_ = {.running = true, .started_at = started_at_};
+  return store_.save_state(options_.name, state_);
+}
+
+Task<Result<void>> Container::go_on_as_clone() {
+  CO_TRY(co_await become_clone(false));
+  CO_TRY(co_await find_processes());
+  if (!main_)
+    co_return failure(ErrorKind::precondition, "the template has no main process any more");
+  report_("container_started", "");
+  co_return Result<void>{};
 }
 
 Task<Result<void>> Container::connect(Duration patience, bool in_step) {
@@ -349,9 +357,13 @@ Task<Result<void>> Container::begin(std::uint16_t rows, std::uint16_t columns) {
 // --- Another keeper's container.
 
 Result<void> Container::save_launch() const {
-  const Json json = {{"memory", memory_id_.to_string()},       {"started_at", started_at_},
-                     {"template", template_memory_},           {"clone", is_clone_},
-                     {"ports", encode_ports(ports_->ports())}, {"log_begins_at", log_begins_at_}};
+  const Json json = {{"memory", memory_id_.to_string()},
+                     {"started_at", started_at_},
+                     {"template", template_memory_},
+                     {"clone", is_clone_},
+                     {"ports", encode_ports(ports_->ports())},
+                     {"log_begins_at", log_begins_at_},
+                     {"waiting", is_waiting_ ? encode(record_) : Json()}};
   return machine::write_small_file(options_.run.launch_file(options_.name), json.dump(2) + '\n');
 }
 
@@ -370,7 +382,12 @@ Result<std::optional<Id128>> Container::load_launch() {
 }
 
 Task<Result<bool>> Container::adopt() {
-  CO_TRY(load_record());
+  if (CO_TRY(co_await discard_what_waited())) co_return true;
+  // One that is to wait has no record.
+  if (const auto loaded = load_record(); !loaded) {
+    if (loaded.error().kind() == ErrorKind::not_found) co_return false;
+    co_return failure(loaded.error());
+  }
   const auto memory = CO_TRY(load_launch());
   if (!memory) co_return false;
   memory_id_ = *memory;
@@ -786,14 +803,19 @@ void Container::finish(const std::string& last_words) {
             .exit_code = end_->end.exit_code,
             .exit_signal = end_->end.signal,
             .error = end_->error};
-  if (const auto saved = store_.save_state(options_.name, state_); !saved)
-    log_error("{}", saved.error().message());
+  // One that waits is nobody's.
+  if (!is_waiting_) {
+    if (const auto saved = store_.save_state(options_.name, state_); !saved)
+      log_error("{}", saved.error().message());
+  }
   ::unlink(options_.run.launch_file(options_.name).c_str());
   ::unlink(options_.run.cursor(options_.name).c_str());
   forget_pause();
   if (ports_) tasks_.spawn(ports_->close());
-  report_("container_ended",
-          end_->error.empty() ? fmt::format("exit code {}", end_->end.exit_code) : end_->error);
+  if (!is_waiting_) {
+    report_("container_ended",
+            end_->error.empty() ? fmt::format("exit code {}", end_->end.exit_code) : end_->error);
+  }
   set_phase(Phase::off);
 }
 

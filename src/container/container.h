@@ -58,6 +58,13 @@ class Container {
   /// Returns when the main process runs, or, held, when the guest is up. A program that cannot be
   /// run is an error, and the container has then ended, with what a shell would end with.
   Task<Result<void>> start(Start start);
+  /// A clone of what gets its name later: all of it is there but for that, and it stands.
+  Task<Result<void>> prepare(MicroVm::Start machine, ContainerRecord record);
+  /// It is the container of this name from now on, whose record is there and has its id; it runs.
+  Task<Result<void>> assume(std::string name);
+  bool is_waiting() const { return is_waiting_; }
+  /// Of one that waits: it ends, and leaves nothing.
+  Task<> discard();
   /// A held main process starts now, with this terminal's size. Of one that runs: its size.
   Task<Result<void>> begin(std::uint16_t rows, std::uint16_t columns);
   /// The stop signal, and SIGKILL when that takes longer; returns when QEMU has ended.
@@ -119,6 +126,10 @@ class Container {
  private:
   Result<void> load_record();
   void make_machine();
+  Result<void> begin_run();
+  Task<Result<void>> prepare_clone(MicroVm::Start machine);
+  Task<Result<void>> go_on_as_clone();
+  Task<Result<bool>> discard_what_waited();
   void open_ports();
   Result<void> save_launch() const;
   Result<std::optional<Id128>> load_launch();
@@ -166,7 +177,7 @@ class Container {
   void on_event(agent::EventKind kind, std::uint32_t channel, const agent::Fields& fields);
 
   UringLoop& loop_;
-  const ContainerOptions options_;
+  ContainerOptions options_;
   const Report report_;
   const ContainerStore store_;
   Gate tasks_;
@@ -191,6 +202,7 @@ class Container {
   std::string template_memory_;  // of a clone: the memory object of its template
   bool is_clone_ = false;        // of a template, and not a machine of its own so far
   bool is_template_ = false;     // and ends with that
+  bool is_waiting_ = false;      // for a name
   bool is_pausing_ = false;
   bool is_awaking_ = false;
   bool log_fails_ = false;

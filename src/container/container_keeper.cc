@@ -20,13 +20,7 @@ constexpr Duration last_readers_timeout = std::chrono::seconds(10);
 class ContainerKeeper final : public machine::GuestKeeper {
  public:
   ContainerKeeper(UringLoop& loop, Signals& signals, const ContainerKeeperOptions& options)
-      : GuestKeeper(loop, signals,
-                    {.noun = "container",
-                     .name = options.container,
-                     .directory = ContainerRunLayout{options.run_dir}.container(options.container),
-                     .lock_file = ContainerRunLayout{options.run_dir}.lock_file(options.container),
-                     .control_socket =
-                         ContainerRunLayout{options.run_dir}.control_socket(options.container)}),
+      : GuestKeeper(loop, signals, identity({options.run_dir}, options.container)),
         run_{options.run_dir},
         container_(
             loop,
@@ -37,9 +31,17 @@ class ContainerKeeper final : public machine::GuestKeeper {
              .preload = options.preload},
             [this](const char* event, std::string message) { report(event, std::move(message)); }),
         attach_(loop, container_),
-        methods_(loop, server(), container_) {}
+        methods_(loop, server(), container_,
+                 [this](const std::string& name) { rename(identity(run_, name)); }) {}
 
  private:
+  static Identity identity(const ContainerRunLayout& run, const std::string& name) {
+    return {.noun = "container",
+            .name = name,
+            .directory = run.container(name),
+            .lock_file = run.lock_file(name),
+            .control_socket = run.control_socket(name)};
+  }
   Result<void> serve_others() override {
     TRY(machine::check_socket_path(run_.control_socket(name())));
     TRY(machine::check_socket_path(run_.attach_socket(name())));
@@ -63,6 +65,7 @@ class ContainerKeeper final : public machine::GuestKeeper {
   }
   Task<> close_guest() override {
     co_await attach_.close();
+    if (container_.is_waiting()) co_await container_.discard();
     co_await container_.close();
     // Else it is that of another keeper.
     if (serves_attach_) ::unlink(run_.attach_socket(name()).c_str());

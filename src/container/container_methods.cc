@@ -6,6 +6,7 @@
 #include "container/guest_checks.h"
 #include "container/template_record.h"
 #include "machine/control_messages.h"
+#include "machine/layout.h"
 #include "machine/small_file.h"
 #include "machine/vm/machine_store.h"
 
@@ -41,9 +42,12 @@ Result<Container::Start> decode_start(const Json& params) {
 }  // namespace
 
 ContainerMethods::ContainerMethods(UringLoop& loop, machine::ControlServer& server,
-                                   Container& container)
-    : loop_(loop), container_(container) {
+                                   Container& container,
+                                   std::function<void(const std::string& name)> renamed)
+    : loop_(loop), container_(container), renamed_(std::move(renamed)) {
   add(server, "container.start", &ContainerMethods::start);
+  add(server, "container.prepare", &ContainerMethods::prepare);
+  add(server, "container.assume", &ContainerMethods::assume);
   add(server, "container.stop", &ContainerMethods::stop);
   add(server, "container.kill", &ContainerMethods::kill);
   add(server, "container.run_program", &ContainerMethods::run_program);
@@ -66,6 +70,24 @@ Task<Result<Json>> ContainerMethods::run(Method method, ControlCall& call) {
 Task<Result<Json>> ContainerMethods::start(ControlCall& call) {
   Container::Start start = CO_TRY(decode_start(call.params()));
   CO_TRY(co_await container_.start(std::move(start)));
+  co_return co_await info(call);
+}
+
+Task<Result<Json>> ContainerMethods::prepare(ControlCall& call) {
+  Container::Start start = CO_TRY(decode_start(call.params()));
+  const auto record = call.params().find("record");
+  if (record == call.params().end())
+    co_return failure(ErrorKind::invalid_argument, "record: expected an object");
+  ContainerRecord of = CO_TRY(decode_container_record(record->dump()));
+  CO_TRY(co_await container_.prepare(std::move(start.machine), std::move(of)));
+  co_return co_await info(call);
+}
+
+Task<Result<Json>> ContainerMethods::assume(ControlCall& call) {
+  const std::string name = CO_TRY(machine::required_text_param(call.params(), "name"));
+  CO_TRY(machine::check_name("container", name));
+  if (container_.is_waiting()) renamed_(name);
+  CO_TRY(co_await container_.assume(name));
   co_return co_await info(call);
 }
 

@@ -1,6 +1,9 @@
 // The control socket's methods that work on a container (docs/formats/containers.md, "Control").
 #pragma once
 
+#include <functional>
+#include <string>
+
 #include "async/gate.h"
 #include "container/container.h"
 #include "machine/control_server.h"
@@ -10,7 +13,8 @@ namespace berth::container {
 class ContainerMethods {
  public:
   /// Adds the methods to the server. Both outlive it.
-  ContainerMethods(UringLoop& loop, machine::ControlServer& server, Container& container);
+  ContainerMethods(UringLoop& loop, machine::ControlServer& server, Container& container,
+                   std::function<void(const std::string& name)> renamed);
   ContainerMethods(const ContainerMethods&) = delete;
   ContainerMethods& operator=(const ContainerMethods&) = delete;
 
@@ -24,6 +28,8 @@ class ContainerMethods {
   void add(machine::ControlServer& server, const char* name, Method method);
 
   Task<Result<machine::Json>> start(machine::ControlCall& call);
+  Task<Result<machine::Json>> prepare(machine::ControlCall& call);
+  Task<Result<machine::Json>> assume(machine::ControlCall& call);
   Task<Result<machine::Json>> stop(machine::ControlCall& call);
   Task<Result<machine::Json>> kill(machine::ControlCall& call);
   Task<Result<machine::Json>> run_program(machine::ControlCall& call);
@@ -35,6 +41,7 @@ class ContainerMethods {
 
   UringLoop& loop_;
   Container& container_;
+  const std::function<void(const std::string& name)> renamed_;
   bool is_open_ = false;
 };
 

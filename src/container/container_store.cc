@@ -30,8 +30,8 @@ constexpr std::uint32_t uid_first = 1'900'065'536;
 constexpr std::uint32_t uid_count = 65'536;
 constexpr std::size_t id_digits_min = 4;
 
-Result<std::uint32_t> free_uid(const std::vector<ContainerRecord>& containers) {
-  std::set<std::uint32_t> taken;
+Result<std::uint32_t> free_uid(const std::vector<ContainerRecord>& containers,
+                               std::set<std::uint32_t> taken) {
   for (const ContainerRecord& record : containers) taken.insert(record.uid);
   for (std::uint32_t uid = uid_first; uid < uid_first + uid_count; ++uid)
     if (!taken.contains(uid)) return uid;
@@ -59,8 +59,13 @@ Result<void> ContainerStore::open() const {
   return {};
 }
 
-Result<ContainerRecord> ContainerStore::create(ContainerSpecification specification,
-                                               const std::string& created_at) const {
+Result<ContainerIdentity> ContainerStore::new_identity(const std::set<std::uint32_t>& taken) const {
+  return ContainerIdentity{.id = SystemRandom().id(), .uid = TRY(free_uid(list(), taken))};
+}
+
+Result<ContainerRecord> ContainerStore::create(
+    ContainerSpecification specification, const std::string& created_at,
+    const std::set<std::uint32_t>& taken, const std::optional<ContainerIdentity>& identity) const {
   TRY(check(specification));
   const std::string name = specification.name;
   const std::string parent = directory("");
@@ -73,8 +78,9 @@ Result<ContainerRecord> ContainerStore::create(ContainerSpecification specificat
     return failure(ErrorKind::already_exists,
                    fmt::format("there is a container '{}' already", name));
   }
-  ContainerRecord record{.id = SystemRandom().id(),
-                         .uid = TRY(free_uid(list())),
+  const ContainerIdentity is = identity ? *identity : TRY(new_identity(taken));
+  ContainerRecord record{.id = is.id,
+                         .uid = is.uid,
                          .created_at = created_at,
                          .specification = std::move(specification)};
   const std::string making = parent + making_prefix + name;

@@ -9,6 +9,9 @@
 // writes its state and log.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -17,6 +20,11 @@
 
 namespace berth::container {
 
+struct ContainerIdentity {
+  Id128 id;
+  std::uint32_t uid = 0;  // that its QEMU runs as
+};
+
 class ContainerStore {
  public:
   explicit ContainerStore(std::string state_dir);
@@ -24,9 +32,14 @@ class ContainerStore {
   /// Removes what a dead process has left. Once, first.
   Result<void> open() const;
 
-  /// Durable: gives it its id and uid. already_exists.
-  Result<ContainerRecord> create(ContainerSpecification specification,
-                                 const std::string& created_at) const;
+  /// Of a container that is to be made: an id, and a uid that neither a container nor one of
+  /// `taken` has.
+  Result<ContainerIdentity> new_identity(const std::set<std::uint32_t>& taken) const;
+  /// Durable: gives it its id and uid, unless it has an `identity` already. already_exists.
+  Result<ContainerRecord> create(
+      ContainerSpecification specification, const std::string& created_at,
+      const std::set<std::uint32_t>& taken = {},
+      const std::optional<ContainerIdentity>& identity = std::nullopt) const;
   /// By name. Directories whose record cannot be read are left out, with a warning.
   std::vector<ContainerRecord> list() const;
   /// By name, by id, or by at least 4 digits that its id begins with. not_found; invalid_argument

@@ -73,9 +73,10 @@ std::vector<std::string> MicroVm::logs() const {
           fmt::format("{}/{}", qemu_directory(), machine::console_log_name)};
 }
 
-/// Containers of the same name may run on one host, in state directories of their own.
+/// By its id: containers of the same name may run on one host, in state directories of their own,
+/// and it may get its name later.
 std::string MicroVm::group_name() const {
-  return fmt::format("{}-{}", options_.name, options_.id.to_string().substr(0, 8));
+  return fmt::format("container-{}", options_.id.to_string().substr(0, 8));
 }
 
 // --- Starting.

@@ -68,6 +68,9 @@ class MicroVm final : public machine::QemuMonitor {
   /// and whether it `may_stand`: one that has never run so far is set going.
   Task<Result<bool>> adopt(Id128 memory, std::string template_memory, bool may_stand);
 
+  /// It is that of this container from now on.
+  void rename(std::string name) { options_.name = std::move(name); }
+
   bool is_on() const { return process_.has_value(); }
   pid_t pid() const { return process_ ? process_->pid : 0; }
   const std::string& qemu_version() const { return qemu_version_; }
@@ -124,7 +127,7 @@ class MicroVm final : public machine::QemuMonitor {
   std::string group_name() const;
 
   UringLoop& loop_;
-  const Options options_;
+  Options options_;
   const Report report_;
   const bool kvm_;
   Gate tasks_;

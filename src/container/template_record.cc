@@ -46,6 +46,7 @@ Result<TemplateRecord> decode_record(const Json& json) {
   TRY(members.take("ready", recipe.ready));
   TRY(members.take("warm", recipe.warm, template_warm_max));
   TRY(members.take("timeout_s", recipe.timeout_s));
+  TRY(members.take("pool", recipe.pool));
   TRY(members.take("container", recipe.container));
   TRY(members.take("created_at", record.created_at));
   TRY(members.take("id", id));
@@ -96,6 +97,8 @@ Result<void> check(const TemplateRecipe& recipe) {
     if (command.empty()) return wrong("warm", "commands");
   if (recipe.timeout_s == 0 || recipe.timeout_s > template_timeout_s_max)
     return wrong("timeout_s", fmt::format("1 to {}", template_timeout_s_max));
+  if (recipe.pool > template_pool_max)
+    return wrong("pool", fmt::format("up to {}", template_pool_max));
   const ContainerSpecification& container = recipe.specification;
   if (!container.ports.empty() || !container.mounts.empty() || !container.overlay.empty()) {
     return failure(ErrorKind::invalid_argument,
@@ -123,6 +126,7 @@ Json encode(const TemplateRecord& record) {
           {"ready", recipe.ready},
           {"warm", recipe.warm},
           {"timeout_s", recipe.timeout_s},
+          {"pool", recipe.pool},
           {"container", recipe.container},
           {"request", recipe.request},
           {"id", record.id.to_string()},

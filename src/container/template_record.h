@@ -18,6 +18,8 @@ namespace berth::container {
 
 constexpr std::size_t template_name_length_max = 32;  // bytes
 constexpr std::size_t template_warm_max = 32;         // commands
+constexpr std::uint32_t template_pool_default = 2;
+constexpr std::uint32_t template_pool_max = 64;
 constexpr std::uint32_t template_timeout_s_default = 120;
 constexpr std::uint32_t template_timeout_s_max = 24 * 60 * 60;
 
@@ -42,6 +44,7 @@ struct TemplateRecipe {
   std::string ready;              // a ready probe
   std::vector<std::string> warm;  // shell commands, run in it once it is ready
   std::uint32_t timeout_s = template_timeout_s_default;  // until it is ready, and for each command
+  std::uint32_t pool = template_pool_default;            // how many clones of it wait for a name
   std::string container;          // that it was made of while that ran; "": of its image
   Json request = Json::object();  // what was asked for, which an image that changes is run with
   friend bool operator==(const TemplateRecipe&, const TemplateRecipe&) = default;

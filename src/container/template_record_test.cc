@@ -18,6 +18,7 @@ TemplateRecipe recipe() {
           .ready = "http:80/health",
           .warm = {"wget -qO- localhost", "true"},
           .timeout_s = 30,
+          .pool = 7,
           .request = {{"memory", std::uint64_t{128} << 20}}};
 }
 
@@ -84,6 +85,9 @@ TEST(TemplateRecord, WhatClonesWouldShareIsRefused) {
   wanted = recipe();
   wanted.warm = {""};
   EXPECT_THAT(refusal(wanted), HasSubstr("warm"));
+  wanted = recipe();
+  wanted.pool = template_pool_max + 1;
+  EXPECT_THAT(refusal(wanted), HasSubstr("pool"));
   wanted = recipe();
   wanted.timeout_s = 0;
   EXPECT_THAT(refusal(wanted), HasSubstr("timeout_s"));

@@ -24,7 +24,9 @@ constexpr Milliseconds hello_timeout{10'000};
 constexpr Milliseconds start_timeout{180'000};
 constexpr Milliseconds stop_grace{60'000};    // beyond its own time
 constexpr Milliseconds end_patience{30'000};  // of a keeper whose container has ended, and readers
-constexpr unsigned exit_code_lost = 255;      // of a run whose end nobody saw
+constexpr const char* waiting_prefix = "pool-";
+constexpr std::size_t place_digits = 8;
+constexpr unsigned exit_code_lost = 255;  // of a run whose end nobody saw
 
 struct Disk {
   std::string node;
@@ -90,10 +92,14 @@ Async<Result<ContainerRecord>> Containers::find(std::string reference) {
                                [store = &store_, reference] { return store->find(reference); });
 }
 
-Async<Result<ContainerRecord>> Containers::create(container::ContainerSpecification wanted) {
+Async<Result<ContainerRecord>> Containers::create(container::ContainerSpecification wanted,
+                                                  std::optional<Identity> identity) {
   const std::string now = format_time(std::chrono::system_clock::now());
-  co_return co_await on_worker(
-      workers_, [store = &store_, wanted, now] { return store->create(wanted, now); });
+  std::set<std::uint32_t> taken;
+  for (const auto& [place, record] : waiting_) taken.insert(record.uid);
+  co_return co_await on_worker(workers_, [store = &store_, wanted, now, taken, identity] {
+    return store->create(wanted, now, taken, identity);
+  });
 }
 
 Async<Result<void>> Containers::remove(std::string name) {
@@ -123,6 +129,7 @@ Async<std::vector<machine::MachineMemory>> Containers::running_memory() {
   std::vector<machine::MachineMemory> running;
   for (const ContainerRecord& record : co_await list())
     if (is_used(record.specification.name)) running.push_back(memory_of(record));
+  for (const auto& [place, record] : waiting_) running.push_back(memory_of(record));
   co_return running;
 }
 
@@ -283,6 +290,103 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
   starting_.erase(name);
   if (!done && !co_await guests_.give_up(container)) (void)co_await release_ended(name);
   co_return done;
+}
+
+// --- Those that wait for a name.
+
+Async<Result<Containers::Waiting>> Containers::prepare(container::ContainerSpecification alike,
+                                                       Start how) {
+  std::set<std::uint32_t> taken;
+  for (const auto& [place, record] : waiting_) taken.insert(record.uid);
+  const Identity identity = CO_TRY(co_await on_worker(
+      workers_, [store = &store_, taken] { return store->new_identity(taken); }));
+  Waiting waiting{.place = waiting_prefix + identity.id.to_string().substr(0, place_digits),
+                  .identity = identity};
+  alike.name = waiting.place;
+  alike.hostname = waiting.place;
+  const ContainerRecord record{.id = identity.id,
+                               .uid = identity.uid,
+                               .created_at = format_time(std::chrono::system_clock::now()),
+                               .specification = std::move(alike)};
+  const auto container = guests_.of(waiting.place);
+  const auto lock = co_await container->mutex.lock();
+  if (guests_.is_quitting()) co_return failure(ErrorKind::disconnected, "the daemon is ending");
+  CO_TRY(co_await machines_.check_memory(memory_of(record), false));
+  waiting_[waiting.place] = record;
+  auto done = co_await guests_.launch(container);
+  if (done) {
+    const auto prepared = co_await container->connection->call("container.prepare",
+                                                               {{"image", how.image},
+                                                                {"memory", how.memory},
+                                                                {"devices", how.devices},
+                                                                {"record", encode(record)}},
+                                                               {.timeout = start_timeout});
+    if (!prepared) done = failure(prepared.error());
+  }
+  if (done) co_return waiting;
+  (void)co_await guests_.give_up(container);
+  forget_waiting(waiting.place);
+  co_return failure(std::move(done).error());
+}
+
+void Containers::forget_waiting(const std::string& place) {
+  waiting_.erase(place);
+  std::error_code ignored;
+  std::filesystem::remove_all(run_.container(place), ignored);
+  guests_.forget(place);
+}
+
+Async<Result<void>> Containers::assume(ContainerRecord record, Waiting waiting) {
+  const std::string& name = record.specification.name;
+  const auto container = guests_.of(name);
+  const auto lock = co_await container->mutex.lock();
+  Result<void> done = failure(ErrorKind::precondition, "it waits no more");
+  {
+    const auto from = guests_.of(waiting.place);
+    const auto their_lock = co_await from->mutex.lock();
+    if (container->alive || guests_.has_qemu(name)) {
+      done = failure(ErrorKind::precondition, fmt::format("the container '{}' runs already", name));
+    } else if (from->is_open()) {
+      done = guests_.hand_over(from, container);
+    }
+  }
+  if (!done) {
+    co_await discard(std::move(waiting));
+    co_return done;
+  }
+  forget_waiting(waiting.place);
+  starting_.insert(name);
+  const auto assumed = co_await container->connection->call("container.assume", {{"name", name}},
+                                                            {.timeout = start_timeout});
+  starting_.erase(name);
+  if (assumed) co_return Result<void>();
+  if (!co_await guests_.give_up(container)) (void)co_await release_ended(name);
+  co_return failure(assumed.error());
+}
+
+Async<void> Containers::discard(Waiting waiting) {
+  const auto container = guests_.of(waiting.place);
+  const auto lock = co_await container->mutex.lock();
+  container->opening = true;  // its end is ours
+  if (container->is_open())
+    (void)co_await container->connection->call("shutdown", Json::object(),
+                                               {.timeout = hello_timeout});
+  co_await guests_.await_end(container);
+  container->opening = false;
+  if (!guests_.has_qemu(waiting.place)) forget_waiting(waiting.place);
+}
+
+Async<void> Containers::discard_left_waiting() {
+  for (const std::string& place : guests_.directories()) {
+    if (!place.starts_with(waiting_prefix) || waiting_.contains(place)) continue;
+    if (co_await find(place)) continue;  // somebody's that is called so
+    {
+      const auto container = guests_.of(place);
+      const auto lock = co_await container->mutex.lock();
+      (void)co_await guests_.take_over(container);
+    }
+    co_await discard({.place = place, .identity = {}});
+  }
 }
 
 Async<void> Containers::settle(std::string name) { co_await await_ending(guests_.of(name)); }

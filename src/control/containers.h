@@ -8,6 +8,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -41,7 +43,10 @@ class Containers final : public MachineNeighbours {
   Async<std::vector<container::ContainerRecord>> list();
   /// By name, id, or the beginning of an id.
   Async<Result<container::ContainerRecord>> find(std::string reference);
-  Async<Result<container::ContainerRecord>> create(container::ContainerSpecification wanted);
+  using Identity = container::ContainerIdentity;
+  /// Of a clone that waits, with its identity.
+  Async<Result<container::ContainerRecord>> create(container::ContainerSpecification wanted,
+                                                   std::optional<Identity> identity = std::nullopt);
   /// Of one that does not run.
   Async<Result<void>> remove(std::string name);
 
@@ -54,6 +59,20 @@ class Containers final : public MachineNeighbours {
     std::string devices;
   };
   Async<Result<void>> start(std::string name, Start how);
+
+  /// A clone that waits for a name.
+  struct Waiting {
+    std::string place;  // what its keeper is called until then
+    Identity identity;
+  };
+  /// As start(), of a clone that nobody has asked for yet.
+  Async<Result<Waiting>> prepare(container::ContainerSpecification alike, Start how);
+  /// It is the container of this record, and runs. What fails has ended it.
+  Async<Result<void>> assume(container::ContainerRecord record, Waiting waiting);
+  Async<void> discard(Waiting waiting);
+  /// Those of a daemon that is dead.
+  Async<void> discard_left_waiting();
+
   /// A time-out of 0: at once, by force.
   Async<Result<void>> stop(std::string name, Milliseconds timeout);
   /// One method of its keeper's. `precondition` where it does not run.
@@ -87,6 +106,7 @@ class Containers final : public MachineNeighbours {
   Async<Result<std::vector<nlohmann::json>>> serve_disks(container::ContainerRecord record);
   Async<void> unserve_disks(container::ContainerRecord record);
   bool is_used(const std::string& name) const;
+  void forget_waiting(const std::string& place);
 
   boost::asio::thread_pool& workers_;
   container::ContainerRunLayout run_;
@@ -95,6 +115,7 @@ class Containers final : public MachineNeighbours {
   container::ContainerStore store_;
   GuestKeepers guests_;
   std::set<std::string> starting_;  // count in admission, and have their volumes
+  std::map<std::string, container::ContainerRecord> waiting_;  // by their place
 };
 
 }  // namespace berth::control

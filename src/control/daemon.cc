@@ -113,6 +113,7 @@ class Daemon {
                     .run_dir = options.run_dir,
                     .memory_dir = options.memory_dir},
                    containers_, images_, kernels_, events_),
+        pool_(io.get_executor(), containers_, templates_, images_, events_),
         jobs_(io.get_executor(), workers_, *catalogue_, events_),
         services_{.executor = io.get_executor(),
                   .workers = workers_,
@@ -128,6 +129,7 @@ class Daemon {
                   .kernels = kernels_,
                   .containers = containers_,
                   .templates = templates_,
+                  .pool = pool_,
                   .jobs = jobs_,
                   .events = events_,
                   .request_end =
@@ -143,6 +145,7 @@ class Daemon {
         signals_(io, SIGTERM, SIGINT) {
     machines_.add_neighbours(containers_);
     machines_.add_neighbours(templates_);
+    machines_.add_neighbours(pool_);
   }
 
   /// The daemon's life; what it ends with.
@@ -204,6 +207,7 @@ class Daemon {
     co_await settle_machines(services_);
     co_await containers_.take_over();
     co_await templates_.take_over();
+    co_await pool_.take_over();
     is_taken_over_ = true;
     taken_over_.notify();
   }
@@ -213,6 +217,7 @@ class Daemon {
     co_await jobs_.end_all(jobs_patience);
     events_.close();
     co_await server_.finish(requests_patience);
+    co_await pool_.quit();
     containers_.quit();
     machines_.quit();
     keepers_.quit();
@@ -233,6 +238,7 @@ class Daemon {
   container::KernelStore kernels_;
   asio::thread_pool image_makers_;
   Templates templates_;
+  ClonePool pool_;
   Jobs jobs_;
   Services services_;
   HttpServer server_;

@@ -250,6 +250,29 @@ Async<void> GuestKeepers::await_end(Guest guest) {
     co_await guest->process_ended.wait_for(kind_.end_patience);
 }
 
+Result<void> GuestKeepers::hand_over(Guest from, Guest to) {
+  std::error_code error;
+  std::filesystem::remove_all(directory(to->name), error);
+  std::filesystem::rename(directory(from->name), directory(to->name), error);
+  if (error) {
+    return failure(Error::from_errno(
+        error.value(),
+        fmt::format("cannot rename '{}' to '{}'", directory(from->name), directory(to->name))));
+  }
+  to->connection = std::move(from->connection);
+  to->process = std::move(from->process);
+  to->alive = std::exchange(from->alive, false);
+  to->heard = false;
+  ++from->generation;  // nobody watches it there any more
+  control::start(executor_, watch_process(to, ++to->generation));
+  if (to->connection) hear(*to, *to->connection, Json::object());
+  return {};
+}
+
+std::vector<std::string> GuestKeepers::directories() const {
+  return machine::names_in(kind_.directory);
+}
+
 // --- Disks.
 
 Async<Result<machine::AttachedDisk>> GuestKeepers::serve(std::string name,

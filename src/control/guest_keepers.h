@@ -93,6 +93,13 @@ class GuestKeepers {
 
   Async<void> await_end(Guest guest);
 
+  /// With both locks held: what `from` has is that of `to`, its directory too. `from` has nothing
+  /// any more.
+  Result<void> hand_over(Guest from, Guest to);
+  /// Those whose directories are there, whatever is in them.
+  std::vector<std::string> directories() const;
+  void forget(const std::string& name) { guests_.erase(name); }
+
   /// Serves a volume to its QEMU, where `disk` is called: the same with its socket.
   Async<Result<machine::AttachedDisk>> serve(std::string name, machine::AttachedDisk disk,
                                              std::uint32_t uid);

@@ -210,7 +210,17 @@ Async<Result<void>> Machines::check_disks_free(machine::MachineRecord record) {
   co_return Result<void>();
 }
 
-Async<Result<void>> Machines::check_memory(machine::MachineMemory one_more) {
+Async<Result<void>> Machines::check_memory(machine::MachineMemory one_more, bool needs) {
+  auto fits = co_await look_at_memory(one_more);
+  if (fits || !needs) co_return fits;
+  bool yielded = false;
+  for (MachineNeighbours* neighbours : neighbours_)
+    if (co_await neighbours->yield_memory()) yielded = true;
+  if (yielded) fits = co_await look_at_memory(one_more);
+  co_return fits;
+}
+
+Async<Result<void>> Machines::look_at_memory(machine::MachineMemory one_more) {
   struct sysinfo host{};
   struct statvfs space{};
   ::sysinfo(&host);

@@ -35,6 +35,8 @@ class MachineNeighbours {
   virtual Async<std::vector<machine::MachineMemory>> running_memory() = 0;
   /// Who of them runs with the volume, for a message ("the container 'web'"); "" for nobody.
   virtual Async<std::string> runs_with(std::string volume) = 0;
+  /// Ends what nobody would miss, since a guest needs its memory; whether there was any.
+  virtual Async<bool> yield_memory() { co_return false; }
 };
 
 class Machines {
@@ -91,10 +93,12 @@ class Machines {
   void quit() { guests_.quit(); }
 
   void add_neighbours(MachineNeighbours& neighbours) { neighbours_.push_back(&neighbours); }
-  /// `limit` where one more does not fit beside everything that runs.
-  Async<Result<void>> check_memory(machine::MachineMemory one_more);
+  /// `limit` where one more does not fit beside everything that runs. One that somebody `needs`
+  /// has others yield.
+  Async<Result<void>> check_memory(machine::MachineMemory one_more, bool needs = true);
 
  private:
+  Async<Result<void>> look_at_memory(machine::MachineMemory one_more);
   Async<Result<void>> start_locked(GuestKeepers::Guest machine, Start how);
   Async<Result<void>> check_disks_free(machine::MachineRecord record);
   Async<void> release_disks(std::string name);

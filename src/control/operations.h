@@ -17,6 +17,7 @@
 #include "container/image_store.h"
 #include "container/kernel_store.h"
 #include "control/async.h"
+#include "control/clone_pool.h"
 #include "control/containers.h"
 #include "control/events.h"
 #include "control/group_cut.h"
@@ -44,6 +45,7 @@ struct Services {
   container::KernelStore& kernels;         // on the workers
   Containers& containers;
   Templates& templates;
+  ClonePool& pool;
   Jobs& jobs;
   EventLog& events;
   std::function<void()> request_end;  // of the daemon, once open requests are answered

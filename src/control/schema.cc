@@ -478,6 +478,8 @@ std::vector<Schema> make_schemas() {
         {"ready", "string", "What says that it is ready; or empty"},
         {"warm", "string[]", "Shell commands that were run in it then"},
         {"timeout_s", "integer", "Seconds until it is ready, and for each command"},
+        {"pool", "integer", "How many clones are to wait for a name"},
+        {"waiting", "integer", "How many do"},
         {"container", "string", "That it was made of while it ran; empty: of its image"},
         {"id", "id", "Of what was made last"},
         {"built_at", "time", "When that was"},

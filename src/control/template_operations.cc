@@ -37,6 +37,7 @@ Async<Json> shown(Services& services, TemplateRecord record) {
   Json json = encode(record);
   for (const char* kept : {"format", "version", "request"}) json.erase(kept);
   json["clones"] = std::move(clones);
+  json["waiting"] = services.pool.size(record.recipe.name);
   co_return json;
 }
 
@@ -44,6 +45,7 @@ Async<Result<Json>> run_create(Services& services, TemplateRecipe recipe,
                                std::shared_ptr<JobProgress> job) {
   const TemplateRecord record =
       CO_TRY(co_await services.templates.create(std::move(recipe), std::move(job)));
+  services.pool.fill(record.recipe.name);
   co_return co_await shown(services, record);
 }
 
@@ -54,12 +56,18 @@ Async<Result<Json>> template_create(Services& services, Json params) {
                         .ready = text(params, "ready"),
                         .warm = params.value("warm", std::vector<std::string>()),
                         .timeout_s = container::template_timeout_s_default,
+                        .pool = container::template_pool_default,
                         .container = {},
                         .request = params.value("specification", Json::object())};
   const std::uint64_t timeout_s = params.value("timeout_s", std::uint64_t{recipe.timeout_s});
   if (timeout_s > container::template_timeout_s_max)
     co_return failure(ErrorKind::invalid_argument, "timeout_s: too long");
   recipe.timeout_s = static_cast<std::uint32_t>(timeout_s);
+  const std::uint64_t pool = params.value("pool", std::uint64_t{recipe.pool});
+  if (pool > container::template_pool_max)
+    co_return failure(ErrorKind::invalid_argument,
+                      fmt::format("pool: up to {}", container::template_pool_max));
+  recipe.pool = static_cast<std::uint32_t>(pool);
   const auto image = CO_TRY(co_await on_worker(
       services.workers, [store = &services.images, reference] { return store->find(reference); }));
   if (recipe.request.contains("name"))
@@ -106,17 +114,48 @@ Async<Result<Json>> template_check(Services& services, Json params) {
 }
 
 Async<Result<Json>> template_delete(Services& services, Json params) {
-  CO_TRY(co_await services.templates.remove(text(params, "template")));
+  const std::string name = text(params, "template");
+  CO_TRY(co_await services.templates.find(name));
+  co_await services.pool.empty(name);
+  const auto removed = co_await services.templates.remove(name);
+  services.pool.fill(name);  // it may still be there
+  CO_TRY(removed);
   co_return Json::object();
 }
 
 // --- Clones.
 
+/// One that waits in the pool, if there is one; else a new one.
+Async<Result<void>> start_clone(Services& services, container::ContainerRecord record,
+                                std::optional<Containers::Waiting> waiting) {
+  if (waiting) {
+    auto assumed = co_await services.containers.assume(record, *std::move(waiting));
+    if (assumed || assumed.error().kind() == ErrorKind::in_use) co_return assumed;
+    services.events.publish("pool_failed", {.container = record.specification.name},
+                            assumed.error().message());
+  }
+  co_return co_await start_container(services, record, false);
+}
+
 /// One that could not be started is not there.
 Async<Result<Json>> make_clone(Services& services, ContainerSpecification wanted) {
-  const auto record = CO_TRY(co_await services.containers.create(std::move(wanted)));
+  const ClonePool::Pause pause(services.pool);
+  std::optional<Containers::Waiting> waiting;
+  std::optional<Containers::Identity> identity;
+  {
+    const Templates::Use use = CO_TRY(co_await services.templates.use(wanted.template_name));
+    waiting = services.pool.take(use.record);
+    services.pool.fill(wanted.template_name);
+  }
+  if (waiting) identity = waiting->identity;
+  const auto made = co_await services.containers.create(wanted, identity);
+  if (!made) {
+    if (waiting) co_await services.containers.discard(*std::move(waiting));
+    co_return failure(made.error());
+  }
+  const container::ContainerRecord record = *made;
   const std::string name = record.specification.name;
-  const auto started = co_await start_container(services, record, false);
+  const auto started = co_await start_clone(services, record, std::move(waiting));
   if (!started) {
     if (services.containers.is_on(name))
       (void)co_await services.containers.stop(name, Milliseconds(0));
@@ -202,6 +241,12 @@ std::vector<Action> template_actions() {
              Type::count,
              false,
              "Seconds until it is ready, and for each command; 120 when left out",
+             {}},
+            {"pool",
+             Place::body,
+             Type::count,
+             false,
+             "How many clones of it wait for a name, up to 64; 2 when left out",
              {}},
             {"specification",
              Place::body,

@@ -410,11 +410,12 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
 
     # Templates.
     assert api("template.list")["templates"] == []
-    job = api.job("template.create", name="t1", image="busybox:1", ready="exec:exit 1", timeout_s=1, warm=[],
+    job = api.job("template.create", name="t1", image="busybox:1", ready="exec:exit 1", timeout_s=1, warm=[], pool=0,
                   specification={"memory": 128 << 20})
     assert (job["state"], job["error"]["kind"]) == ("failed", "timed_out")
     shell = {"entrypoint": ["/bin/busybox", "sleep"], "command": ["1000"]}
-    assert api.job("template.create", name="t1", image="busybox:1", specification=shell)["result"]["ready"] == ""
+    job = api.job("template.create", name="t1", image="busybox:1", specification=shell)
+    assert job["state"] == "done" and job["result"]["ready"] == "", job
     api("template.create", 404, name="t2", image="busybox:2")
     assert api.job("template.create", name="t1", image="busybox:1")["state"] == "failed"
     assert [each["name"] for each in api("template.list")["templates"]] == ["t1"]

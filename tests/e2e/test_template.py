@@ -3,9 +3,12 @@
 What a keeper does of itself is in test_container_clone.py."""
 
 import json
+import os
 import pathlib
 import re
+import signal
 import socket
+import struct
 import time
 
 import pytest
@@ -26,9 +29,9 @@ def host():
             made.cli("template", "delete", each["name"])
 
 
-def create(host, name, *options, command=SERVICE, image="busybox:1"):
+def create(host, name, *options, command=SERVICE, image="busybox:1", pool=0):
     """The template, as `template inspect` shows it."""
-    made = host.cli("template", "create", name, "--image", image, *options, "--", "/bin/sh", "-c", command, timeout_s=LIMIT_S)
+    made = host.cli("template", "create", name, "--image", image, "--pool", pool, *options, "--", "/bin/sh", "-c", command, timeout_s=LIMIT_S)
     assert made == f"{name}\n"
     return host.json("template", "inspect", name)
 
@@ -246,7 +249,7 @@ def test_a_clone_whose_port_is_taken_is_not_there(host, web):
 
 @pytest.mark.parametrize("pause", [0.3, 2.0, 3.0])
 def test_a_daemon_that_dies_while_it_makes_one_leaves_nothing(host, pause):
-    status, job = host.api("POST", "/v1/templates", {"name": "lost", "image": "busybox:1", "ready": "log:ready now",
+    status, job = host.api("POST", "/v1/templates", {"name": "lost", "image": "busybox:1", "ready": "log:ready now", "pool": 0,
                                                      "specification": {"command": ["/bin/sh", "-c", "sleep 1; echo ready now; sleep 100"]}})
     assert status == 202, job
     time.sleep(pause)
@@ -274,6 +277,121 @@ def test_a_job_that_is_cancelled_leaves_nothing(host):
     assert host.wait_for_job(job["id"])["state"] == "cancelled"
     assert host.json("container", "ps", "-a")["containers"] == []
     assert not (host.state_dir / "templates" / "given-up").exists()
+
+
+# --- The pool.
+
+
+def wait_until_full(host, name, count):
+    deadline = time.monotonic() + LIMIT_S
+    while host.json("template", "inspect", name)["waiting"] != count:
+        assert time.monotonic() < deadline, host.log()[-3000:]
+        time.sleep(0.05)
+    return sorted(host.run_dir.glob("containers/pool-*"))
+
+
+def waiting_processes(host):
+    """Keepers and QEMUs of clones that wait: (pid, words)."""
+    places = [path.name for path in host.run_dir.glob("containers/pool-*")]
+    return [(pid, words) for pid, words in host.processes().items() if any(place in words for place in places)]
+
+
+@pytest.fixture(scope="module")
+def pooled(host):
+    return create(host, "pooled", "--ready", "tcp:7", pool=2)
+
+
+def test_who_comes_gets_what_waits_and_another_one_waits_then(host, pooled):
+    places = wait_until_full(host, "pooled", 2)
+    assert host.json("container", "ps", "-a")["containers"] == []
+    seen = []
+    names = [clone(host, "pooled", "--name", name, "-p", "7")[0] for name in ("first", "second", "third")]
+    try:
+        # Two of them are those that waited.
+        assert len(set(places) & set(host.run_dir.glob("containers/pool-*"))) == 0
+        for name in names:
+            shown = host.inspect(name)
+            with socket.create_connection(("127.0.0.1", shown["ports"][0]["host_port"]), timeout=20) as client:
+                client.sendall(b"served")
+                assert client.recv(100) == b"served"
+            seen.append(host.berth("exec", name, "sh", "-c", IDENTITY)[1].splitlines())
+            assert seen[-1][:2] == [name, shown["id"].replace("-", "")]
+            assert abs(int(host.berth("exec", name, "date", "+%s")[1]) - time.time()) < 2
+        for values in zip(*seen):
+            assert len(set(values)) == len(names), values
+        assert "pool_failed" not in host.log()
+        wait_until_full(host, "pooled", 2)
+        # What waits costs no CPU time.
+        pids = [pid for pid, words in waiting_processes(host) if "qemu-system" in words]
+        before = [pathlib.Path(f"/proc/{pid}/stat").read_text().split()[13:15] for pid in pids]
+        time.sleep(1)
+        assert [pathlib.Path(f"/proc/{pid}/stat").read_text().split()[13:15] for pid in pids] == before and len(pids) == 2
+    finally:
+        remove(host, *names)
+
+
+def test_a_clone_of_the_pool_outlives_its_keeper_and_the_daemon(host, pooled):
+    wait_until_full(host, "pooled", 2)
+    [name] = clone(host, "pooled", "--name", "lives")
+    try:
+        shown = host.inspect(name)
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.connect(str(host.run_dir / "containers" / name / "control"))
+            keeper = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        os.kill(keeper, signal.SIGKILL)
+        host.wait_for_state(name, "running")
+        host.restart(kill=True)
+        host.wait_for_state(name, "running")
+        assert host.inspect(name)["pid"] == shown["pid"]
+        assert host.berth("exec", name, "hostname")[1] == f"{name}\n"
+    finally:
+        remove(host, name)
+    assert not list(pathlib.Path("/sys/fs/cgroup").glob(f"**/berth/container-{shown['id'][:8]}"))
+
+
+@pytest.mark.parametrize("which", ["keeper", "qemu"])
+def test_one_that_dies_while_it_waits_is_no_harm(host, pooled, which):
+    wait_until_full(host, "pooled", 2)
+    for pid, words in waiting_processes(host):
+        if ("qemu-system" in words) == (which == "qemu"):
+            os.kill(pid, signal.SIGKILL)
+    names = clone(host, "pooled", "-n", "2")
+    try:
+        for name in names:
+            assert host.berth("exec", name, "hostname")[1] == f"{name}\n"
+        wait_until_full(host, "pooled", 2)
+    finally:
+        remove(host, *names)
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_what_waits_ends_with_the_daemon_or_is_found_by_the_next(host, pooled, kill):
+    before = wait_until_full(host, "pooled", 2)
+    if kill:
+        host.daemon.kill()
+    else:
+        host.stop()
+        assert waiting_processes(host) == []
+    host.start()
+    after = wait_until_full(host, "pooled", 2)
+    assert not set(before) & set(after) and len(waiting_processes(host)) == 4
+    [name] = clone(host, "pooled")
+    assert host.berth("exec", name, "hostname")[1] == f"{name}\n"
+    remove(host, name)
+
+
+def test_the_pool_is_given_up_for_who_needs_its_memory(host, pooled):
+    wait_until_full(host, "pooled", 2)
+    since = host.last_event()
+    # More than there is: it is refused, and the pool has been tried.
+    assert "too little" in host.refused("container", "run", "-d", "--name", "huge", "-m", "900G", "busybox:1").stderr
+    host.run("container", "rm", "-f", "huge")
+    assert host.json("template", "inspect", "pooled")["waiting"] == 0, since
+    [name] = clone(host, "pooled")  # which fills it again
+    remove(host, name)
+    wait_until_full(host, "pooled", 2)
+    host.cli("template", "delete", "pooled")
+    assert waiting_processes(host) == []
 
 
 def test_nothing_is_left_of_all_of_it(host, web):

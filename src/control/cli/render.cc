@@ -424,6 +424,7 @@ std::string render_template(const Json& shown) {
                                text_of(stamp["agent"]), text_of(stamp["qemu"]),
                                text_of(stamp["accelerator"]), text_of(stamp["cpu"]))},
        {"memory checksum", text_of(shown["memory_checksum"])},
+       {"pool", fmt::format("{} of {} wait", shown["waiting"].dump(), shown["pool"].dump())},
        {"clones", words(shown["clones"])}});
 }
 

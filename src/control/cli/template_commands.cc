@@ -60,6 +60,12 @@ Result<Json> create(const ParsedLine& line, const ApiClient& client) {
       return failure(ErrorKind::invalid_argument, "--timeout: expected a number of seconds");
     request["timeout_s"] = static_cast<std::uint64_t>(seconds);
   }
+  if (line.has("--pool")) {
+    const double pool = TRY(number_of(line.text("--pool"), "--pool"));
+    if (!(pool >= 0 && pool <= 1e6))
+      return failure(ErrorKind::invalid_argument, "--pool: expected how many");
+    request["pool"] = static_cast<std::uint64_t>(pool);
+  }
   const Json job = TRY(client.call(*find_action("template.create"), request));
   return wait_for_job(client, job.value("id", ""));
 }
@@ -92,6 +98,8 @@ std::vector<Command> template_commands() {
             "What says that it is ready: tcp:PORT, http:PORT[/PATH], log:TEXT or exec:COMMAND; "
             "when left out, that its command runs"),
       values("", "--warm", "COMMAND", "A shell command that is run in it once it is ready"),
+      value("", "--pool", "N",
+            "How many clones wait, ready, for somebody to ask for one; 2 when left out"),
       value("", "--timeout", "SECONDS",
             "How long until it is ready, and for each command; 120 when left out")};
   for (Option& option : some_create_options({"--env", "--env-file", "--user", "--workdir", "--cpus",

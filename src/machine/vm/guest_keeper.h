@@ -60,6 +60,8 @@ class GuestKeeper {
   /// Lets go of the guest.
   virtual Task<> close_guest() = 0;
 
+  /// It keeps the guest of this name from now on; its directory, and all in it, were renamed.
+  void rename(Identity identity) { identity_ = std::move(identity); }
   void report(const char* event, std::string message);
   UringLoop& loop() { return loop_; }
   ControlServer& server() { return server_; }
@@ -80,7 +82,7 @@ class GuestKeeper {
 
   UringLoop& loop_;
   Signals& signals_;
-  const Identity identity_;
+  Identity identity_;
   const std::chrono::system_clock::time_point started_at_;
   Fd lock_;
   Gate tasks_;

@@ -1,0 +1,102 @@
+// Clones that wait for a name, in a pool: all that takes time is done before somebody asks.
+
+#include <utility>
+
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "async/directories.h"
+#include "base/units.h"
+#include "container/container.h"
+#include "machine/control_messages.h"
+#include "machine/small_file.h"
+
+namespace berth::container {
+namespace {
+
+using machine::Json;
+
+constexpr Duration prepare_patience = std::chrono::seconds(120);
+
+}  // namespace
+
+Task<Result<void>> Container::prepare(MicroVm::Start machine, ContainerRecord record) {
+  const auto guard = co_await changing_.lock();
+  if (phase_ != Phase::off || end_ || closing_ || !machine.restore)
+    co_return failure(ErrorKind::precondition, "only a clone can wait, and only once");
+  record_ = std::move(record);
+  make_machine();
+  CO_TRY(make_directories(options_.run.container(options_.name)));
+  open_ports();
+  memory_id_ = SystemRandom().id();
+  is_clone_ = true;
+  is_waiting_ = true;
+  template_memory_ = machine.restore->memory;
+  CO_TRY(save_launch());
+  set_phase(Phase::booting);
+  auto prepared = co_await prepare_clone(std::move(machine));
+  if (!prepared) {
+    if (machine_->is_on()) co_await machine_->end();
+    if (phase_ != Phase::off) finish("");
+  }
+  co_return prepared;
+}
+
+/// Nothing of the workload runs before assume(), nor does its template's identity stay: what is
+/// done here is done again then, with code that is translated and pages that are its own by now.
+Task<Result<void>> Container::prepare_clone(MicroVm::Start machine) {
+  CO_TRY(co_await machine_->start(std::move(machine), memory_id_));
+  tasks_.spawn(watch_machine());
+  CO_TRY(co_await connect(prepare_patience, true));
+  CO_TRY(co_await prepare_guest());
+  co_return co_await machine_->freeze();
+}
+
+Task<Result<void>> Container::assume(std::string name) {
+  const auto guard = co_await changing_.lock();
+  if (!is_waiting_ || phase_ != Phase::booting || !machine_->is_on() || !link_ || !link_->is_open())
+    co_return failure(ErrorKind::precondition, "it does not wait for a name");
+  const Id128 id = record_.id;
+  options_.name = std::move(name);
+  machine_->rename(options_.name);
+  is_waiting_ = false;
+  auto begun = load_record();
+  if (begun && record_.id != id)
+    begun = failure(ErrorKind::internal, fmt::format("'{}' is another one", options_.name));
+  if (begun) begun = begin_run();
+  if (begun) begun = co_await machine_->thaw();
+  if (begun) begun = co_await go_on_as_clone();
+  if (!begun) {
+    set_failure(begun.error());
+    co_await machine_->end();
+    if (phase_ != Phase::off) finish("");
+  }
+  co_return begun;
+}
+
+Task<> Container::discard() {
+  is_waiting_ = true;
+  if (machine_ && machine_->is_on()) co_await machine_->end();
+}
+
+/// Of a keeper that is gone: nobody will ever ask for it. False: it has a name.
+Task<Result<bool>> Container::discard_what_waited() {
+  const auto text = machine::read_small_file(options_.run.launch_file(options_.name));
+  if (!text) co_return false;
+  const Json launch = CO_TRY(machine::parse_json(*text));
+  if (!launch.is_object() || !launch.value("waiting", Json()).is_object()) co_return false;
+  record_ = CO_TRY(decode_container_record(launch["waiting"].dump()));
+  memory_id_ = CO_TRY(machine::id_param(launch, "memory")).value_or(Id128{});
+  is_waiting_ = true;
+  make_machine();
+  phase_ = Phase::booting;
+  // What stands is left standing.
+  const bool is_there =
+      CO_TRY(co_await machine_->adopt(memory_id_, launch.value("template", ""), true));
+  if (is_there) co_await machine_->end();
+  finish("");
+  co_return true;
+}
+
+}  // namespace berth::container
