@@ -363,6 +363,7 @@ Result<void> Container::save_launch() const {
                      {"clone", is_clone_},
                      {"ports", encode_ports(ports_->ports())},
                      {"log_begins_at", log_begins_at_},
+                     {"saving", is_saving_},
                      {"waiting", is_waiting_ ? encode(record_) : Json()}};
   return machine::write_small_file(options_.run.launch_file(options_.name), json.dump(2) + '\n');
 }
@@ -378,6 +379,7 @@ Result<std::optional<Id128>> Container::load_launch() {
   log_begins_at_ = TRY(machine::text_param(json, "log_begins_at"));
   is_clone_ = TRY(machine::flag_param(json, "clone"));
   template_memory_ = TRY(machine::text_param(json, "template"));
+  is_saving_ = TRY(machine::flag_param(json, "saving"));
   return TRY(machine::id_param(json, "memory"));
 }
 
@@ -395,7 +397,7 @@ Task<Result<bool>> Container::adopt() {
   log_.emplace(CO_TRY(ContainerLog::open(log_path(), options_.run.cursor(options_.name),
                                          record_.specification.log_bytes, false)));
   phase_ = Phase::booting;
-  if (!CO_TRY(co_await machine_->adopt(memory_id_, template_memory_, !is_clone_))) {
+  if (!CO_TRY(co_await machine_->adopt(memory_id_, template_memory_, !is_clone_ && !is_saving_))) {
     finish(machine_->last_words().empty() ? "it ended while nobody looked"
                                           : machine_->last_words());
     co_return true;
@@ -445,6 +447,11 @@ Task<> Container::go_on() {
 Task<Result<void>> Container::find_processes() {
   const AgentAnswer answer =
       CO_TRY(co_await link_->request(FieldWriter(Operation::list), request_timeout));
+  // Whoever is gone was saving it.
+  if (std::exchange(is_saving_, false) && CO_TRY(answer.fields().number_or(Tag::frozen, 0)) != 0) {
+    CO_TRY(co_await link_->request(FieldWriter(Operation::thaw), request_timeout));
+    CO_TRY(save_launch());
+  }
   GuestProcess::Positions positions;
   std::optional<ProcessEnd> end;
   bool is_main_there = false;
@@ -660,8 +667,12 @@ Task<Result<void>> Container::rest_workload() {
         CO_TRY(co_await link_->request(FieldWriter(Operation::list), request_timeout));
     std::uint64_t kept = 0;
     std::uint64_t produced = 0;
+    std::uint64_t process = 0;  // that the next fields are of; 0: they are of a connection
     for (const agent::Field& field : answer.fields()) {
       const std::uint64_t number = agent::number_of(field).value_or(0);
+      if (field.tag == Tag::process) process = number;
+      if (field.tag == Tag::connection || field.tag == Tag::transfer) process = 0;
+      if (process != main_number) continue;
       if (field.tag == Tag::output_kept_from) kept += number;
       if (field.tag == Tag::output_produced) produced += number;
     }

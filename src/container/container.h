@@ -27,6 +27,7 @@
 #include "container/microvm.h"
 #include "container/pause_record.h"
 #include "container/published_ports.h"
+#include "machine/vm/memory_save.h"
 
 namespace berth::container {
 
@@ -74,6 +75,9 @@ class Container {
   /// What its processes have written until then is in its log. Where it fails before its end it
   /// runs on.
   Task<Result<MicroVm::Saved>> become_template();
+  /// The same of one that runs on: its memory and the state of its devices are written to files of
+  /// these names in `directory`. It stands for the last of its memory alone.
+  Task<Result<machine::MemorySaveFigures>> copy_template(std::string directory);
   /// To this level, from a lighter one or none; `precondition` where it is deeper already. Where it
   /// fails it is as it was: it runs on, or stays paused. `no_space` for page files.
   Task<Result<void>> pause(PauseLevel level);
@@ -124,6 +128,7 @@ class Container {
   std::vector<std::string> logs() const { return machine_->logs(); }
 
  private:
+  class Saved;
   Result<void> load_record();
   void make_machine();
   Result<void> begin_run();
@@ -202,6 +207,7 @@ class Container {
   std::string template_memory_;  // of a clone: the memory object of its template
   bool is_clone_ = false;        // of a template, and not a machine of its own so far
   bool is_template_ = false;     // and ends with that
+  bool is_saving_ = false;       // and goes on when that is done
   bool is_waiting_ = false;      // for a name
   bool is_pausing_ = false;
   bool is_awaking_ = false;

@@ -52,6 +52,7 @@ ContainerMethods::ContainerMethods(UringLoop& loop, machine::ControlServer& serv
   add(server, "container.kill", &ContainerMethods::kill);
   add(server, "container.run_program", &ContainerMethods::run_program);
   add(server, "container.probe", &ContainerMethods::probe);
+  add(server, "container.copy_template", &ContainerMethods::copy_template);
   add(server, "container.become_template", &ContainerMethods::become_template);
   add(server, "container.pause", &ContainerMethods::pause);
   add(server, "container.resume", &ContainerMethods::resume);
@@ -124,6 +125,16 @@ Task<Result<Json>> ContainerMethods::probe(ControlCall& call) {
   const ReadyProbe wanted = CO_TRY(parse_ready_probe(text));
   const std::string why = CO_TRY(co_await look_whether_ready(loop_, container_, wanted));
   co_return Json{{"ready", why.empty()}, {"why", why}};
+}
+
+Task<Result<Json>> ContainerMethods::copy_template(ControlCall& call) {
+  const std::string directory = CO_TRY(machine::required_text_param(call.params(), "directory"));
+  const machine::MemorySaveFigures figures = CO_TRY(co_await container_.copy_template(directory));
+  const auto stopped = std::chrono::duration_cast<std::chrono::microseconds>(figures.stopped);
+  co_return Json{{"rounds", figures.rounds},
+                 {"bytes", figures.bytes},
+                 {"device_bytes", figures.device_bytes},
+                 {"stopped_us", stopped.count()}};
 }
 
 Task<Result<Json>> ContainerMethods::become_template(ControlCall& call) {

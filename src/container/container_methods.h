@@ -34,6 +34,7 @@ class ContainerMethods {
   Task<Result<machine::Json>> kill(machine::ControlCall& call);
   Task<Result<machine::Json>> run_program(machine::ControlCall& call);
   Task<Result<machine::Json>> probe(machine::ControlCall& call);
+  Task<Result<machine::Json>> copy_template(machine::ControlCall& call);
   Task<Result<machine::Json>> become_template(machine::ControlCall& call);
   Task<Result<machine::Json>> pause(machine::ControlCall& call);
   Task<Result<machine::Json>> resume(machine::ControlCall& call);

@@ -315,6 +315,11 @@ Task<> MicroVm::retry_io() {
   retrying_io_ = false;
 }
 
+Result<void> MicroVm::slow(unsigned percent) {
+  const double whole = options_.cpu_limit > 0 ? options_.cpu_limit : double(options_.cpus);
+  return group_.limit_cpus(percent >= 100 ? options_.cpu_limit : whole * percent / 100);
+}
+
 Task<Result<void>> MicroVm::freeze() {
   CO_TRY(co_await command("stop", Json::object()));
   frozen_ = true;

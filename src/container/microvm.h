@@ -88,6 +88,8 @@ class MicroVm final : public machine::QemuMonitor {
   Task<std::string> ended();
   const std::string& last_words() const { return last_words_; }
 
+  /// What is left to it of its CPU time, of a hundred; 100 gives it back what it may have.
+  Result<void> slow(unsigned percent);
   /// Virtual CPUs stand, and go on.
   Task<Result<void>> freeze();
   Task<Result<void>> thaw();

@@ -21,6 +21,7 @@ namespace berth::container {
 namespace {
 
 constexpr const char* record_name = "/template.json";
+constexpr std::uint64_t status_block = 512;  // stat(2), st_blocks
 
 std::unexpected<Error> no_template(const std::string& name) {
   return failure(ErrorKind::not_found, fmt::format("there is no template '{}'", name));
@@ -103,9 +104,8 @@ Result<std::string> TemplateStore::begin(const std::string& name, const Id128& i
 }
 
 Result<TemplateRecord> TemplateStore::finish(TemplateRecord record) const {
-  const std::string& name = record.recipe.name;
   const std::string memory_file = memory::memory_object_path(memory_dir_, record.id);
-  const std::string image = place(name, record.id) + "/memory";
+  const std::string image = place(record.recipe.name, record.id) + "/memory";
   const std::atomic<bool> stop = false;
   {
     const auto writer = TRY(memory::MemoryImageWriter::create(memory_file, image));
@@ -113,7 +113,22 @@ Result<TemplateRecord> TemplateStore::finish(TemplateRecord record) const {
     TRY(writer->finish());
     record.memory_bytes = writer->bytes_written();
   }
-  record.memory_checksum = TRY(checksum_of(memory_file));
+  return record_made(std::move(record), memory_file);
+}
+
+Result<TemplateRecord> TemplateStore::finish_image(TemplateRecord record) const {
+  const std::string image = place(record.recipe.name, record.id) + "/memory";
+  TRY(machine::sync_directory(place(record.recipe.name, record.id)));
+  struct stat status{};
+  if (::stat(image.c_str(), &status) == 0)
+    record.memory_bytes = static_cast<std::uint64_t>(status.st_blocks) * status_block;
+  return record_made(std::move(record), image);
+}
+
+Result<TemplateRecord> TemplateStore::record_made(TemplateRecord record,
+                                                  const std::string& memory) const {
+  const std::string& name = record.recipe.name;
+  record.memory_checksum = TRY(checksum_of(memory));
   record.device_bytes = file_size(devices(record));
   TRY(machine::write_small_file(directory(name) + record_name, encode(record).dump(2) + '\n'));
   return record;

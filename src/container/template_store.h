@@ -35,6 +35,8 @@ class TemplateStore {
   /// Of a memory object that is sealed and devices that are saved: writes the image, and the
   /// record. With that it is the template; durable. Fills in what is found of both.
   Result<TemplateRecord> finish(TemplateRecord record) const;
+  /// The same where the image is written, and there is no memory object yet.
+  Result<TemplateRecord> finish_image(TemplateRecord record) const;
   /// The memory object of a template; loaded from its image where it is gone, whose checksum has to
   /// be right (`corrupt`). `no_space` and `limit` as for a memory object.
   Result<std::string> memory(const TemplateRecord& record) const;
@@ -52,6 +54,7 @@ class TemplateStore {
  private:
   std::string directory(const std::string& name) const;
   std::string place(const std::string& name, const Id128& id) const;
+  Result<TemplateRecord> record_made(TemplateRecord record, const std::string& memory) const;
   Result<void> remove_making(const std::string& name, const std::string& id) const;
 
   std::string state_dir_;

@@ -43,10 +43,35 @@ Async<Json> shown(Services& services, TemplateRecord record) {
 
 Async<Result<Json>> run_create(Services& services, TemplateRecipe recipe,
                                std::shared_ptr<JobProgress> job) {
+  const bool runs = !recipe.container.empty();
   const TemplateRecord record =
-      CO_TRY(co_await services.templates.create(std::move(recipe), std::move(job)));
+      CO_TRY(runs ? co_await services.templates.create_from(std::move(recipe), std::move(job))
+                  : co_await services.templates.create(std::move(recipe), std::move(job)));
   services.pool.fill(record.recipe.name);
   co_return co_await shown(services, record);
+}
+
+Async<Result<ContainerSpecification>> specification_of(Services& services, std::string reference,
+                                                       TemplateRecipe recipe) {
+  if (recipe.request.contains("name"))
+    co_return failure(ErrorKind::invalid_argument, "specification.name: a template has its own");
+  const auto image = CO_TRY(co_await on_worker(
+      services.workers, [store = &services.images, reference] { return store->find(reference); }));
+  recipe.request["name"] = recipe.name;
+  co_return complete_container(recipe.request, image, reference);
+}
+
+Async<Result<ContainerSpecification>> specification_from(Services& services, std::string container,
+                                                         TemplateRecipe recipe) {
+  if (!recipe.request.empty() || !recipe.ready.empty() || !recipe.warm.empty()) {
+    co_return failure(ErrorKind::invalid_argument,
+                      "a container that runs is what it is: neither `specification` nor `ready` "
+                      "nor `warm` go with it");
+  }
+  ContainerSpecification is = CO_TRY(co_await services.containers.find(container)).specification;
+  is.ports.clear();
+  is.remove = false;
+  co_return is;
 }
 
 Async<Result<Json>> template_create(Services& services, Json params) {
@@ -68,13 +93,15 @@ Async<Result<Json>> template_create(Services& services, Json params) {
     co_return failure(ErrorKind::invalid_argument,
                       fmt::format("pool: up to {}", container::template_pool_max));
   recipe.pool = static_cast<std::uint32_t>(pool);
-  const auto image = CO_TRY(co_await on_worker(
-      services.workers, [store = &services.images, reference] { return store->find(reference); }));
-  if (recipe.request.contains("name"))
-    co_return failure(ErrorKind::invalid_argument, "specification.name: a template has its own");
-  Json wanted = recipe.request;
-  wanted["name"] = recipe.name;
-  recipe.specification = CO_TRY(complete_container(wanted, image, reference));
+  const std::string container = text(params, "container");
+  if (reference.empty() == container.empty())
+    co_return failure(ErrorKind::invalid_argument, "give an image, or a container");
+  if (reference.empty()) {
+    recipe.specification = CO_TRY(co_await specification_from(services, container, recipe));
+    recipe.container = recipe.specification.name;
+  } else {
+    recipe.specification = CO_TRY(co_await specification_of(services, reference, recipe));
+  }
   CO_TRY(check(recipe));
   co_return co_await services.jobs.start(
       {.kind = "template.create", .target = recipe.name, .volume = {}},
@@ -212,16 +239,24 @@ std::vector<Action> template_actions() {
       {.name = "template.create",
        .method = Method::post,
        .path = "/v1/templates",
-       .summary = "Start a container of an image once, and hold its memory and its devices for "
-                  "clones",
-       .precondition = "The image is there (not_found), the name is free (already_exists), its "
-                       "memory fits beside what runs (limit), and it gets ready in time "
-                       "(timed_out, precondition)",
+       .summary = "Start a container of an image once, or take one that runs, and hold its memory "
+                  "and its devices for clones",
+       .precondition =
+           "The image or container is there (not_found), the name is free (already_exists), its "
+           "memory fits beside what runs (limit), and it gets ready in time "
+           "(timed_out, precondition)",
        .answer = Answer::job,
        .result = "Template",
        .parameters =
            {{"name", Place::body, Type::text, true, "Name of the template", {}},
-            {"image", Place::body, Type::text, true, "Name or digest of the image", {}},
+            {"image", Place::body, Type::text, false, "Name or digest of the image", {}},
+            {"container",
+             Place::body,
+             Type::text,
+             false,
+             "In its place: a container that runs, and runs on; it stands for an instant. Such a "
+             "template cannot be made again when the host changes",
+             {}},
             {"ready",
              Place::body,
              Type::text,
@@ -256,7 +291,7 @@ std::vector<Action> template_actions() {
              {}}},
        .errors = {ErrorKind::not_found, ErrorKind::already_exists, ErrorKind::precondition,
                   ErrorKind::timed_out, ErrorKind::limit, ErrorKind::no_space,
-                  ErrorKind::disconnected}},
+                  ErrorKind::disconnected, ErrorKind::unsupported}},
       {.name = "template.list",
        .method = Method::get,
        .path = "/v1/templates",

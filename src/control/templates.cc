@@ -27,6 +27,7 @@ namespace {
 constexpr Milliseconds probe_interval{50};
 constexpr Milliseconds probe_timeout{20'000};
 constexpr Milliseconds hold_timeout{120'000};
+constexpr Milliseconds copy_timeout{600'000};
 constexpr Milliseconds program_grace{10'000};  // beyond its own time
 constexpr const char* label = "berth.template";
 constexpr std::size_t last_lines_max = 5;
@@ -173,16 +174,72 @@ Async<Result<TemplateStamp>> Templates::stamp_for(TemplateRecipe recipe) {
       });
 }
 
+Async<Result<void>> Templates::check_free(std::string name) {
+  const auto known = co_await find(name);
+  if (known) {
+    co_return failure(ErrorKind::already_exists,
+                      fmt::format("there is a template '{}' already", name));
+  }
+  if (known.error().kind() != ErrorKind::not_found) co_return failure(known.error());
+  co_return Result<void>();
+}
+
+/// A container that has run for long may be of what the host had then.
+Async<Result<void>> Templates::check_started_alike(TemplateRecord record) {
+  const std::string name = record.recipe.container;
+  const Json info = CO_TRY(co_await containers_.call(name, "container.info", Json::object(), {}));
+  const std::string kernel = info.value("kernel", "");
+  const std::string qemu = info.value("qemu", "");
+  if (kernel != record.stamp.kernel || !record.stamp.qemu.contains(qemu)) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("'{}' runs with kernel {} and QEMU {}, and clones would run with "
+                                  "{} and {}: start it again first",
+                                  name, kernel, qemu, record.stamp.kernel, record.stamp.qemu));
+  }
+  co_return Result<void>();
+}
+
+Async<Result<TemplateRecord>> Templates::create_from(TemplateRecipe recipe,
+                                                     std::shared_ptr<JobProgress> job) {
+  CO_TRY(check(recipe));
+  const std::string name = recipe.name;
+  const auto lock = co_await mutex_of(name).lock();
+  CO_TRY(co_await check_free(name));
+  TemplateRecord record;
+  record.recipe = std::move(recipe);
+  record.created_at = format_time(std::chrono::system_clock::now());
+  record.id = SystemRandom().id();
+  record.stamp = CO_TRY(co_await stamp_for(record.recipe));
+  CO_TRY(co_await check_started_alike(record));
+  const std::string devices = CO_TRY(co_await on_worker(
+      workers_, [store = &store_, name, id = record.id] { return store->begin(name, id); }));
+  report(job, "copy");
+  auto copied = co_await containers_.call(record.recipe.container, "container.copy_template",
+                                          {{"directory", devices.substr(0, devices.rfind('/'))}},
+                                          {.timeout = copy_timeout});
+  Result<TemplateRecord> made = failure(ErrorKind::internal, "not copied");
+  if (copied) {
+    record.built_at = format_time(std::chrono::system_clock::now());
+    report(job, "save");
+    made = co_await on_worker(workers_,
+                              [store = &store_, record] { return store->finish_image(record); });
+  } else {
+    made = failure(std::move(copied).error());
+  }
+  co_await collect(name);
+  if (made) {
+    events_.publish(
+        "template_created", {.container = record.recipe.container},
+        fmt::format("{}: it stood for {} us", name, copied->value("stopped_us", std::int64_t{0})));
+  }
+  co_return made;
+}
+
 Async<Result<TemplateRecord>> Templates::create(TemplateRecipe recipe,
                                                 std::shared_ptr<JobProgress> job) {
   CO_TRY(check(recipe));
   const auto lock = co_await mutex_of(recipe.name).lock();
-  if (const auto known = co_await find(recipe.name);
-      known || known.error().kind() != ErrorKind::not_found) {
-    if (!known) co_return failure(known.error());
-    co_return failure(ErrorKind::already_exists,
-                      fmt::format("there is a template '{}' already", recipe.name));
-  }
+  CO_TRY(co_await check_free(recipe.name));
   TemplateRecord record;
   record.recipe = std::move(recipe);
   record.created_at = format_time(std::chrono::system_clock::now());

@@ -46,6 +46,10 @@ class Templates final : public MachineNeighbours {
   /// Makes one: boots it, waits until it is ready, warms it, and holds it. already_exists.
   Async<Result<container::TemplateRecord>> create(container::TemplateRecipe recipe,
                                                   std::shared_ptr<JobProgress> job);
+  /// Of a container that runs, and runs on: it stands for an instant. Such a template cannot be
+  /// made again.
+  Async<Result<container::TemplateRecord>> create_from(container::TemplateRecipe recipe,
+                                                       std::shared_ptr<JobProgress> job);
   /// `in_use` while there are clones of it.
   Async<Result<void>> remove(std::string name);
 
@@ -70,6 +74,8 @@ class Templates final : public MachineNeighbours {
  private:
   struct Held;  // by name: what is locked while one is made, loaded, removed
 
+  Async<Result<void>> check_free(std::string name);
+  Async<Result<void>> check_started_alike(container::TemplateRecord record);
   AsyncMutex& mutex_of(const std::string& name);
   Async<Result<container::TemplateStamp>> stamp_for(container::TemplateRecipe recipe);
   Async<Result<container::TemplateRecord>> build(container::TemplateRecord record,

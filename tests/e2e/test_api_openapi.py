@@ -432,6 +432,8 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
         api("container.delete", container=each["name"], force="true")
     api("template.delete", template="t1")
     api("template.delete", 404, template="t1")
+    api("template.create", 400, name="t3", image="busybox:1", container="c1")
+    api("template.create", 404, name="t3", container="c1")
     api("image.delete", image="busybox:1")
     assert not list(host.memory_dir.glob("*/*"))
 

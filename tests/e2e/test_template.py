@@ -279,6 +279,81 @@ def test_a_job_that_is_cancelled_leaves_nothing(host):
     assert not (host.state_dir / "templates" / "given-up").exists()
 
 
+# --- Of a container that runs.
+
+
+def numbers_of(host, name):
+    return [int(line.split()[1]) for line in host.lines_of(name)]
+
+
+def test_a_container_that_runs_becomes_a_template_and_runs_on(host):
+    writing = "while true; do head -c 300000 /dev/urandom >/tmp/noise; done & " + SERVICE
+    with host.container("--name", "origin", "-p", "7", "busybox:1", "/bin/sh", "-c", writing) as name:
+        host.berth("exec", name, "sh", "-c", "echo mine >/tmp/own")
+        port = host.inspect(name)["ports"][0]["host_port"]
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            client.sendall(b"before")
+            assert client.recv(100) == b"before"
+            host.cli("template", "create", "taken", "--from", name, "--pool", "0", timeout_s=LIMIT_S)
+            client.sendall(b"after")
+            assert client.recv(100) == b"after"
+        stood = int(re.search("template_created origin: taken: it stood for ([0-9]+) us", host.log())[1])
+        print(f"it stood for {stood / 1000:.1f} ms")
+        assert stood < 1_000_000
+        host.wait_for_lines(name, len(host.lines_of(name)) + 5)
+        numbers = numbers_of(host, name)
+        assert numbers == list(range(1, len(numbers) + 1))
+        [copy] = clone(host, "taken", "--name", "copy", "-p", "7")
+        seen = [host.berth("exec", each, "sh", "-c", IDENTITY + "; cat /tmp/own")[1].splitlines() for each in (name, copy)]
+        assert [lines[0] for lines in seen] == ["origin", "copy"] and [lines[-1] for lines in seen] == ["mine", "mine"]
+        assert all(one != other for one, other in zip(seen[0][:-1], seen[1][:-1]))
+        with socket.create_connection(("127.0.0.1", host.inspect(copy)["ports"][0]["host_port"]), timeout=20) as client:
+            client.sendall(b"served")
+            assert client.recv(100) == b"served"
+        assert "it is a clone" not in host.log()
+        assert "is a clone: make a template of what" in host.refused("template", "create", "no", "--from", copy).stderr
+        # It ran on, and can become another one.
+        host.cli("template", "create", "taken-again", "--from", name, "--pool", "0", timeout_s=LIMIT_S)
+        remove(host, copy)
+    for made in ("taken", "taken-again"):
+        assert is_untouched(host, made)
+        host.cli("template", "delete", made)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3])
+def test_a_keeper_that_dies_while_its_container_is_copied_is_no_harm(host, pause):
+    with host.container("busybox:1", "/bin/sh", "-c", SERVICE) as name:
+        _, job = host.api("POST", "/v1/templates", {"name": "half", "container": name, "pool": 0})
+        time.sleep(pause)
+        os.kill(host.keeper_of(name), signal.SIGKILL)
+        ended = host.wait_for_job(job["id"])
+        host.wait_for_state(name, "running")
+        before = len(host.lines_of(name))
+        host.wait_for_lines(name, before + 5)
+        numbers = numbers_of(host, name)
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert (host.state_dir / "templates" / "half").exists() == (ended["state"] == "done"), ended
+        if ended["state"] == "done":
+            host.cli("template", "delete", "half")
+
+
+def test_what_cannot_become_a_template_says_why(host):
+    host.cli("volume", "create", "tree", "--size", "64M", "--file-system", "ext4", timeout_s=LIMIT_S)
+    with host.container("-v", "tree:/data", "busybox:1", "/bin/sh", "-c", "sleep 1000") as name:
+        assert "neither ports nor volumes" in host.refused("template", "create", "no", "--from", name).stderr
+    host.cli("volume", "delete", "tree")
+    with host.container("-t", "busybox:1", "/bin/sh", "-c", "sleep 1000") as name:
+        assert "neither a terminal nor an input" in host.refused("template", "create", "no", "--from", name).stderr
+    with host.container("--name", "over", "busybox:1", "/bin/sh", "-c", "sleep 1000") as name:
+        for options, says in [(("--ready", "tcp:7"), "is what it is"), (("-m", "1G"), "is what it is"),
+                              (("--image", "busybox:1"), "give an image, or a container")]:
+            assert says in host.refused("template", "create", "no", "--from", name, *options).stderr
+        host.cli("container", "stop", "-t", "0", name)
+        assert "does not run" in host.refused("template", "create", "no", "--from", name).stderr
+    assert "there is no container" in host.refused("template", "create", "no", "--from", "nobody").stderr
+    assert not (host.state_dir / "templates" / "no").exists()
+
+
 # --- The pool.
 
 

@@ -46,12 +46,17 @@ Command on_template(std::string word, const char* action, std::vector<Example> e
 
 Result<Json> create(const ParsedLine& line, const ApiClient& client) {
   const std::string image = line.text("--image");
-  TRY(have_image(client, image));
-  Json request = {
-      {"name", line.text("NAME")},
-      {"image", image},
-      {"specification", TRY(specification_of(line))},
-      {"warm", line.has("--warm") ? line.values.at("--warm") : std::vector<std::string>()}};
+  if (!image.empty()) TRY(have_image(client, image));
+  Json specification = TRY(specification_of(line));
+  for (const char* never : {"input", "terminal", "remove"}) specification.erase(never);
+  Json request = {{"name", line.text("NAME")}};
+  if (!image.empty()) request["image"] = image;
+  if (line.has("--from")) {
+    request["container"] = line.text("--from");
+    if (specification["environment"].empty()) specification.erase("environment");
+  }
+  if (line.has("--warm")) request["warm"] = line.values.at("--warm");
+  request["specification"] = std::move(specification);
   if (line.has("--ready")) request["ready"] = line.text("--ready");
   for (const char* never : {"input", "terminal", "remove"}) request["specification"].erase(never);
   if (line.has("--timeout")) {
@@ -92,8 +97,9 @@ std::vector<Command> template_commands() {
       {.name = "--image",
        .value = "IMAGE",
        .description = "Name or digest of the image; fetched if it is not here",
-       .required = true,
        .names = Names::images},
+      value("", "--from", "CONTAINER",
+            "In place of an image: a container that runs, and runs on; it stands for an instant"),
       value("", "--ready", "PROBE",
             "What says that it is ready: tcp:PORT, http:PORT[/PATH], log:TEXT or exec:COMMAND; "
             "when left out, that its command runs"),
@@ -119,6 +125,7 @@ std::vector<Command> template_commands() {
                         false, true}},
        .options = std::move(of_template),
        .examples = {{"berth template create web --image nginx --ready http:80", ""},
+                    {"berth template create web2 --from web", "of a container that runs"},
                     {"berth template create app --image app:1.2 --ready http:8080/health --warm "
                      "'wget -qO- localhost:8080/' -m 512M",
                      "answered one request already"}}});

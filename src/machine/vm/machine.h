@@ -25,7 +25,7 @@
 #include "machine/vm/control_group.h"
 #include "machine/vm/guest_agent.h"
 #include "machine/vm/machine_store.h"
-#include "machine/vm/qemu_monitor.h"
+#include "machine/vm/saved_guest.h"
 #include "machine/vm/qemu_process.h"
 #include "machine/vm/qmp_client.h"
 
@@ -45,7 +45,7 @@ struct MachineStart {
   bool suspended = false;  // does not run until resume()
 };
 
-class Machine final : public QemuMonitor {
+class Machine final : public SavedGuest {
  public:
   struct Options {
     std::string name;
@@ -97,31 +97,35 @@ class Machine final : public QemuMonitor {
 
   /// `precondition` unless QEMU runs and answers.
   Result<QmpClient*> monitor();
+  Result<void> check_runs() override {
+    TRY(monitor());
+    return {};
+  }
   GuestAgent& agent() { return *agent_; }
   /// Whether there is one in the guest now, as far as that can be known without asking it.
   Task<bool> has_agent();
   /// What is left to the guest of its CPU time, of a hundred; 100 gives it back what it may have.
-  Result<void> slow(unsigned percent);
+  Result<void> slow(unsigned percent) override;
   /// Runs a command of QMP.
   Task<Result<Json>> command(std::string name, Json arguments) override;
-  pid_t pid() const { return process_ ? process_->pid : 0; }
-  std::string memory_file() const { return memory_file_; }
-  std::uint64_t memory_size() const { return record_.specification.memory; }
+  pid_t pid() const override { return process_ ? process_->pid : 0; }
+  std::string memory_file() const override { return memory_file_; }
+  std::uint64_t memory_size() const override { return record_.specification.memory; }
   const MachineRecord& record() const { return record_; }
   /// The data files of its volumes.
-  std::vector<std::string> disk_files() const;
+  std::vector<std::string> disk_files() const override;
   /// Files that QEMU appends to.
   std::vector<std::string> logs() const;
-  bool tracks_memory() const { return !options_.preload.empty(); }
+  bool tracks_memory() const override { return !options_.preload.empty(); }
   std::string agent_socket() const;
   std::string qemu_directory() const override;
   uid_t qemu_user() const override { return record_.uid; }
   std::string run_directory() const { return options_.run.machine(options_.name); }
   /// While it lives, nothing but its owner stops or continues the machine.
-  auto hold() { return changing_.lock(); }
-  bool is_suspended() const { return wish_.suspended; }
+  Task<AsyncMutex::Guard> hold() override { co_return co_await changing_.lock(); }
+  bool is_suspended() const override { return wish_.suspended; }
   /// How long its virtual CPUs stood when they stood last: between QEMU's events STOP and RESUME.
-  Duration stood() const { return stood_; }
+  Duration stood() const override { return stood_; }
 
  private:
   enum class Phase : std::uint8_t { off, starting, on };

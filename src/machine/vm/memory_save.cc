@@ -88,7 +88,7 @@ class MemorySave::DiskSyncing {
   std::optional<Duration> last_;
 };
 
-MemorySave::MemorySave(UringLoop& loop, Machine& machine)
+MemorySave::MemorySave(UringLoop& loop, SavedGuest& machine)
     : loop_(loop), machine_(machine), begun_(loop), taking_(loop), ending_(loop) {}
 
 MemorySave::~MemorySave() = default;
@@ -96,7 +96,7 @@ MemorySave::~MemorySave() = default;
 Task<Result<void>> MemorySave::begin(std::string directory, Report report, Check check) {
   if (beginning_ || is_active())
     co_return failure(ErrorKind::precondition, "the machine's memory is being saved already");
-  CO_TRY(machine_.monitor());
+  CO_TRY(machine_.check_runs());
   if (!machine_.tracks_memory()) {
     co_return failure(ErrorKind::unsupported,
                       "this host cannot track what a guest writes: see `berth host doctor`");
@@ -122,7 +122,7 @@ Task<Result<void>> MemorySave::copy_and_stop(const Report& report, const Check& 
   left_out_.clear();
   stop_copying_ = false;
   copied_ = 0;
-  CO_TRY(machine_.monitor());
+  CO_TRY(machine_.check_runs());
   scan_ = CO_TRY(co_await offload(loop_, [pid = machine_.pid(), file = machine_.memory_file()] {
     return memory::DirtyScan::attach(pid, file);
   }));
@@ -264,6 +264,8 @@ Task<Result<void>> MemorySave::copy_round(const std::vector<memory::PageRange>& 
 Task<Result<void>> MemorySave::stop() {
   // QEMU's own threads are slowed too: not while everybody waits for them.
   if (std::exchange(slowed_, false)) (void)machine_.slow(100);
+  rested_ = true;
+  CO_TRY(co_await machine_.rest());
   const Instant stopping = loop_.now();
   stopped_ = true;
   CO_TRY(co_await machine_.command("stop", Json::object()));
@@ -295,11 +297,14 @@ Task<Result<void>> MemorySave::take_rest() {
 
 Task<Result<void>> MemorySave::go_on() {
   if (std::exchange(slowed_, false)) (void)machine_.slow(100);
-  if (!std::exchange(stopped_, false)) co_return Result<void>{};
-  if (machine_.is_suspended()) co_return Result<void>{};
-  CO_TRY(co_await machine_.command("cont", Json::object()));
-  figures_.stopped = machine_.stood();
-  co_return Result<void>{};
+  Result<void> outcome;
+  if (std::exchange(stopped_, false) && !machine_.is_suspended()) {
+    const auto gone_on = co_await machine_.command("cont", Json::object());
+    if (!gone_on) outcome = failure(gone_on.error());
+    if (gone_on) figures_.stopped = machine_.stood();
+  }
+  if (std::exchange(rested_, false)) co_await machine_.wake();
+  co_return outcome;
 }
 
 Task<Result<MemorySaveFigures>> MemorySave::finish() {

@@ -20,7 +20,7 @@
 #include "async/event.h"
 #include "async/gate.h"
 #include "machine/vm/device_state.h"
-#include "machine/vm/machine.h"
+#include "machine/vm/saved_guest.h"
 #include "memory/dirty_scan.h"
 #include "memory/memory_image.h"
 
@@ -40,7 +40,7 @@ struct MemorySaveFigures {
 
 class MemorySave {
  public:
-  MemorySave(UringLoop& loop, Machine& machine);
+  MemorySave(UringLoop& loop, SavedGuest& machine);
   ~MemorySave();
 
   /// Into `directory`/memory and `directory`/devices, which must not exist. Returns when the
@@ -74,7 +74,7 @@ class MemorySave {
   void forget();
 
   UringLoop& loop_;
-  Machine& machine_;
+  SavedGuest& machine_;
   std::string directory_;
   std::optional<AsyncMutex::Guard> hold_;
   std::unique_ptr<DeviceStateReceiver> devices_;
@@ -95,6 +95,7 @@ class MemorySave {
   AsyncMutex ending_;  // finish() or abandon()
   bool slowed_ = false;
   bool stopped_ = false;
+  bool rested_ = false;
   Instant last_take_{};
   MemorySaveFigures figures_;
 };
