@@ -180,7 +180,7 @@ Async<Result<Json>> make_clone(Services& services, ContainerSpecification wanted
     if (waiting) co_await services.containers.discard(*std::move(waiting));
     co_return failure(made.error());
   }
-  const container::ContainerRecord record = *made;
+  const container::ContainerRecord& record = *made;
   const std::string name = record.specification.name;
   const auto started = co_await start_clone(services, record, std::move(waiting));
   if (!started) {

@@ -214,9 +214,9 @@ Async<Result<TemplateRecord>> Templates::create_from(TemplateRecipe recipe,
   const std::string devices = CO_TRY(co_await on_worker(
       workers_, [store = &store_, name, id = record.id] { return store->begin(name, id); }));
   report(job, "copy");
-  auto copied = co_await containers_.call(record.recipe.container, "container.copy_template",
-                                          {{"directory", devices.substr(0, devices.rfind('/'))}},
-                                          {.timeout = copy_timeout});
+  const auto copied = co_await containers_.call(
+      record.recipe.container, "container.copy_template",
+      {{"directory", devices.substr(0, devices.rfind('/'))}}, {.timeout = copy_timeout});
   Result<TemplateRecord> made = failure(ErrorKind::internal, "not copied");
   if (copied) {
     record.built_at = format_time(std::chrono::system_clock::now());
@@ -224,7 +224,7 @@ Async<Result<TemplateRecord>> Templates::create_from(TemplateRecipe recipe,
     made = co_await on_worker(workers_,
                               [store = &store_, record] { return store->finish_image(record); });
   } else {
-    made = failure(std::move(copied).error());
+    made = failure(copied.error());
   }
   co_await collect(name);
   if (made) {

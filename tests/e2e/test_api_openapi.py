@@ -18,6 +18,7 @@ import pytest
 import machine_host
 import oci_images
 from berth_host import ROOT, BerthHost, program
+from test_container import release_of
 
 
 @functools.cache
@@ -367,13 +368,13 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     # Kernels.
     assert api("kernel.list")["kernels"] == []
     built = guest.built("guest-kernel")
-    modules = tmp_path / "6.1.0-test"  # called as a release is
+    modules = tmp_path / release_of(built["modules"])
     modules.symlink_to(built["modules"])
     assert api.job("kernel.import", image=built["kernel"], modules=str(modules))["state"] == "done"
     assert api.job("kernel.import", image=str(tmp_path / "none"), modules=str(modules))["state"] == "failed"
     (tmp_path / "no.deb").write_bytes(b"no package")
     assert api.job("kernel.import", package=str(tmp_path / "no.deb"))["state"] == "failed"
-    assert [kernel["release"] for kernel in api("kernel.list")["kernels"]] == ["6.1.0-test"]
+    assert [kernel["release"] for kernel in api("kernel.list")["kernels"]] == [modules.name]
 
     assert api.job("volume.create", name="tree", size=64 << 20, file_system="ext4")["state"] == "done"
     wanted = {"name": "c1", "labels": {"a": "b"}, "mounts": [{"volume": "tree", "path": "/data"}],
@@ -434,6 +435,12 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     api("template.delete", 404, template="t1")
     api("template.create", 400, name="t3", image="busybox:1", container="c1")
     api("template.create", 404, name="t3", container="c1")
+    api("container.create", image="busybox:1", specification={"name": "c9"})
+    api("container.start", container="c9")
+    job = api.job("template.create", name="t9", container="c9", pool=0)
+    assert job["state"] == "done" and job["result"]["container"] == "c9", job
+    api("template.delete", template="t9")
+    api("container.delete", container="c9", force="true")
     api("image.delete", image="busybox:1")
     assert not list(host.memory_dir.glob("*/*"))
 
