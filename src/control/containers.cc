@@ -69,15 +69,15 @@ Containers::Containers(Executor executor, boost::asio::thread_pool& workers,
       machines_(machines),
       events_(events),
       store_(policy.state_dir),
-      guests_(std::move(executor), policy,
+      guests_(executor, policy,
               {.noun = "container",
                .is_off = "does not run",
                .directory = run_.containers(),
                .log_name = "keeper.log",
                .end_patience = end_patience,
                .subject = [](const std::string& name) { return EventSubject{.container = name}; }},
-              keepers, events,
-              [this](std::string name) { return release_ended(std::move(name)); }) {}
+              keepers, events, [this](std::string name) { return release_ended(std::move(name)); }),
+      choosing_(std::move(executor)) {}
 
 Containers::~Containers() = default;
 
@@ -95,8 +95,8 @@ Async<Result<ContainerRecord>> Containers::find(std::string reference) {
 Async<Result<ContainerRecord>> Containers::create(container::ContainerSpecification wanted,
                                                   std::optional<Identity> identity) {
   const std::string now = format_time(std::chrono::system_clock::now());
-  std::set<std::uint32_t> taken;
-  for (const auto& [place, record] : waiting_) taken.insert(record.uid);
+  const auto lock = co_await choosing_.lock();
+  const std::set<std::uint32_t> taken = uids_of_waiting();
   co_return co_await on_worker(workers_, [store = &store_, wanted, now, taken, identity] {
     return store->create(wanted, now, taken, identity);
   });
@@ -294,12 +294,33 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
 
 // --- Those that wait for a name.
 
-Async<Result<Containers::Waiting>> Containers::prepare(container::ContainerSpecification alike,
-                                                       Start how) {
-  std::set<std::uint32_t> taken;
-  for (const auto& [place, record] : waiting_) taken.insert(record.uid);
+std::set<std::uint32_t> Containers::uids_of_waiting() const {
+  std::set<std::uint32_t> uids = uids_preparing_;
+  for (const auto& [place, record] : waiting_) uids.insert(record.uid);
+  return uids;
+}
+
+/// Its uid is in `uids_preparing_` from now on.
+Async<Result<Containers::Identity>> Containers::reserve_identity() {
+  const auto lock = co_await choosing_.lock();
+  const std::set<std::uint32_t> taken = uids_of_waiting();
   const Identity identity = CO_TRY(co_await on_worker(
       workers_, [store = &store_, taken] { return store->new_identity(taken); }));
+  uids_preparing_.insert(identity.uid);
+  co_return identity;
+}
+
+Async<Result<Containers::Waiting>> Containers::prepare(container::ContainerSpecification alike,
+                                                       Start how) {
+  const Identity identity = CO_TRY(co_await reserve_identity());
+  auto prepared = co_await prepare_as(identity, std::move(alike), std::move(how));
+  uids_preparing_.erase(identity.uid);
+  co_return prepared;
+}
+
+Async<Result<Containers::Waiting>> Containers::prepare_as(Identity identity,
+                                                          container::ContainerSpecification alike,
+                                                          Start how) {
   Waiting waiting{.place = waiting_prefix + identity.id.to_string().substr(0, place_digits),
                   .identity = identity};
   alike.name = waiting.place;

@@ -106,6 +106,10 @@ class Containers final : public MachineNeighbours {
   Async<Result<std::vector<nlohmann::json>>> serve_disks(container::ContainerRecord record);
   Async<void> unserve_disks(container::ContainerRecord record);
   bool is_used(const std::string& name) const;
+  Async<Result<Identity>> reserve_identity();
+  Async<Result<Waiting>> prepare_as(Identity identity, container::ContainerSpecification alike,
+                                    Start how);
+  std::set<std::uint32_t> uids_of_waiting() const;
   void forget_waiting(const std::string& place);
 
   boost::asio::thread_pool& workers_;
@@ -116,6 +120,8 @@ class Containers final : public MachineNeighbours {
   GuestKeepers guests_;
   std::set<std::string> starting_;  // count in admission, and have their volumes
   std::map<std::string, container::ContainerRecord> waiting_;  // by their place
+  AsyncMutex choosing_;                     // of a uid, until others see that it is taken
+  std::set<std::uint32_t> uids_preparing_;  // of what is about to wait
 };
 
 }  // namespace berth::control

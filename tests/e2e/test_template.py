@@ -469,6 +469,20 @@ def test_the_pool_is_given_up_for_who_needs_its_memory(host, pooled):
     assert waiting_processes(host) == []
 
 
+def test_no_two_clones_that_wait_have_a_uid_in_common(host):
+    names = ["one", "two", "three"]
+    for name in names:
+        create(host, name, command="sleep 1000", pool=1)
+    host.restart()  # their pools are filled at the same time
+    for name in names:
+        wait_until_full(host, name, 1)
+    launches = [json.loads(path.read_text()) for path in host.run_dir.glob("containers/pool-*/launch.json")]
+    uids = [launch["waiting"]["uid"] for launch in launches]
+    assert len(set(uids)) == len(uids) >= len(names), uids
+    for name in names:
+        host.cli("template", "delete", name)
+
+
 def test_nothing_is_left_of_all_of_it(host, web):
     host.cli("template", "delete", "web")
     assert list(host.memory_dir.iterdir()) == []
