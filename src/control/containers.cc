@@ -3,10 +3,13 @@
 #include <filesystem>
 #include <utility>
 
+#include <signal.h>
+
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "base/process.h"
 #include "base/units.h"
 #include "container/microvm_command.h"
 #include "container/page_files.h"
@@ -240,6 +243,7 @@ Async<void> Containers::unserve_disks(ContainerRecord record) {
 Async<bool> Containers::release_ended(std::string name) {
   if (guests_.has_qemu(name)) co_return false;
   const auto record = co_await find(name);
+  if (!record && waiting_.contains(name)) forget_waiting(name);
   if (!record) co_return true;
   co_await unserve_disks(*record);
   const auto state =
@@ -345,8 +349,8 @@ Async<Result<Containers::Waiting>> Containers::prepare_as(Identity identity,
     if (!prepared) done = failure(prepared.error());
   }
   if (done) co_return waiting;
-  (void)co_await guests_.give_up(container);
-  forget_waiting(waiting.place);
+  // What a keeper has left that was killed, the next one ends: see release_ended().
+  if (!co_await guests_.give_up(container)) forget_waiting(waiting.place);
   co_return failure(std::move(done).error());
 }
 
@@ -389,12 +393,16 @@ Async<void> Containers::discard(Waiting waiting) {
   const auto container = guests_.of(waiting.place);
   const auto lock = co_await container->mutex.lock();
   container->opening = true;  // its end is ours
-  if (container->is_open())
-    (void)co_await container->connection->call("shutdown", Json::object(),
-                                               {.timeout = hello_timeout});
+  if (container->is_open()) {
+    const auto asked = co_await container->connection->call("shutdown", Json::object(),
+                                                            {.timeout = hello_timeout});
+    // There is nothing to lose: the next keeper ends what it leaves.
+    if (!asked && asked.error().kind() == ErrorKind::timed_out)
+      (void)send_signal(container->process.pidfd, SIGKILL);
+  }
   co_await guests_.await_end(container);
   container->opening = false;
-  if (!guests_.has_qemu(waiting.place)) forget_waiting(waiting.place);
+  if (!co_await guests_.give_up(container)) forget_waiting(waiting.place);
 }
 
 Async<void> Containers::discard_left_waiting() {

@@ -483,6 +483,30 @@ def test_no_two_clones_that_wait_have_a_uid_in_common(host):
         host.cli("template", "delete", name)
 
 
+def test_a_keeper_that_dies_before_its_clone_waits_leaves_nothing(host):
+    create(host, "early", command="sleep 1000")
+    path = host.state_dir / "templates" / "early" / "template.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pool": 1}))
+    since = host.last_event()
+    host.restart()
+    deadline = time.monotonic() + LIMIT_S
+    while not any("qemu-system" in words for _, words in waiting_processes(host)):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    for pid, words in waiting_processes(host):
+        if " keeper " in words:
+            os.kill(pid, signal.SIGKILL)
+    host.wait_for_event("pool_not_filled", since=since)
+    microvms = host.run_dir / "microvms"
+    known = {host.json("template", "inspect", each["name"])["id"] for each in host.json("template", "list")["templates"]}
+    while list(host.run_dir.glob("containers/pool-*")) or list(microvms.iterdir()) or \
+            {path.name for path in host.memory_dir.iterdir()} != known:
+        assert time.monotonic() < deadline, (host.processes(), host.log()[-3000:])
+        time.sleep(0.05)
+    assert not [words for words in host.processes().values() if "qemu-system" in words or " keeper " in words]
+    host.cli("template", "delete", "early")
+
+
 def test_nothing_is_left_of_all_of_it(host, web):
     host.cli("template", "delete", "web")
     assert list(host.memory_dir.iterdir()) == []
