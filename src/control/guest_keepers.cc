@@ -25,6 +25,7 @@ namespace {
 
 constexpr Milliseconds hello_timeout{10'000};
 constexpr Milliseconds launch_patience{30'000};
+constexpr Milliseconds last_words_patience{1'000};
 constexpr Milliseconds connect_retry_first{2};
 constexpr Milliseconds connect_retry_max{50};
 constexpr Milliseconds restart_backoff_first{100};
@@ -183,6 +184,10 @@ void GuestKeepers::hear(GuestKeeper& guest, KeeperConnection& connection, const 
 
 Async<void> GuestKeepers::watch_process(Guest guest, std::uint64_t generation) {
   co_await process_end(guest->process.pidfd);
+  if (guest->generation != generation) co_return;
+  // Its last answer may lie in the socket.
+  if (const auto connection = guest->connection)
+    co_await connection->heard_out(last_words_patience);
   if (guest->generation != generation) co_return;
   guest->last_end = reap(guest->process.pidfd);
   guest->alive = false;

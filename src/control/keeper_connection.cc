@@ -38,7 +38,8 @@ struct PendingCall {
 }  // namespace
 
 struct KeeperConnection::Impl : std::enable_shared_from_this<Impl> {
-  explicit Impl(Executor executor) : socket(executor), executor(std::move(executor)) {}
+  explicit Impl(Executor executor)
+      : socket(executor), over(executor), executor(std::move(executor)) {}
 
   void send(std::string line) {
     if (closed) return;
@@ -66,6 +67,7 @@ struct KeeperConnection::Impl : std::enable_shared_from_this<Impl> {
         call->answer = failure(ErrorKind::disconnected, "the keeper is gone: " + reason);
       call->answered.notify();
     }
+    over.notify();
   }
 
   void take(std::string_view line) {
@@ -119,6 +121,7 @@ struct KeeperConnection::Impl : std::enable_shared_from_this<Impl> {
   }
 
   asio::local::stream_protocol::socket socket;
+  Wakeup over;
   Executor executor;
   std::map<std::uint64_t, std::shared_ptr<PendingCall>> pending;
   std::uint64_t next_id = 1;
@@ -209,6 +212,11 @@ Result<pid_t> KeeperConnection::peer_pid() const {
 }
 
 bool KeeperConnection::is_open() const { return !impl_->closed; }
+
+Async<void> KeeperConnection::heard_out(Milliseconds patience) {
+  const auto impl = impl_;
+  if (!impl->closed) co_await impl->over.wait_for(patience);
+}
 
 void KeeperConnection::close() { impl_->close("the connection was closed"); }
 

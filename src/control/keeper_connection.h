@@ -55,6 +55,9 @@ class KeeperConnection final : public KeeperChannel {
   /// Process id of the process that listens, as the kernel knows it.
   Result<pid_t> peer_pid() const;
   bool is_open() const;
+  /// Of a keeper that has ended: until what it had said is heard, and its end of this is closed; or
+  /// for `patience`.
+  Async<void> heard_out(Milliseconds patience);
   void close();
 
  private:

@@ -12,6 +12,7 @@ import struct
 import time
 
 import pytest
+from berth_host import wait_for_exit
 from oci_images import Image, directory, file, layer, symlink, write_layout
 from test_container import LIMIT_S, ContainerHost
 
@@ -279,6 +280,23 @@ def test_a_job_that_is_cancelled_leaves_nothing(host):
     assert not (host.state_dir / "templates" / "given-up").exists()
 
 
+def test_the_last_answer_of_a_keeper_counts_though_it_has_ended(host):
+    specification = {"command": ["/bin/sh", "-c", "sleep 100"]}
+    _, job = host.api("POST", "/v1/templates", {"name": "last", "image": "busybox:1", "pool": 0, "specification": specification})
+    deadline = time.monotonic() + LIMIT_S
+    keeper = None
+    while not list(host.state_dir.glob("templates/last/*/*")):
+        if keeper is None and (host.run_dir / "containers" / "template-last" / "launch.json").exists():
+            keeper = next(pid for pid, words in host.processes().items() if " keeper " in words and "template-last" in words)
+        assert time.monotonic() < deadline, host.log()[-3000:]
+    # Its devices are being written: the answer and the end of its keeper come at once for the daemon.
+    os.kill(host.daemon.pid, signal.SIGSTOP)
+    try:
+        wait_for_exit(keeper)
+    finally:
+        os.kill(host.daemon.pid, signal.SIGCONT)
+    assert host.wait_for_job(job["id"])["state"] == "done"
+    host.cli("template", "delete", "last")
 # --- Of a container that runs.
 
 
