@@ -15,6 +15,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::size_t name_digits = 8;
+constexpr std::string_view place_prefix = "pool-";  // of a clone that waits, before its digits
+constexpr const char* template_label = "berth.template";
 
 Result<std::optional<std::vector<std::string>>> take_words(Json& request, const char* name) {
   const auto found = request.find(name);
@@ -54,6 +56,22 @@ void complete_names(container::ContainerSpecification& wanted) {
   if (!wanted.hostname.empty()) return;
   wanted.hostname = wanted.name;
   std::ranges::replace(wanted.hostname, '_', '-');
+}
+
+/// What a daemon that starts would take for its own, and remove; or mix up with what waits.
+Result<void> check_not_ours(const container::ContainerSpecification& wanted) {
+  if (wanted.labels.contains(template_label)) {
+    return failure(
+        ErrorKind::invalid_argument,
+        fmt::format("labels: '{}' is that of templates that are being made", template_label));
+  }
+  const std::string_view name = wanted.name;
+  if (name.starts_with(place_prefix) && name.size() == place_prefix.size() + name_digits &&
+      name.find_first_not_of("0123456789abcdef", place_prefix.size()) == std::string_view::npos) {
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("name: '{}' is that of a clone that waits: choose another", name));
+  }
+  return {};
 }
 
 Result<void> check_members_of_clone(const Json& request, bool several) {
@@ -100,6 +118,7 @@ Result<std::vector<container::ContainerSpecification>> clone_specifications(
     container::ContainerSpecification one = alike;
     if (count > 1 && !one.name.empty()) one.name += fmt::format("-{}", i);
     complete_names(one);
+    TRY(check_not_ours(one));
     TRY(container::check(one));
     all.push_back(std::move(one));
   }
@@ -129,6 +148,7 @@ Result<container::ContainerSpecification> complete_container(Json request,
   if (wanted.user.empty()) wanted.user = config.user;
   if (!has_signal && !config.stop_signal.empty()) wanted.stop_signal = config.stop_signal;
   complete_names(wanted);
+  TRY(check_not_ours(wanted));
   TRY(container::check(wanted));
   return wanted;
 }

@@ -114,6 +114,14 @@ TEST(ContainerCreationTest, WhatIsWrongIsNamed) {
   EXPECT_THAT(refusal({{"image", digest}}), HasSubstr("image"));
 }
 
+TEST(ContainerCreationTest, WhatTheDaemonKnowsItsOwnByIsRefused) {
+  EXPECT_THAT(refusal({{"labels", {{"berth.template", "web"}}}}), HasSubstr("berth.template"));
+  EXPECT_THAT(refusal({{"name", "pool-0123abcd"}}), HasSubstr("pool-0123abcd"));
+  for (const char* name :
+       {"pool-", "pool-0123abc", "pool-0123abcde", "pool-swimming", "template-web"})
+    EXPECT_EQ(refusal({{"name", name}}), "nothing");
+}
+
 container::TemplateRecipe of_template() {
   return {.name = "app",
           .specification = {.name = "app",
@@ -172,6 +180,8 @@ TEST(CloneSpecificationsTest, WhatAClonesCannotBeIsRefused) {
       HasSubstr("8080"));
   EXPECT_THAT(clone_refusal({{"name", std::string(48, 'x')}}, 2), HasSubstr("at most 48"));
   EXPECT_THAT(clone_refusal(json::array(), 1), HasSubstr("an object"));
+  EXPECT_THAT(clone_refusal({{"name", "pool-0123abcd"}}, 1), HasSubstr("a clone that waits"));
+  EXPECT_THAT(clone_refusal({{"labels", {{"berth.template", "app"}}}}, 1), HasSubstr("labels"));
   EXPECT_THAT(refusal({{"template", "app"}}), HasSubstr("container.clone"));
 }
 
