@@ -24,6 +24,7 @@ using container::ContainerRecord;
 namespace {
 
 constexpr Milliseconds hello_timeout{10'000};
+constexpr Milliseconds waiting_timeout{3'000};  // of a keeper that has nothing to do but answer
 constexpr Milliseconds start_timeout{180'000};
 constexpr Milliseconds stop_grace{60'000};    // beyond its own time
 constexpr Milliseconds end_patience{30'000};  // of a keeper whose container has ended, and readers
@@ -372,7 +373,9 @@ Async<Result<void>> Containers::assume(ContainerRecord record, Waiting waiting) 
     if (container->alive || guests_.has_qemu(name)) {
       done = failure(ErrorKind::precondition, fmt::format("the container '{}' runs already", name));
     } else if (from->is_open()) {
-      done = guests_.hand_over(from, container);
+      const auto answers = co_await from->connection->call("container.info", Json::object(),
+                                                           {.timeout = waiting_timeout});
+      if (answers && from->is_open()) done = guests_.hand_over(from, container);
     }
   }
   if (!done) {
@@ -395,7 +398,7 @@ Async<void> Containers::discard(Waiting waiting) {
   container->opening = true;  // its end is ours
   if (container->is_open()) {
     const auto asked = co_await container->connection->call("shutdown", Json::object(),
-                                                            {.timeout = hello_timeout});
+                                                            {.timeout = waiting_timeout});
     // There is nothing to lose: the next keeper ends what it leaves.
     if (!asked && asked.error().kind() == ErrorKind::timed_out)
       (void)send_signal(container->process.pidfd, SIGKILL);

@@ -457,6 +457,21 @@ def test_one_that_dies_while_it_waits_is_no_harm(host, pooled, which):
         remove(host, *names)
 
 
+def test_one_that_does_not_answer_is_given_up(host, pooled):
+    places = wait_until_full(host, "pooled", 2)
+    for pid, words in waiting_processes(host):
+        if " keeper " in words:
+            os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    [name] = clone(host, "pooled")
+    assert time.monotonic() - began < LIMIT_S / 2
+    assert host.berth("exec", name, "hostname")[1] == f"{name}\n"
+    remove(host, name)
+    [name] = clone(host, "pooled")  # the other one
+    remove(host, name)
+    assert not set(places) & set(wait_until_full(host, "pooled", 2))
+
+
 @pytest.mark.parametrize("kill", [False, True])
 def test_what_waits_ends_with_the_daemon_or_is_found_by_the_next(host, pooled, kill):
     before = wait_until_full(host, "pooled", 2)
