@@ -18,6 +18,8 @@ using agent::Operation;
 using agent::Tag;
 
 constexpr Duration look_patience = std::chrono::seconds(5);
+// What it has left running may have its output for ever.
+constexpr Duration last_words_patience = std::chrono::milliseconds(500);
 constexpr std::size_t status_line_max = 1024;
 
 void append_tail(std::string& tail, agent::IncomingStream* from) {
@@ -26,6 +28,22 @@ void append_tail(std::string& tail, agent::IncomingStream* from) {
   tail += text;
   if (tail.size() > program_output_max) tail.erase(0, tail.size() - program_output_max);
   from->consume(text.size());
+}
+
+enum class Until { ended, silent };
+
+/// For `patience` at most.
+Task<> take_output(UringLoop& loop, GuestProcess& process, std::string& tail, Until until,
+                   Duration patience) {
+  Deadline deadline(loop, patience, [&process] { process.wake_up(); });
+  while (!process.is_lost() && !deadline.expired()) {
+    append_tail(tail, process.output());
+    append_tail(tail, process.errors());
+    process.wake();
+    if (until == Until::ended ? process.end().has_value() : process.is_over()) break;
+    co_await process.changed();
+  }
+  co_await deadline.stop();
 }
 
 /// Connects to a port of the guest's own; says `words` if there are any, and waits for a line then,
@@ -101,18 +119,10 @@ Task<Result<ProgramResult>> run_program_in(UringLoop& loop, Container& container
                                                           .user = is.user},
                                                          shell_status));
   ProgramResult result;
-  bool is_late = false;
-  {
-    Deadline deadline(loop, timeout, [&process] { process->wake_up(); });
-    while (!process->is_over() && !process->is_lost() && !deadline.expired()) {
-      append_tail(result.output, process->output());
-      append_tail(result.output, process->errors());
-      process->wake();
-      if (!process->is_over()) co_await process->changed();
-    }
-    co_await deadline.stop();
-    is_late = !process->end();
-  }
+  co_await take_output(loop, *process, result.output, Until::ended, timeout);
+  const bool is_late = !process->end();
+  if (!is_late)
+    co_await take_output(loop, *process, result.output, Until::silent, last_words_patience);
   if (process->end()) result.end = *process->end();
   const bool is_lost = process->is_lost() && !process->end();
   co_await container.dismiss(process);

@@ -156,6 +156,18 @@ def test_a_damaged_image_of_its_memory_is_found(host):
     host.cli("template", "delete", "damaged")
 
 
+def test_what_a_command_leaves_running_is_not_waited_for(host):
+    began = time.monotonic()
+    create(host, "leaves", "--ready", "exec:sleep 1001 & echo looked", "--warm", "sleep 1002 & echo warmed", "--timeout", "40",
+           command="sleep 1000")
+    assert time.monotonic() - began < 30
+    [name] = clone(host, "leaves")
+    running = host.berth("exec", name, "ps", "-o", "args")[1]
+    assert "sleep 1001" in running and "sleep 1002" in running
+    remove(host, name)
+    host.cli("template", "delete", "leaves")
+
+
 def other_layout(path, says):
     """An image called busybox:other that says something of its own."""
     members = [directory("bin"), directory("tmp", mode=0o1777), file("says", says.encode())]
