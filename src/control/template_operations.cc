@@ -167,13 +167,11 @@ Async<Result<void>> start_clone(Services& services, container::ContainerRecord r
 /// One that could not be started is not there.
 Async<Result<Json>> make_clone(Services& services, ContainerSpecification wanted) {
   const ClonePool::Pause pause(services.pool);
-  std::optional<Containers::Waiting> waiting;
   std::optional<Containers::Identity> identity;
-  {
-    const Templates::Use use = CO_TRY(co_await services.templates.use(wanted.template_name));
-    waiting = services.pool.take(use.record);
-    services.pool.fill(wanted.template_name);
-  }
+  // What it maps stays until it runs.
+  const Templates::Use use = CO_TRY(co_await services.templates.use(wanted.template_name));
+  std::optional<Containers::Waiting> waiting = services.pool.take(use.record);
+  services.pool.fill(wanted.template_name);
   if (waiting) identity = waiting->identity;
   const auto made = co_await services.containers.create(wanted, identity);
   if (!made) {
