@@ -17,7 +17,8 @@ from oci_images import Image, directory, file, layer, symlink, write_layout
 from test_container import LIMIT_S, ContainerHost
 
 SERVICE = "nc -ll -p 7 -e cat & i=0; while true; do i=$((i+1)); echo line $i; sleep 0.05; done"
-IDENTITY = "hostname; cat /etc/machine-id; cat /sys/class/net/eth0/address; head -c 32 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/uuid"
+IDENTITY = ("hostname; cat /etc/machine-id; cat /sys/class/net/eth0/address; head -c 32 /dev/urandom | sha256sum; "
+            "cat /proc/sys/kernel/random/uuid")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def host():
 
 def create(host, name, *options, command=SERVICE, image="busybox:1", pool=0):
     """The template, as `template inspect` shows it."""
-    made = host.cli("template", "create", name, "--image", image, "--pool", pool, *options, "--", "/bin/sh", "-c", command, timeout_s=LIMIT_S)
+    made = host.cli("template", "create", name, "--image", image, "--pool", pool, *options, "--", "/bin/sh", "-c", command,
+                    timeout_s=LIMIT_S)
     assert made == f"{name}\n"
     return host.json("template", "inspect", name)
 
@@ -262,8 +264,9 @@ def test_a_clone_whose_port_is_taken_is_not_there(host, web):
 
 @pytest.mark.parametrize("pause", [0.3, 2.0, 3.0])
 def test_a_daemon_that_dies_while_it_makes_one_leaves_nothing(host, pause):
+    command = ["/bin/sh", "-c", "sleep 1; echo ready now; sleep 100"]
     status, job = host.api("POST", "/v1/templates", {"name": "lost", "image": "busybox:1", "ready": "log:ready now", "pool": 0,
-                                                     "specification": {"command": ["/bin/sh", "-c", "sleep 1; echo ready now; sleep 100"]}})
+                                                     "specification": {"command": command}})
     assert status == 202, job
     time.sleep(pause)
     host.restart(kill=True)

@@ -25,9 +25,9 @@
 #include "machine/vm/control_group.h"
 #include "machine/vm/guest_agent.h"
 #include "machine/vm/machine_store.h"
-#include "machine/vm/saved_guest.h"
 #include "machine/vm/qemu_process.h"
 #include "machine/vm/qmp_client.h"
+#include "machine/vm/saved_guest.h"
 
 namespace berth::machine {
 

@@ -1,5 +1,5 @@
-// A guest whose memory is saved while it runs: the seam between MemorySave and who owns the guest, a
-// machine or a container.
+// A guest whose memory is saved while it runs: the seam between MemorySave and who owns the guest,
+// a machine or a container.
 #pragma once
 
 #include <string>
