@@ -3,11 +3,12 @@
 PRESET ?= dev
 JOBS ?= $(shell nproc)
 # Seconds for each fuzz target; seeded runs for each simulation of `make soak`, and what it asks of machines after those:
-# checkpoints of a database, and seconds of a machine's life in random order.
+# checkpoints of a database, seconds of a machine's life in random order, and clones of a container, likewise.
 FUZZ_SECONDS ?= 60
 SOAK_RUNS ?= 1000000
 SOAK_CHECKPOINTS ?= 50
 SOAK_SECONDS ?= 3600
+SOAK_CONTAINERS ?= 1000
 
 CMAKE_OPTIONS := -DBERTH_WERROR=$(if $(CI),ON,OFF)
 export BERTH_JOBS := $(JOBS)
@@ -75,9 +76,9 @@ fuzz: ready | build/ ## every fuzz target for FUZZ_SECONDS=60
 	$(call build,fuzz,fuzzers)
 	@scripts/fuzz build/fuzz $(FUZZ_SECONDS)
 
-soak: ready | build/ ## simulations for SOAK_RUNS=1000000 runs each; then machines: SOAK_CHECKPOINTS=50, SOAK_SECONDS=3600
+soak: ready | build/ ## simulations for SOAK_RUNS=1000000 runs each; then guests: SOAK_CHECKPOINTS=50, SOAK_SECONDS=3600, SOAK_CONTAINERS=1000
 	$(call build,release,simulations berth installed)
-	@scripts/soak build/release $(SOAK_RUNS) $(SOAK_CHECKPOINTS) $(SOAK_SECONDS)
+	@scripts/soak build/release $(SOAK_RUNS) $(SOAK_CHECKPOINTS) $(SOAK_SECONDS) $(SOAK_CONTAINERS)
 
 asan: ready | build/ ## unit, simulation and corpus tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call build,asan,all)

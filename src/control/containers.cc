@@ -169,7 +169,9 @@ Async<std::string> Containers::runs_with(std::string volume) {
 
 Async<Result<Json>> Containers::call(std::string name, std::string method, Json params,
                                      CallOptions options) {
-  return guests_.call(std::move(name), std::move(method), std::move(params), std::move(options));
+  CO_TRY(co_await guests_.find_connection(name));
+  co_return co_await guests_.call(std::move(name), std::move(method), std::move(params),
+                                  std::move(options));
 }
 
 Async<void> Containers::take_over() {
@@ -427,8 +429,8 @@ Async<void> Containers::settle(std::string name) { co_await await_ending(guests_
 Async<void> Containers::await_ending(GuestKeepers::Guest container) {
   if (!container->alive) co_return;
   if (container->is_open() && guests_.has_qemu(container->name)) {
-    const auto info = co_await call(container->name, "container.info", Json::object(),
-                                    {.timeout = hello_timeout});
+    const auto info = co_await guests_.call(container->name, "container.info", Json::object(),
+                                            {.timeout = hello_timeout});
     if (info && info->value("state", "") != "stopping" && info->value("state", "") != "stopped")
       co_return;
   }
@@ -436,7 +438,7 @@ Async<void> Containers::await_ending(GuestKeepers::Guest container) {
 }
 
 Async<Result<void>> Containers::stop(std::string name, Milliseconds timeout) {
-  const auto channel = CO_TRY(guests_.connection(name));
+  const auto channel = CO_TRY(co_await guests_.find_connection(name));
   auto stopped = co_await channel->call("container.stop", {{"timeout_ms", timeout.count()}},
                                         {.timeout = timeout + stop_grace});
   // The keeper ends with its container, which may be before its answer comes.
@@ -468,7 +470,7 @@ Async<Containers::Status> Containers::status(std::string name) {
   const auto last =
       co_await on_worker(workers_, [store = &store_, name] { return store->state(name); });
   if (last) status.last = *last;
-  if (is_on(name)) {
+  if (co_await guests_.find_connection(name)) {
     auto info = co_await call(name, "container.info", Json::object(), {.timeout = hello_timeout});
     if (info && info->value("state", "") != "stopped") {
       status.state = info->value("state", "");

@@ -26,6 +26,8 @@ namespace {
 constexpr Milliseconds hello_timeout{10'000};
 constexpr Milliseconds launch_patience{30'000};
 constexpr Milliseconds last_words_patience{1'000};
+constexpr Milliseconds away_patience{10'000};
+constexpr Milliseconds away_poll{10};
 constexpr Milliseconds connect_retry_first{2};
 constexpr Milliseconds connect_retry_max{50};
 constexpr Milliseconds restart_backoff_first{100};
@@ -90,6 +92,15 @@ Result<std::shared_ptr<KeeperConnection>> GuestKeepers::connection(const std::st
                    fmt::format("the {} '{}' {}", kind_.noun, name, kind_.is_off));
   }
   return found->second->connection;
+}
+
+Async<Result<std::shared_ptr<KeeperConnection>>> GuestKeepers::find_connection(std::string name) {
+  const auto deadline = SteadyClock::now() + away_patience;
+  while (true) {
+    auto found = connection(name);
+    if (found || quitting_ || !has_qemu(name) || SteadyClock::now() > deadline) co_return found;
+    co_await of(name)->process_ended.wait_for(away_poll);
+  }
 }
 
 Async<Result<Json>> GuestKeepers::call(std::string name, std::string method, Json params,

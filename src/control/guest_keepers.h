@@ -75,6 +75,8 @@ class GuestKeepers {
 
   /// `precondition` where it does not run.
   Result<std::shared_ptr<KeeperConnection>> connection(const std::string& name) const;
+  /// The same; waits for a keeper that is away for an instant, while the guest runs.
+  Async<Result<std::shared_ptr<KeeperConnection>>> find_connection(std::string name);
   bool is_on(const std::string& name) const { return connection(name).has_value(); }
   Async<Result<nlohmann::json>> call(std::string name, std::string method, nlohmann::json params,
                                      CallOptions options);

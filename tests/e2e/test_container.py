@@ -51,6 +51,7 @@ class ContainerHost(BerthHost):
 
     def __init__(self, kernel=True):
         super().__init__()
+        self.ids = {}  # of containers that were looked at, by name: their control groups are called by them
         try:
             self.cli("image", "import", f"oci:{make_layout(self.directory / 'layout')}", "--name", "busybox:1")
             if kernel:
@@ -80,7 +81,9 @@ class ContainerHost(BerthHost):
         return done[1]
 
     def inspect(self, name):
-        return json.loads(self.cli("container", "inspect", name))
+        shown = json.loads(self.cli("container", "inspect", name))
+        self.ids.setdefault(name, set()).add(shown["id"])
+        return shown
 
     def wait_for_state(self, name, state):
         deadline = time.monotonic() + LIMIT_S
@@ -118,7 +121,8 @@ class ContainerHost(BerthHost):
         found += [str(path) for path in (self.run_dir / "containers").glob(name)]
         found += [str(path) for path in (self.run_dir / "microvms").glob(f"{name}*")]
         found += [str(path) for path in self.memory_dir.glob(f"**/{name}*")]
-        found += [str(path) for path in pathlib.Path("/sys/fs/cgroup").glob(f"**/berth/{name}-*")]
+        for identity in self.ids.get(name, ()):
+            found += map(str, pathlib.Path("/sys/fs/cgroup").glob(f"**/berth/container-{identity[:8]}"))
         return found + [words for words in self.processes().values() if f"--container {name}" in words or f"/{name}" in words]
 
     def wait_for_no_trace(self, name):
@@ -462,6 +466,7 @@ def test_a_name_is_taken_and_a_beginning_of_an_id_is_enough(host, shell):
 
 def test_one_that_is_removed_by_force_leaves_nothing(host):
     with host.container("--name", "forced", "busybox:1", "sh", "-c", FOREVER):
+        host.inspect("forced")
         assert len(host.traces_of("forced")) > 3
         host.cli("container", "rm", "-f", "forced")
         assert host.traces_of("forced") == []
@@ -619,31 +624,38 @@ def test_one_that_is_parked_while_it_writes_to_a_volume_goes_on_writing(host):
 
 # --- Swap.
 
-def test_with_swap_it_is_trimmed(host, shell):
+@pytest.fixture
+def another(host):
+    """One that the end of the host, above, has not taken with it."""
+    with host.container("--memory", "128M", "busybox:1", "sh", "-c", FOREVER) as name:
+        yield name
+
+
+def test_with_swap_it_is_trimmed(host, another):
     swap = host.json("host", "swap")
     if not swap["areas"]:
-        refused = host.refused("container", "pause", "--level", "trimmed", shell)
+        refused = host.refused("container", "pause", "--level", "trimmed", another)
         assert refused.returncode == 4 and "berth host swap" in refused.stderr
-        assert host.inspect(shell)["state"] == "running"
+        assert host.inspect(another)["state"] == "running"
     if not swap["has_zram"]:
         pytest.skip("this kernel has no zram")
     if any(area["ours"] for area in swap["areas"]):
         pytest.skip("this host has swap of Berth's, which is not for tests")
     script = "head -c 16000000 /dev/urandom >/tmp/trimmed; sha256sum /tmp/trimmed"
-    code, before, _ = host.berth("exec", shell, "sh", "-c", script)
+    code, before, _ = host.berth("exec", another, "sh", "-c", script)
     assert code == 0
     try:
         ours = [area for area in host.json("host", "swap", "--zram", "256M")["areas"] if area["ours"]]
         assert [area["kind"] for area in ours] == ["zram"] and ours[0]["size"] > 255 << 20
-        host.cli("container", "pause", "--level", "trimmed", shell)
-        pause = host.inspect(shell)["pause"]
+        host.cli("container", "pause", "--level", "trimmed", another)
+        pause = host.inspect(another)["pause"]
         assert pause["level"] == "trimmed" and pause["before"]["memory"] > 16_000_000
         assert pause["after"]["swapped"] > 16_000_000 and pause["after"]["memory"] < pause["before"]["memory"] / 4
-        assert host.berth("exec", shell, "sha256sum", "/tmp/trimmed") == (0, before, "")
-        host.cli("container", "pause", "--level", "trimmed", shell)
-        host.cli("container", "pause", "--level", "parked", shell)
-        assert host.inspect(shell)["pause"]["after"]["memory"] == 0
-        assert host.berth("exec", shell, "sha256sum", "/tmp/trimmed") == (0, before, "")
+        assert host.berth("exec", another, "sha256sum", "/tmp/trimmed") == (0, before, "")
+        host.cli("container", "pause", "--level", "trimmed", another)
+        host.cli("container", "pause", "--level", "parked", another)
+        assert host.inspect(another)["pause"]["after"]["memory"] == 0
+        assert host.berth("exec", another, "sha256sum", "/tmp/trimmed") == (0, before, "")
     finally:
         host.cli("host", "swap", "--undo")
     assert [area for area in host.json("host", "swap")["areas"] if area["ours"]] == []
