@@ -128,7 +128,7 @@ Async<Result<Json>> container_inspect(Services& services, Json params) {
 Async<Result<Json>> container_delete(Services& services, Json params) {
   const ContainerRecord record = CO_TRY(co_await find(services, params));
   const std::string& name = record.specification.name;
-  if (params.value("force", false) && services.containers.is_on(name)) {
+  if (params.value("force", false)) {
     const auto stopped = co_await services.containers.stop(name, Milliseconds(0));
     if (!stopped && stopped.error().kind() != ErrorKind::precondition)
       co_return failure(stopped.error());

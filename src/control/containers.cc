@@ -26,6 +26,7 @@ namespace {
 constexpr Milliseconds hello_timeout{10'000};
 constexpr Milliseconds waiting_timeout{3'000};  // of a keeper that has nothing to do but answer
 constexpr Milliseconds start_timeout{180'000};
+constexpr int stop_attempts = 3;
 constexpr Milliseconds stop_grace{60'000};    // beyond its own time
 constexpr Milliseconds end_patience{30'000};  // of a keeper whose container has ended, and readers
 constexpr const char* waiting_prefix = "pool-";
@@ -438,12 +439,19 @@ Async<void> Containers::await_ending(GuestKeepers::Guest container) {
 }
 
 Async<Result<void>> Containers::stop(std::string name, Milliseconds timeout) {
-  const auto channel = CO_TRY(co_await guests_.find_connection(name));
-  auto stopped = co_await channel->call("container.stop", {{"timeout_ms", timeout.count()}},
-                                        {.timeout = timeout + stop_grace});
-  // The keeper ends with its container, which may be before its answer comes.
-  if (!stopped && stopped.error().kind() != ErrorKind::disconnected)
-    co_return failure(stopped.error());
+  auto channel = CO_TRY(co_await guests_.find_connection(name));
+  for (int attempt = 0; attempt < stop_attempts; ++attempt) {
+    const auto stopped = co_await channel->call("container.stop", {{"timeout_ms", timeout.count()}},
+                                                {.timeout = timeout + stop_grace});
+    // The keeper ends with its container, which may be before its answer comes.
+    if (!stopped && stopped.error().kind() != ErrorKind::disconnected)
+      co_return failure(stopped.error());
+    if (stopped || !guests_.has_qemu(name)) break;
+    // Or it has died, and the next one is asked.
+    auto next = co_await guests_.find_connection(name);
+    if (!next) break;
+    channel = *std::move(next);
+  }
   co_await guests_.await_end(guests_.of(name));
   co_return Result<void>();
 }
@@ -470,7 +478,8 @@ Async<Containers::Status> Containers::status(std::string name) {
   const auto last =
       co_await on_worker(workers_, [store = &store_, name] { return store->state(name); });
   if (last) status.last = *last;
-  if (co_await guests_.find_connection(name)) {
+  // Again, of the next keeper, where one dies that is being asked.
+  for (int attempt = 0; attempt < 2 && co_await guests_.find_connection(name); ++attempt) {
     auto info = co_await call(name, "container.info", Json::object(), {.timeout = hello_timeout});
     if (info && info->value("state", "") != "stopped") {
       status.state = info->value("state", "");

@@ -262,7 +262,8 @@ Async<bool> GuestKeepers::give_up(Guest guest) {
 
 Async<void> GuestKeepers::await_end(Guest guest) {
   const auto deadline = SteadyClock::now() + kind_.end_patience;
-  while (guest->alive && SteadyClock::now() < deadline)
+  const std::uint64_t generation = guest->generation;  // the next one is another
+  while (guest->alive && guest->generation == generation && SteadyClock::now() < deadline)
     co_await guest->process_ended.wait_for(kind_.end_patience);
 }
 

@@ -9,6 +9,7 @@ Throughout:
 
 BERTH_SEED=N begins again with the choices of one run; BERTH_CONTAINER_CYCLES is how many clones there are."""
 
+import contextlib
 import os
 import pathlib
 import random
@@ -63,9 +64,14 @@ class Cycle:
             time.sleep(0.05)
 
     def keeper(self):
-        with socket.socket(socket.AF_UNIX) as stream:
-            stream.connect(str(self.host.run_dir / "containers" / self.name / "control"))
-            return struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        """Its process; the next one's, where one was killed the instant before."""
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            with socket.socket(socket.AF_UNIX) as stream, contextlib.suppress(OSError):
+                stream.connect(str(self.host.run_dir / "containers" / self.name / "control"))
+                return struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def kill(self, whom):
         self.note(f"kill the {whom}")
@@ -73,7 +79,8 @@ class Cycle:
             self.host.restart(kill=True)
         else:
             pid = self.keeper() if whom == "keeper" else self.host.inspect(self.name)["pid"]
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def disturbed(self, *arguments):
         """A command while something is killed; whether it was done, and that it says why if it was not."""
