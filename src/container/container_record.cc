@@ -19,7 +19,7 @@ namespace berth::container {
 namespace {
 
 constexpr const char* record_format = "berth-container";
-constexpr int record_version = 1;
+constexpr unsigned record_version = 1;
 constexpr std::size_t hostname_max = 64;  // HOST_NAME_MAX
 constexpr unsigned signal_max = 64;       // SIGRTMAX
 
@@ -155,16 +155,8 @@ Result<ContainerRecord> decode_record(const Json& json) {
   Members members(json, "");
   TRY(members.check_object());
   ContainerRecord record;
-  std::string format;
-  std::string id;
-  unsigned version = 0;
-  TRY(members.take("format", format));
-  TRY(members.take("version", version));
-  if (format != record_format || version != record_version)
-    return failure(ErrorKind::unsupported,
-                   fmt::format("it is '{}' of version {}", format, version));
-  TRY(members.take("id", id));
-  record.id = TRY(Id128::parse(id));
+  TRY(check_format(members, record_format, record_version));
+  TRY(members.take("id", record.id));
   TRY(members.take("uid", record.uid));
   TRY(members.take("created_at", record.created_at));
   if (!json.contains("specification")) return wrong("specification", "an object");

@@ -14,6 +14,7 @@
 
 #include <fmt/format.h>
 
+#include "base/ids.h"
 #include "base/result.h"
 #include "machine/control_protocol.h"
 
@@ -50,6 +51,13 @@ class Members {
     const Json* value = find(name);
     if (value == nullptr) return {};
     into = TRY(text_of(*value, at(name), most));
+    return {};
+  }
+  /// One that has to be there.
+  Result<void> take(const char* name, Id128& into) {
+    std::string text;
+    TRY(take(name, text));
+    into = TRY(Id128::parse(text));
     return {};
   }
   Result<void> take(const char* name, bool& into) {
@@ -136,6 +144,16 @@ class Members {
   std::string where_;
   std::set<std::string> known_;
 };
+
+/// What a record begins with: `unsupported` for another kind, or another version.
+inline Result<void> check_format(Members& members, std::string_view expected, unsigned version) {
+  std::string format;
+  unsigned found = 0;
+  TRY(members.take("format", format));
+  TRY(members.take("version", found));
+  if (format == expected && found == version) return {};
+  return failure(ErrorKind::unsupported, fmt::format("it is '{}' of version {}", format, found));
+}
 
 inline Result<Json> parse_document(std::string_view text) {
   auto json = machine::parse_json(text);

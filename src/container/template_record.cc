@@ -13,7 +13,7 @@ namespace berth::container {
 namespace {
 
 constexpr const char* record_format = "berth-template";
-constexpr int record_version = 1;
+constexpr unsigned record_version = 1;
 
 Result<TemplateStamp> decode_stamp(const Json& json) {
   Members members(json, "stamp");
@@ -33,14 +33,7 @@ Result<TemplateRecord> decode_record(const Json& json) {
   Members members(json, "");
   TRY(members.check_object());
   TemplateRecord record;
-  std::string format;
-  std::string id;
-  unsigned version = 0;
-  TRY(members.take("format", format));
-  TRY(members.take("version", version));
-  if (format != record_format || version != record_version)
-    return failure(ErrorKind::unsupported,
-                   fmt::format("it is '{}' of version {}", format, version));
+  TRY(check_format(members, record_format, record_version));
   TemplateRecipe& recipe = record.recipe;
   TRY(members.take("name", recipe.name));
   TRY(members.take("ready", recipe.ready));
@@ -49,8 +42,7 @@ Result<TemplateRecord> decode_record(const Json& json) {
   TRY(members.take("pool", recipe.pool));
   TRY(members.take("container", recipe.container));
   TRY(members.take("created_at", record.created_at));
-  TRY(members.take("id", id));
-  record.id = TRY(Id128::parse(id));
+  TRY(members.take("id", record.id));
   TRY(members.take("built_at", record.built_at));
   TRY(members.take("memory_bytes", record.memory_bytes));
   TRY(members.take("device_bytes", record.device_bytes));

@@ -16,11 +16,10 @@ constexpr Milliseconds rest{200};  // of somebody who makes clones one after the
 }  // namespace
 
 ClonePool::ClonePool(Executor executor, Containers& containers, Templates& templates,
-                     const container::ImageStore& images, EventLog& events)
+                     EventLog& events)
     : executor_(executor),
       containers_(containers),
       templates_(templates),
-      images_(images),
       events_(events),
       changed_(std::move(executor)) {}
 
@@ -35,12 +34,15 @@ std::size_t ClonePool::size(const std::string& name) const {
   return found == clones_.end() ? 0 : found->second.size();
 }
 
+/// It still waits, and is of what its template is now.
+bool ClonePool::is_good(const Clone& clone, const Id128& current) const {
+  return clone.of == current && containers_.is_on(clone.waiting.place);
+}
+
 std::optional<Containers::Waiting> ClonePool::take(const container::TemplateRecord& of) {
   std::vector<Clone>& clones = clones_[of.recipe.name];
-  const auto is_good = [&](const Clone& clone) {
-    return clone.of == of.id && containers_.is_on(clone.waiting.place);
-  };
-  const auto found = std::ranges::find_if(clones, is_good);
+  const auto found =
+      std::ranges::find_if(clones, [&](const Clone& clone) { return is_good(clone, of.id); });
   if (found == clones.end()) return std::nullopt;
   Containers::Waiting waiting = std::move(found->waiting);
   clones.erase(found);
@@ -80,17 +82,9 @@ Async<bool> ClonePool::add_one(std::string name) {
   co_await drop_stale(name, known->id);
   if (size(name) >= known->recipe.pool) co_return false;
   auto use = co_await templates_.use(name);
-  Result<Containers::Waiting> made = failure(ErrorKind::internal, "not made");
-  if (use) {
-    made = co_await containers_.prepare(use->record.recipe.specification,
-                                        {.image = images_.file_system(use->record.stamp.image),
-                                         .kernel = {},
-                                         .initrd = {},
-                                         .memory = use->memory,
-                                         .devices = use->devices});
-  } else {
-    made = failure(use.error());
-  }
+  auto made = use ? co_await containers_.prepare(use->record.recipe.specification,
+                                                 templates_.start_of(*use))
+                  : Result<Containers::Waiting>(failure(use.error()));
   if (!made) {
     events_.publish("pool_not_filled", {}, fmt::format("{}: {}", name, made.error().message()));
     co_return false;
@@ -108,8 +102,7 @@ Async<void> ClonePool::drop_stale(std::string name, Id128 current) {
   std::vector<Clone> stale;
   std::vector<Clone>& clones = clones_[name];
   for (Clone& clone : std::exchange(clones, {})) {
-    const bool is_good = clone.of == current && containers_.is_on(clone.waiting.place);
-    (is_good ? clones : stale).push_back(std::move(clone));
+    (is_good(clone, current) ? clones : stale).push_back(std::move(clone));
   }
   for (Clone& clone : stale) co_await containers_.discard(std::move(clone.waiting));
 }
@@ -129,13 +122,6 @@ Async<void> ClonePool::quit() {
 }
 
 // --- Beside the machines.
-
-/// Containers counts those that wait.
-Async<std::vector<machine::MachineMemory>> ClonePool::running_memory() {
-  co_return std::vector<machine::MachineMemory>();
-}
-
-Async<std::string> ClonePool::runs_with(std::string /*volume*/) { co_return std::string(); }
 
 Async<bool> ClonePool::yield_memory() {
   bool had_any = false;

@@ -12,7 +12,6 @@
 #include <string>
 #include <vector>
 
-#include "container/image_store.h"
 #include "control/async.h"
 #include "control/containers.h"
 #include "control/events.h"
@@ -22,8 +21,7 @@ namespace berth::control {
 
 class ClonePool final : public MachineNeighbours {
  public:
-  ClonePool(Executor executor, Containers& containers, Templates& templates,
-            const container::ImageStore& images, EventLog& events);
+  ClonePool(Executor executor, Containers& containers, Templates& templates, EventLog& events);
 
   /// Ends what a dead daemon has left, and fills the pool. After Templates::take_over().
   Async<void> take_over();
@@ -53,8 +51,6 @@ class ClonePool final : public MachineNeighbours {
   /// The daemon ends: nothing waits any more.
   Async<void> quit();
 
-  Async<std::vector<machine::MachineMemory>> running_memory() override;
-  Async<std::string> runs_with(std::string volume) override;
   Async<bool> yield_memory() override;
 
  private:
@@ -63,6 +59,7 @@ class ClonePool final : public MachineNeighbours {
     Id128 of;                   // what was made of the template
     std::shared_ptr<void> pin;  // that it stays
   };
+  bool is_good(const Clone& clone, const Id128& current) const;
   Async<void> keep_full(std::string name);
   Async<bool> add_one(std::string name);
   Async<void> drop_stale(std::string name, Id128 current);
@@ -70,7 +67,6 @@ class ClonePool final : public MachineNeighbours {
   Executor executor_;
   Containers& containers_;
   Templates& templates_;
-  const container::ImageStore& images_;
   EventLog& events_;
   std::map<std::string, std::vector<Clone>> clones_;  // by template
   std::set<std::string> filling_;

@@ -15,8 +15,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::size_t name_digits = 8;
-constexpr std::string_view place_prefix = "pool-";  // of a clone that waits, before its digits
-constexpr const char* template_label = "berth.template";
 
 Result<std::optional<std::vector<std::string>>> take_words(Json& request, const char* name) {
   const auto found = request.find(name);
@@ -66,8 +64,8 @@ Result<void> check_not_ours(const container::ContainerSpecification& wanted) {
         fmt::format("labels: '{}' is that of templates that are being made", template_label));
   }
   const std::string_view name = wanted.name;
-  if (name.starts_with(place_prefix) && name.size() == place_prefix.size() + name_digits &&
-      name.find_first_not_of("0123456789abcdef", place_prefix.size()) == std::string_view::npos) {
+  if (name.starts_with(waiting_prefix) && name.size() == waiting_prefix.size() + waiting_digits &&
+      name.find_first_not_of("0123456789abcdef", waiting_prefix.size()) == std::string_view::npos) {
     return failure(ErrorKind::invalid_argument,
                    fmt::format("name: '{}' is that of a clone that waits: choose another", name));
   }

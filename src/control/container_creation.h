@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
@@ -10,6 +11,12 @@
 #include "container/template_record.h"
 
 namespace berth::control {
+
+/// Clones that wait for a name are called so, with digits of their ids; nobody else is.
+constexpr std::string_view waiting_prefix = "pool-";
+constexpr std::size_t waiting_digits = 8;
+/// On the container that becomes a template: its name.
+constexpr const char* template_label = "berth.template";
 
 /// `request`: members of a ContainerSpecification, all of which may be missing, and in place of
 /// `arguments` the members `entrypoint` and `command`, each in place of the image's; an entrypoint

@@ -180,12 +180,7 @@ Async<Result<void>> start_container(Services& services, ContainerRecord record, 
   }
   // One that has ended is a clone again, of what its template is now.
   const Templates::Use use = CO_TRY(co_await services.templates.use(is.template_name));
-  Containers::Start start{.image = services.images.file_system(use.record.stamp.image),
-                          .kernel = {},
-                          .initrd = {},
-                          .memory = use.memory,
-                          .devices = use.devices};
-  co_return co_await services.containers.start(is.name, std::move(start));
+  co_return co_await services.containers.start(is.name, services.templates.start_of(use));
 }
 
 HandlerTable container_handlers() {

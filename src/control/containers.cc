@@ -13,6 +13,7 @@
 #include "base/units.h"
 #include "container/microvm_command.h"
 #include "container/page_files.h"
+#include "control/container_creation.h"
 #include "control/spawn.h"
 #include "machine/host/accelerator.h"
 #include "machine/vm/machine_store.h"
@@ -29,9 +30,7 @@ constexpr Milliseconds start_timeout{180'000};
 constexpr int stop_attempts = 3;
 constexpr Milliseconds stop_grace{60'000};    // beyond its own time
 constexpr Milliseconds end_patience{30'000};  // of a keeper whose container has ended, and readers
-constexpr const char* waiting_prefix = "pool-";
-constexpr std::size_t place_digits = 8;
-constexpr unsigned exit_code_lost = 255;  // of a run whose end nobody saw
+constexpr unsigned exit_code_lost = 255;      // of a run whose end nobody saw
 
 struct Disk {
   std::string node;
@@ -329,7 +328,8 @@ Async<Result<Containers::Waiting>> Containers::prepare(container::ContainerSpeci
 Async<Result<Containers::Waiting>> Containers::prepare_as(Identity identity,
                                                           container::ContainerSpecification alike,
                                                           Start how) {
-  Waiting waiting{.place = waiting_prefix + identity.id.to_string().substr(0, place_digits),
+  Waiting waiting{.place = fmt::format("{}{}", waiting_prefix,
+                                       identity.id.to_string().substr(0, waiting_digits)),
                   .identity = identity};
   alike.name = waiting.place;
   alike.hostname = waiting.place;

@@ -113,7 +113,7 @@ class Daemon {
                     .run_dir = options.run_dir,
                     .memory_dir = options.memory_dir},
                    containers_, images_, kernels_, events_),
-        pool_(io.get_executor(), containers_, templates_, images_, events_),
+        pool_(io.get_executor(), containers_, templates_, events_),
         jobs_(io.get_executor(), workers_, *catalogue_, events_),
         services_{.executor = io.get_executor(),
                   .workers = workers_,

@@ -32,9 +32,11 @@ namespace berth::control {
 class MachineNeighbours {
  public:
   virtual ~MachineNeighbours() = default;
-  virtual Async<std::vector<machine::MachineMemory>> running_memory() = 0;
+  virtual Async<std::vector<machine::MachineMemory>> running_memory() {
+    co_return std::vector<machine::MachineMemory>();
+  }
   /// Who of them runs with the volume, for a message ("the container 'web'"); "" for nobody.
-  virtual Async<std::string> runs_with(std::string volume) = 0;
+  virtual Async<std::string> runs_with(std::string /*volume*/) { co_return std::string(); }
   /// Ends what nobody would miss, since a guest needs its memory; whether there was any.
   virtual Async<bool> yield_memory() { co_return false; }
 };

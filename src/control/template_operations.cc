@@ -154,6 +154,7 @@ Async<Result<Json>> template_delete(Services& services, Json params) {
 
 /// One that waits in the pool, if there is one; else a new one.
 Async<Result<void>> start_clone(Services& services, container::ContainerRecord record,
+                                Containers::Start start,
                                 std::optional<Containers::Waiting> waiting) {
   if (waiting) {
     auto assumed = co_await services.containers.assume(record, *std::move(waiting));
@@ -161,7 +162,7 @@ Async<Result<void>> start_clone(Services& services, container::ContainerRecord r
     services.events.publish("pool_failed", {.container = record.specification.name},
                             assumed.error().message());
   }
-  co_return co_await start_container(services, record, false);
+  co_return co_await services.containers.start(record.specification.name, std::move(start));
 }
 
 /// One that could not be started is not there.
@@ -180,7 +181,8 @@ Async<Result<Json>> make_clone(Services& services, ContainerSpecification wanted
   }
   const container::ContainerRecord& record = *made;
   const std::string name = record.specification.name;
-  const auto started = co_await start_clone(services, record, std::move(waiting));
+  const auto started =
+      co_await start_clone(services, record, services.templates.start_of(use), std::move(waiting));
   if (!started) {
     if (services.containers.is_on(name))
       (void)co_await services.containers.stop(name, Milliseconds(0));

@@ -29,7 +29,6 @@ constexpr Milliseconds probe_timeout{20'000};
 constexpr Milliseconds hold_timeout{120'000};
 constexpr Milliseconds copy_timeout{600'000};
 constexpr Milliseconds program_grace{10'000};  // beyond its own time
-constexpr const char* label = "berth.template";
 constexpr std::size_t last_lines_max = 5;
 constexpr std::size_t log_piece = std::size_t{64} << 10;
 
@@ -100,7 +99,7 @@ Async<Result<TemplateRecord>> Templates::find(std::string name) {
 Async<void> Templates::take_over() {
   for (const container::ContainerRecord& record : co_await containers_.list()) {
     const auto& labels = record.specification.labels;
-    const auto of = labels.find(label);
+    const auto of = labels.find(template_label);
     if (of != labels.end() && record.specification.name == builder_of(of->second))
       co_await discard(record.specification.name);
   }
@@ -154,8 +153,6 @@ Async<std::vector<machine::MachineMemory>> Templates::running_memory() {
   }
   co_return all;
 }
-
-Async<std::string> Templates::runs_with(std::string /*volume*/) { co_return std::string(); }
 
 // --- Making one.
 
@@ -255,11 +252,11 @@ Async<Result<TemplateRecord>> Templates::build(TemplateRecord record,
   record.stamp = CO_TRY(co_await stamp_for(record.recipe));
   container::ContainerSpecification wanted = record.recipe.specification;
   wanted.name = builder_of(record.recipe.name);
-  wanted.labels[label] = record.recipe.name;
+  wanted.labels[template_label] = record.recipe.name;
   CO_TRY(co_await containers_.create(wanted));
   auto made = co_await boot_and_hold(std::move(record), wanted.name, std::move(job));
   co_await discard(wanted.name);
-  co_await collect(wanted.labels[label]);
+  co_await collect(wanted.labels[template_label]);
   co_return made;
 }
 
@@ -385,6 +382,14 @@ Async<Result<Templates::Use>> Templates::use(std::string name) {
   use.memory = CO_TRY(
       co_await on_worker(workers_, [store = &store_, record] { return store->memory(record); }));
   co_return use;
+}
+
+Containers::Start Templates::start_of(const Use& use) const {
+  return {.image = images_.file_system(use.record.stamp.image),
+          .kernel = {},
+          .initrd = {},
+          .memory = use.memory,
+          .devices = use.devices};
 }
 
 Async<Result<std::string>> Templates::checksum(std::string name) {

@@ -63,13 +63,14 @@ class Templates final : public MachineNeighbours {
   /// Made again first where it does not fit to what this host has now, and loaded where its memory
   /// is gone. `precondition` where it can neither be used nor made again.
   Async<Result<Use>> use(std::string name);
+  /// What a clone of it starts with.
+  Containers::Start start_of(const Use& use) const;
   /// What its memory's checksum is now.
   Async<Result<std::string>> checksum(std::string name);
 
   /// The template that has the image; "" for none.
   Async<std::string> user_of_image(std::string digest);
   Async<std::vector<machine::MachineMemory>> running_memory() override;
-  Async<std::string> runs_with(std::string volume) override;
 
  private:
   struct Held;  // by name: what is locked while one is made, loaded, removed
