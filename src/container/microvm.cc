@@ -273,8 +273,18 @@ Task<Result<bool>> MicroVm::adopt(Id128 memory, std::string template_memory, boo
     last_words_ = "what it was to go on from was not complete";
     co_return false;
   }
-  frozen_ = text == "paused";
-  if (frozen_ && !may_stand) CO_TRY(co_await thaw());
+  // The latter two where a keeper died that was saving the state of its devices.
+  frozen_ = text == "paused" || text == "postmigrate" || text == "finish-migrate";
+  if (frozen_ && !may_stand) {
+    // QEMU does not go on before it has noticed that nobody takes that state.
+    const Instant deadline = loop_.now() + reconnect_patience;
+    auto thawed = co_await thaw();
+    while (!thawed && process_ && loop_.now() < deadline) {
+      co_await loop_.sleep(connect_retry);
+      thawed = co_await thaw();
+    }
+    CO_TRY(std::move(thawed));
+  }
   if (text == "io-error") {
     retrying_io_ = true;
     tasks_.spawn(retry_io());
