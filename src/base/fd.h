@@ -2,6 +2,7 @@
 #pragma once
 
 #include <utility>
+#include <vector>
 
 namespace berth {
 
@@ -29,5 +30,9 @@ class Fd {
  private:
   int fd_ = -1;
 };
+
+/// Descriptors that whoever started this process has left open for it: ours from here on, and not
+/// our children's. Those that are not open are left out.
+std::vector<Fd> take_inherited(const std::vector<int>& numbers);
 
 }  // namespace berth

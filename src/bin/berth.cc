@@ -32,7 +32,8 @@ int run_container_keeper(const berth::control::KeeperArguments& arguments) {
                                                  .run_dir = arguments.run_dir,
                                                  .memory_dir = arguments.memory_dir,
                                                  .container = arguments.container,
-                                                 .preload = arguments.preload});
+                                                 .preload = arguments.preload,
+                                                 .listen_fds = arguments.listen_fds});
 }
 
 int run_watchdog(const berth::control::WatchdogArguments& arguments) {

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "container/guest_clock.h"
+#include "container/hibernation_record.h"
 #include "machine/control_messages.h"
 #include "machine/small_file.h"
 
@@ -138,6 +139,12 @@ Task<Result<void>> Container::start(Start start) {
   CO_TRY(make_directories(options_.run.container(options_.name)));
   open_ports();
   memory_id_ = SystemRandom().id();
+  if (start.wake) co_return co_await go_on_hibernated(std::move(start.machine));
+  if (is_hibernated(store_.directory(options_.name))) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' is hibernated: resume it", options_.name));
+  }
+  image_ = start.machine.image;
   is_clone_ = start.machine.restore.has_value();
   template_memory_ = is_clone_ ? start.machine.restore->memory : std::string();
   CO_TRY(begin_run());
@@ -359,6 +366,7 @@ Task<Result<void>> Container::begin(std::uint16_t rows, std::uint16_t columns) {
 Result<void> Container::save_launch() const {
   const Json json = {{"memory", memory_id_.to_string()},
                      {"started_at", started_at_},
+                     {"image", image_},
                      {"template", template_memory_},
                      {"clone", is_clone_},
                      {"ports", encode_ports(ports_->ports())},
@@ -378,6 +386,7 @@ Result<std::optional<Id128>> Container::load_launch() {
   record_.specification.ports = TRY(decode_ports(json.value("ports", Json::array())));
   log_begins_at_ = TRY(machine::text_param(json, "log_begins_at"));
   is_clone_ = TRY(machine::flag_param(json, "clone"));
+  image_ = TRY(machine::text_param(json, "image"));
   template_memory_ = TRY(machine::text_param(json, "template"));
   is_saving_ = TRY(machine::flag_param(json, "saving"));
   return TRY(machine::id_param(json, "memory"));
@@ -397,6 +406,10 @@ Task<Result<bool>> Container::adopt() {
   log_.emplace(CO_TRY(ContainerLog::open(log_path(), options_.run.cursor(options_.name),
                                          record_.specification.log_bytes, false)));
   phase_ = Phase::booting;
+  if (is_hibernated(store_.directory(options_.name))) {
+    co_await end_saved();
+    co_return true;
+  }
   if (!CO_TRY(co_await machine_->adopt(memory_id_, template_memory_, !is_clone_ && !is_saving_))) {
     finish(machine_->last_words().empty() ? "it ended while nobody looked"
                                           : machine_->last_words());
@@ -730,8 +743,9 @@ Json Container::info() const {
   if (!machine_) return json;
   json["memory"] = memory_id_.to_string();
   json["ports"] = encode_ports(ports_ ? ports_->ports() : record_.specification.ports);
+  json["port_fds"] = ports_ ? ports_->descriptors() : std::vector<int>();
   json["pid"] = machine_->pid();
-  json["accelerator"] = machine_->uses_kvm() ? "kvm" : "tcg";
+  json["accelerator"] = machine_->accelerator();
   json["qemu"] = machine_->qemu_version();
   json["kernel"] = link_ ? link_->welcome().kernel : std::string();
   if (const auto used = machine_->usage().memory_bytes) json["memory_used"] = *used;
@@ -814,8 +828,9 @@ void Container::finish(const std::string& last_words) {
             .exit_code = end_->end.exit_code,
             .exit_signal = end_->end.signal,
             .error = end_->error};
-  // One that waits is nobody's.
-  if (!is_waiting_) {
+  // One that waits is nobody's; one that is hibernated has not ended.
+  const bool has_ended = !is_waiting_ && !is_hibernated_;
+  if (has_ended) {
     if (const auto saved = store_.save_state(options_.name, state_); !saved)
       log_error("{}", saved.error().message());
   }
@@ -823,7 +838,7 @@ void Container::finish(const std::string& last_words) {
   ::unlink(options_.run.cursor(options_.name).c_str());
   forget_pause();
   if (ports_) tasks_.spawn(ports_->close());
-  if (!is_waiting_) {
+  if (has_ended) {
     report_("container_ended",
             end_->error.empty() ? fmt::format("exit code {}", end_->end.exit_code) : end_->error);
   }

@@ -36,7 +36,8 @@ struct ContainerOptions {
   std::string state_dir;
   ContainerRunLayout run;
   std::string memory_dir;
-  std::string preload;  // of the memory tracking library; "" for none
+  std::string preload;             // of the memory tracking library; "" for none
+  std::vector<Fd> listening = {};  // at the ports of one that was hibernated, in their order
 };
 
 class Container {
@@ -55,6 +56,8 @@ class Container {
   struct Start {
     MicroVm::Start machine;  // with a `restore`, of a template
     bool hold = false;       // the main process waits for begin()
+    bool wake = false;       // it is hibernated, and goes on: `machine` has its disks alone, and
+                             // the memory object of its template where it is a clone
   };
   /// Returns when the main process runs, or, held, when the guest is up. A program that cannot be
   /// run is an error, and the container has then ended, with what a shell would end with.
@@ -79,7 +82,8 @@ class Container {
   /// these names in `directory`. It stands for the last of its memory alone.
   Task<Result<machine::MemorySaveFigures>> copy_template(std::string directory);
   /// To this level, from a lighter one or none; `precondition` where it is deeper already. Where it
-  /// fails it is as it was: it runs on, or stays paused. `no_space` for page files.
+  /// fails it is as it was: it runs on, or stays paused. `no_space` for page files. One that is
+  /// hibernated has ended with that, and another keeper's start() has it go on.
   Task<Result<void>> pause(PauseLevel level);
   /// It goes on from any level, with the right time.
   Task<Result<void>> resume();
@@ -158,9 +162,17 @@ class Container {
   bool has_volumes() const;
   Task<bool> is_off_within(Duration patience);
   Task<> drop(std::shared_ptr<GuestProcess> process);
+  // container_hibernation.cc
+  Task<Result<void>> go_on_hibernated(MicroVm::Start machine);
+  Task<Result<void>> load_hibernated(MicroVm::Start machine);
+  Task<Result<void>> run_again();
+  Task<Result<void>> save_everything(Instant begun);
+  Task<Result<void>> leave_saved();
+  Task<> end_saved();
   // container_pause.cc
   PauseLevel pause_level() const;
-  Task<Result<void>> go_down(PauseLevel level);
+  Task<Result<void>> go_down(PauseLevel level, Instant begun);
+  Task<> set_guest_clock();
   Task<Result<void>> go_up();
   Task<Result<void>> stand_still();
   Task<Result<void>> await_quiet();
@@ -194,6 +206,7 @@ class Container {
   Id128 memory_id_;
   std::string started_at_;
   std::string log_begins_at_;
+  std::string image_;  // path of what its root is
   std::unique_ptr<MicroVm> machine_;
   std::optional<ContainerLog> log_;
   std::unique_ptr<PublishedPorts> ports_;
@@ -209,6 +222,8 @@ class Container {
   bool is_template_ = false;     // and ends with that
   bool is_saving_ = false;       // and goes on when that is done
   bool is_waiting_ = false;      // for a name
+  bool is_hibernated_ = false;   // QEMU may go: the rest is in files
+  bool is_waking_ = false;       // it was hibernated, and is about to run
   bool is_pausing_ = false;
   bool is_awaking_ = false;
   bool log_fails_ = false;

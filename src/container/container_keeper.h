@@ -5,6 +5,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace berth::container {
 
@@ -12,8 +13,9 @@ struct ContainerKeeperOptions {
   std::string state_dir;
   std::string run_dir;
   std::string memory_dir;
-  std::string container;  // its name
-  std::string preload;    // of the memory tracking library; "" for none
+  std::string container;             // its name
+  std::string preload;               // of the memory tracking library; "" for none
+  std::vector<int> listen_fds = {};  // sockets at its published ports; it takes ownership
 };
 
 /// Runs until the container has ended and those who are attached have heard it, or until SIGTERM,

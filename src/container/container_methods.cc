@@ -20,10 +20,13 @@ constexpr std::uint64_t signal_max = 64;
 
 Result<Container::Start> decode_start(const Json& params) {
   Container::Start start;
-  start.machine.image = TRY(machine::required_text_param(params, "image"));
   start.hold = TRY(machine::flag_param(params, "hold"));
+  start.wake = TRY(machine::flag_param(params, "wake"));
   const std::string memory = TRY(machine::text_param(params, "memory"));
-  if (!memory.empty()) {
+  if (!start.wake) start.machine.image = TRY(machine::required_text_param(params, "image"));
+  if (start.wake) {
+    start.machine.restore = MicroVm::Restore{.memory = memory, .devices = {}};
+  } else if (!memory.empty()) {
     start.machine.restore = {.memory = memory,
                              .devices = TRY(machine::required_text_param(params, "devices"))};
   } else {

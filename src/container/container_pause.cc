@@ -45,7 +45,7 @@ Task<Result<void>> Container::pause(PauseLevel level) {
   }
   const Instant begun = loop_.now();
   is_pausing_ = true;
-  auto paused = co_await go_down(level);
+  auto paused = co_await go_down(level, begun);
   is_pausing_ = false;
   if (!paused && before == PauseLevel::none && machine_->is_on()) {
     if (const auto resumed = co_await go_up(); !resumed)
@@ -55,6 +55,7 @@ Task<Result<void>> Container::pause(PauseLevel level) {
     co_return failure(std::move(paused).error().with_context(
         fmt::format("'{}' cannot be {}", options_.name, to_string(level))));
   }
+  if (level == PauseLevel::hibernated) co_return co_await leave_saved();
   pause_.took_ms = static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::milliseconds>(loop_.now() - begun).count());
   save_pause();
@@ -62,10 +63,11 @@ Task<Result<void>> Container::pause(PauseLevel level) {
   co_return Result<void>{};
 }
 
-Task<Result<void>> Container::go_down(PauseLevel level) {
+Task<Result<void>> Container::go_down(PauseLevel level, Instant begun) {
   if (pause_level() == PauseLevel::none) CO_TRY(co_await stand_still());
   if (level == PauseLevel::frozen) co_return Result<void>{};
   CO_TRY(co_await await_quiet());
+  if (level == PauseLevel::hibernated) co_return co_await save_everything(begun);
   const PageFiles files = page_files();
   const bool parks = level == PauseLevel::parked;
   const auto report = CO_TRY(co_await offload(loop_, [&, process = machine_->memory_process()] {
@@ -138,20 +140,24 @@ Task<Result<void>> Container::resume() {
   }
   // Its keeper has died while it stood.
   if (!link_) co_await go_on();
-  // The clock of the guest stood meanwhile.
-  if (link_ && link_->is_open()) {
-    agent::FieldWriter clock(agent::Operation::set_clock);
-    clock.number(agent::Tag::time_ns, time_ns(loop_));
-    if (const auto set = co_await link_->request(std::move(clock), clock_timeout); !set)
-      log_warning("the guest's clock: {}", set.error().message());
-  }
+  co_await set_guest_clock();
   ports_->wake_up();
   report_("container_resumed", "");
   if (was_parked && !closing_) tasks_.spawn(note_working_set());
   co_return Result<void>{};
 }
 
+/// It stood meanwhile.
+Task<> Container::set_guest_clock() {
+  if (!link_ || !link_->is_open()) co_return;
+  agent::FieldWriter clock(agent::Operation::set_clock);
+  clock.number(agent::Tag::time_ns, time_ns(loop_));
+  if (const auto set = co_await link_->request(std::move(clock), clock_timeout); !set)
+    log_warning("the guest's clock: {}", set.error().message());
+}
+
 Task<Result<void>> Container::awaken() {
+  while (is_waking_ && !closing_) co_await changed_.wait();
   while (is_paused() && !closing_) {
     auto resumed = co_await resume();
     // Somebody else was first, or it was not paused after all.
@@ -228,7 +234,7 @@ Task<> Container::adopt_pause() {
 void Container::forget_pause() {
   pause_ = {};
   ::unlink(options_.run.pause_file(options_.name).c_str());
-  page_files().remove_all();
+  if (!is_hibernated_) page_files().remove_all();
 }
 
 }  // namespace berth::container

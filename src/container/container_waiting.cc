@@ -30,6 +30,7 @@ Task<Result<void>> Container::prepare(MicroVm::Start machine, ContainerRecord re
   CO_TRY(make_directories(options_.run.container(options_.name)));
   open_ports();
   memory_id_ = SystemRandom().id();
+  image_ = machine.image;
   is_clone_ = true;
   is_waiting_ = true;
   template_memory_ = machine.restore->memory;

@@ -25,6 +25,7 @@
 #include "machine/vm/qemu_files.h"
 #include "machine/volume_directory.h"
 #include "memory/memory_object.h"
+#include "memory/parking.h"
 #include "memory/preload.h"
 
 namespace berth::container {
@@ -106,6 +107,12 @@ Task<Result<void>> MicroVm::start(Start start, Id128 memory) {
 }
 
 Task<Result<void>> MicroVm::launch(Start start) {
+  const std::string saved_by = start.restore ? start.restore->accelerator : std::string();
+  if (!saved_by.empty() && saved_by != accelerator()) {
+    co_return failure(ErrorKind::precondition, fmt::format("it was saved under {}, and runs with "
+                                                           "{} on this host",
+                                                           saved_by, accelerator()));
+  }
   CO_TRY(prepare_directory());
   const gid_t gid = kvm_ ? machine::kvm_group() : options_.uid;
   CO_TRY(prepare_memory(start, gid));
@@ -127,8 +134,8 @@ Task<Result<void>> MicroVm::launch(Start start) {
                        .initrd = {},
                        .image_fd = image.get(),
                        .kvm = kvm_,
-                       .incoming = is_clone_};
-  if (!is_clone_) {
+                       .incoming = start.restore.has_value()};
+  if (!start.restore) {
     places.kernel = qemu_directory() + "/kernel";
     places.initrd = qemu_directory() + "/initrd";
     CO_TRY(machine::copy_for_qemu(start.kernel, places.kernel, options_.uid, gid));
@@ -154,17 +161,32 @@ Task<Result<void>> MicroVm::launch(Start start) {
   // QEMU has read them.
   for (const std::string& copy : {preload_path(), places.kernel, places.initrd})
     ::unlink(copy.c_str());
-  if (is_clone_) {
-    std::string devices = CO_TRY(machine::read_device_state(start.restore->devices));
-    CO_TRY(co_await machine::load_device_state(loop_, *this, std::move(devices)));
-    CO_TRY(co_await command("cont", Json::object()));
+  if (start.restore) co_return co_await go_on_from(*std::move(start.restore));
+  co_return Result<void>{};
+}
+
+Task<Result<void>> MicroVm::go_on_from(Restore saved) {
+  if (!saved.qemu.empty() && saved.qemu != qemu_version_) {
+    co_return failure(
+        ErrorKind::precondition,
+        fmt::format("it was saved by QEMU {}, and this host has {}", saved.qemu, qemu_version_));
   }
+  if (!saved.pages.empty()) {
+    CO_TRY(co_await offload(loop_, [process = memory_process(), &saved]() -> Result<void> {
+      const auto memory = TRY(memory::GuestMemory::open(process));
+      return memory::map_saved(*memory, saved.pages);
+    }));
+  }
+  std::string devices = CO_TRY(machine::read_device_state(saved.devices));
+  CO_TRY(co_await machine::load_device_state(loop_, *this, std::move(devices)));
+  frozen_ = saved.stands;
+  if (!frozen_) CO_TRY(co_await command("cont", Json::object()));
   co_return Result<void>{};
 }
 
 /// A clone has none of its own: what it writes is private to its QEMU.
 Result<void> MicroVm::prepare_memory(const Start& start, gid_t gid) {
-  is_clone_ = start.restore.has_value();
+  is_clone_ = start.restore && !start.restore->memory.empty();
   if (is_clone_) {
     memory_file_ = start.restore->memory;
     const std::string own = memory::memory_object_path(options_.memory_dir, memory_id_);
@@ -340,6 +362,13 @@ Task<Result<void>> MicroVm::thaw() {
   CO_TRY(co_await command("cont", Json::object()));
   frozen_ = false;
   co_return Result<void>{};
+}
+
+Task<Result<std::string>> MicroVm::save_devices() {
+  const auto receiver = CO_TRY(co_await machine::DeviceStateReceiver::prepare(loop_, *this));
+  std::string devices = CO_TRY(co_await receiver->receive());
+  CO_TRY(co_await receiver->completed());
+  co_return devices;
 }
 
 Task<Result<MicroVm::Saved>> MicroVm::become_template() {

@@ -42,8 +42,13 @@ class MicroVm final : public machine::QemuMonitor {
   };
   /// What it goes on from, in place of booting.
   struct Restore {
-    std::string memory;   // the template's memory object, which is sealed
+    std::string memory;   // the template's memory object, which is sealed; "": its memory is zero
     std::string devices;  // a file with the state of its devices
+    // Of one that was hibernated:
+    std::string pages = {};        // a page file, mapped over that
+    std::string qemu = {};         // the version that saved it
+    std::string accelerator = {};  // likewise
+    bool stands = false;           // it is not set going
   };
   struct Start {
     std::string image;  // paths
@@ -74,7 +79,7 @@ class MicroVm final : public machine::QemuMonitor {
   bool is_on() const { return process_.has_value(); }
   pid_t pid() const { return process_ ? process_->pid : 0; }
   const std::string& qemu_version() const { return qemu_version_; }
-  bool uses_kvm() const { return kvm_; }
+  const char* accelerator() const { return kvm_ ? "kvm" : "tcg"; }
   std::string agent_socket() const;
   /// Of a QEMU that an older Berth has started nobody serves the channel.
   memory::GuestProcess memory_process() const;
@@ -109,12 +114,15 @@ class MicroVm final : public machine::QemuMonitor {
     std::string devices;
   };
   Task<Result<Saved>> become_template();
+  /// The state of the devices of one that is frozen, and stays so.
+  Task<Result<std::string>> save_devices();
 
   /// Lets go of QEMU, which runs on.
   Task<> close();
 
  private:
   Task<Result<void>> launch(Start start);
+  Task<Result<void>> go_on_from(Restore saved);
   Result<void> prepare_memory(const Start& start, gid_t gid);
   Result<std::vector<std::string>> preload_environment(const Start& start, gid_t gid) const;
   Result<void> prepare_directory();

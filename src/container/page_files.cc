@@ -41,7 +41,13 @@ std::map<std::uint64_t, std::string> page_files_in(const std::string& directory)
   return found;
 }
 
+std::string name_of(const std::string& path) { return fs::path(path).filename(); }
+
 }  // namespace
+
+std::string PageFiles::path_of(const std::string& name) const {
+  return fmt::format("{}/{}", directory_, name);
+}
 
 std::vector<std::string> PageFiles::paths() const {
   std::vector<std::string> paths;
@@ -79,6 +85,25 @@ Result<PageFiles::Report> PageFiles::park(const GuestProcess& process) const {
   return report;
 }
 
+Result<PageFiles::Saved> PageFiles::save(const GuestProcess& process) const {
+  const auto memory = TRY(GuestMemory::open(process));
+  if (const auto there = page_files_in(directory_); !there.empty()) {
+    // Parked, and not written to since.
+    const std::string& newest = there.rbegin()->second;
+    if (TRY(is_saved_in(*memory, newest)))
+      return Saved{.name = name_of(newest), .before = TRY(memory_use(*memory))};
+  }
+  const std::string path = next_path();
+  const memory::SaveReport saved = TRY(memory::save(*memory, path));
+  return Saved{.name = name_of(path), .before = saved.before};
+}
+
+void PageFiles::drop_cache(const std::string& name) const {
+  auto file = memory::PageFile::open(path_of(name));
+  if (!file) return log_failure(file.error());
+  file->drop_cache();
+}
+
 void PageFiles::read_ahead() const {
   for (const std::string& path : paths()) {
     auto file = memory::PageFile::open(path);
@@ -111,9 +136,12 @@ void PageFiles::remove_unused(const GuestProcess& process) const {
       log_failure(released.error());
 }
 
-void PageFiles::remove_all() const {
+void PageFiles::remove_all() const { remove_all_but(""); }
+
+void PageFiles::remove_all_but(const std::string& name) const {
   for (const std::string& path : paths())
-    if (::unlink(path.c_str()) != 0) log_warning("cannot remove the page file '{}'", path);
+    if (name_of(path) != name && ::unlink(path.c_str()) != 0)
+      log_warning("cannot remove the page file '{}'", path);
 }
 
 std::uint64_t PageFiles::disk_bytes() const {

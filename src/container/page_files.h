@@ -36,6 +36,16 @@ class PageFiles {
   /// Where it fails the machine can go on as it was (memory::park()); `no_space` on a full disk.
   Result<Report> park(const memory::GuestProcess& process) const;
 
+  /// All that is private is in one page file, of this name, which another QEMU can go on from.
+  std::string path_of(const std::string& name) const;
+  struct Saved {
+    std::string name;
+    memory::MemoryUse before;
+  };
+  Result<Saved> save(const memory::GuestProcess& process) const;
+  /// What is saved there takes no memory.
+  void drop_cache(const std::string& name) const;
+
   /// Has the kernel read what the machine will need first. Does not wait.
   void read_ahead() const;
   /// Notes what that is. The machine runs, and has for a while.
@@ -48,6 +58,7 @@ class PageFiles {
   void remove_unused(const memory::GuestProcess& process) const;
   /// Of a QEMU that has ended.
   void remove_all() const;
+  void remove_all_but(const std::string& name) const;
   /// What they take on the disk, bytes.
   std::uint64_t disk_bytes() const;
 

@@ -12,7 +12,8 @@ namespace {
 
 using machine::Json;
 
-constexpr std::array<std::string_view, 4> names = {"running", "frozen", "trimmed", "parked"};
+constexpr std::array<std::string_view, 5> names = {"running", "frozen", "trimmed", "parked",
+                                                   "hibernated"};
 
 struct Field {
   const char* name;
@@ -45,7 +46,8 @@ std::string_view to_string(PauseLevel level) { return names.at(static_cast<std::
 Result<PauseLevel> parse_pause_level(std::string_view word) {
   const auto* const found = std::ranges::find(names, word);
   if (found == names.end() || found == names.begin()) {
-    return failure(ErrorKind::invalid_argument, "level: expected frozen, trimmed or parked");
+    return failure(ErrorKind::invalid_argument,
+                   "level: expected frozen, trimmed, parked or hibernated");
   }
   return static_cast<PauseLevel>(found - names.begin());
 }

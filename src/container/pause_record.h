@@ -16,10 +16,11 @@ namespace berth::container {
 
 /// The further down the longer it takes to come back, and the less it takes meanwhile.
 enum class PauseLevel : std::uint8_t {
-  none,     // it runs
-  frozen,   // virtual CPUs stand
-  trimmed,  // and its private memory is swapped out
-  parked,   // or in page files
+  none,        // it runs
+  frozen,      // virtual CPUs stand
+  trimmed,     // and its private memory is swapped out
+  parked,      // or in page files
+  hibernated,  // QEMU is gone: nothing but files is left
 };
 
 std::string_view to_string(PauseLevel level);

@@ -141,12 +141,16 @@ PublishedPorts::PublishedPorts(UringLoop& loop, Link link, Wanted wanted)
 
 PublishedPorts::~PublishedPorts() = default;
 
-Result<void> PublishedPorts::open(const std::vector<PublishedPort>& ports) {
+Result<void> PublishedPorts::open(const std::vector<PublishedPort>& ports,
+                                  std::vector<Fd> listening) {
   std::vector<std::unique_ptr<SocketListener>> listeners;
   ports_ = ports;
-  for (PublishedPort& port : ports_) {
-    auto listener =
-        SocketListener::listen_tcp(loop_, {.host = port.host_address, .port = port.host_port});
+  listening.resize(ports_.size());
+  for (std::size_t i = 0; i < ports_.size(); ++i) {
+    PublishedPort& port = ports_[i];
+    auto listener = listening[i] ? SocketListener::adopt(loop_, std::move(listening[i]))
+                                 : SocketListener::listen_tcp(
+                                       loop_, {.host = port.host_address, .port = port.host_port});
     if (!listener) {
       return failure(std::move(listener).error().with_context(fmt::format(
           "cannot publish port {} at {}:{}", port.guest_port, port.host_address, port.host_port)));
@@ -158,6 +162,12 @@ Result<void> PublishedPorts::open(const std::vector<PublishedPort>& ports) {
   for (std::size_t i = 0; i < listeners_.size(); ++i)
     tasks_.spawn(accept(*listeners_[i], ports_[i].guest_port));
   return {};
+}
+
+std::vector<int> PublishedPorts::descriptors() const {
+  std::vector<int> all;
+  for (const auto& listener : listeners_) all.push_back(listener->fd());
+  return all;
 }
 
 /// There are never so many that one which comes around again is still there.

@@ -33,7 +33,10 @@ class PublishedPorts {
   ~PublishedPorts();
 
   /// All of them or none: `in_use` for one that somebody has. Accepts connections from now on.
-  Result<void> open(const std::vector<PublishedPort>& ports);
+  /// `listening`: sockets that listen at these ports already, in their order; or none.
+  Result<void> open(const std::vector<PublishedPort>& ports, std::vector<Fd> listening = {});
+  /// The listening sockets, in the order of ports().
+  std::vector<int> descriptors() const;
   /// Where they really are: a host port of 0 was chosen.
   const std::vector<PublishedPort>& ports() const { return ports_; }
   /// A number that no stream has which is none of a process's.

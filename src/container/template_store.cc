@@ -75,7 +75,16 @@ std::vector<TemplateRecord> TemplateStore::list() const {
 
 Result<TemplateRecord> TemplateStore::find(const std::string& name) const {
   TRY(machine::check_name("template", name));
-  const std::string path = directory(name) + record_name;
+  return read(name, directory(name) + record_name);
+}
+
+Result<TemplateRecord> TemplateStore::making(const std::string& name, const Id128& id) const {
+  TRY(machine::check_name("template", name));
+  if (auto now = find(name); now && now->id == id) return now;
+  return read(name, place(name, id) + record_name);
+}
+
+Result<TemplateRecord> TemplateStore::read(const std::string& name, const std::string& path) {
   auto text = machine::read_small_file(path);
   if (!text && text.error().kind() == ErrorKind::not_found) return no_template(name);
   if (!text) return failure(std::move(text).error());
@@ -130,7 +139,9 @@ Result<TemplateRecord> TemplateStore::record_made(TemplateRecord record,
   const std::string& name = record.recipe.name;
   record.memory_checksum = TRY(checksum_of(memory));
   record.device_bytes = file_size(devices(record));
-  TRY(machine::write_small_file(directory(name) + record_name, encode(record).dump(2) + '\n'));
+  const std::string text = encode(record).dump(2) + '\n';
+  TRY(machine::write_small_file(place(name, record.id) + record_name, text));
+  TRY(machine::write_small_file(directory(name) + record_name, text));
   return record;
 }
 

@@ -2,6 +2,7 @@
 //
 //   templates/NAME/template.json   what it is, and which of the following is its own
 //   templates/NAME/ID/devices      the state of its devices
+//   templates/NAME/ID/template.json   what the template was when that was made
 //   templates/NAME/ID/memory       an image of its memory: after a restart of the host it is loaded
 //   MEMORY_DIR/ID/ram              that memory, sealed, which clones map
 //
@@ -28,6 +29,8 @@ class TemplateStore {
   /// By name. Those whose record cannot be read are left out, with a warning.
   std::vector<TemplateRecord> list() const;
   Result<TemplateRecord> find(const std::string& name) const;  // not_found
+  /// What it was when it was made with this memory, which clones may still have; not_found.
+  Result<TemplateRecord> making(const std::string& name, const Id128& id) const;
 
   /// Where one that is to have this memory object saves its devices. From now on the memory object
   /// goes with what is not finished.
@@ -52,6 +55,7 @@ class TemplateStore {
   Result<std::string> checksum(const TemplateRecord& record) const;
 
  private:
+  static Result<TemplateRecord> read(const std::string& name, const std::string& path);
   std::string directory(const std::string& name) const;
   std::string place(const std::string& name, const Id128& id) const;
   Result<TemplateRecord> record_made(TemplateRecord record, const std::string& memory) const;

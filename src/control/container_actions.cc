@@ -94,24 +94,26 @@ std::vector<Action> container_actions() {
        .precondition = "It runs, or is paused at a lighter level; trimmed: the host has swap "
                        "(precondition)",
        .result = "Container",
-       .parameters = {container_in_path(),
-                      {"level",
-                       Place::body,
-                       Type::choice,
-                       false,
-                       "frozen (when left out): its virtual CPUs are not scheduled; trimmed: and "
-                       "its private memory is swapped out; parked: or in page files in its "
-                       "directory. Connections to its ports live through all of them, and any "
-                       "request resumes "
-                       "it",
-                       {"frozen", "trimmed", "parked"}}},
+       .parameters =
+           {container_in_path(),
+            {"level",
+             Place::body,
+             Type::choice,
+             false,
+             "frozen (when left out): its virtual CPUs are not scheduled; trimmed: and "
+             "its private memory is swapped out; parked: or in page files in its "
+             "directory. Connections to its ports live through these. hibernated: and its "
+             "QEMU ends; it takes no memory, and survives a restart of the host, and "
+             "connections end. Any request resumes it, and a connection to a port",
+             {"frozen", "trimmed", "parked", "hibernated"}}},
        .errors = {ErrorKind::not_found, ErrorKind::precondition, ErrorKind::timed_out,
                   ErrorKind::disconnected, ErrorKind::no_space, ErrorKind::limit}},
       {.name = "container.resume",
        .method = Method::post,
        .path = "/v1/containers/{container}/resume",
        .summary = "Have a container that is paused go on, with the right time",
-       .precondition = "It is paused (precondition)",
+       .precondition = "It is paused; of one that is hibernated: the host has QEMU and accelerator "
+                       "as they were (precondition)",
        .result = "Container",
        .parameters = {container_in_path()},
        .errors = {ErrorKind::not_found, ErrorKind::precondition, ErrorKind::timed_out,

@@ -61,45 +61,71 @@ Async<Result<Json>> container_start(Services& services, Json params) {
   co_return co_await shown(services, record);
 }
 
+/// One that was to be removed is gone; it is shown as it was.
+Async<Json> shown_after(Services& services, ContainerRecord record) {
+  const auto after = co_await services.containers.find(record.specification.name);
+  co_return co_await shown(services, after ? *after : record);
+}
+
 Async<Result<Json>> container_stop(Services& services, Json params) {
   const ContainerRecord record = CO_TRY(co_await find(services, params));
   const std::uint64_t timeout_s =
       params.value("timeout_s", std::uint64_t{record.specification.stop_timeout_s});
   if (timeout_s > container::container_stop_timeout_s_max)
     co_return failure(ErrorKind::invalid_argument, "timeout_s: too long");
+  // What it has written to its volumes must be there.
+  const bool has_volumes =
+      !record.specification.mounts.empty() || !record.specification.overlay.empty();
+  if (services.containers.is_hibernated(record.specification.name)) {
+    if (timeout_s == 0 && !has_volumes) {
+      CO_TRY(co_await services.containers.discard_hibernated(record.specification.name));
+      co_return co_await shown_after(services, record);
+    }
+    CO_TRY(co_await awaken_container(services, record));
+  }
   CO_TRY(co_await services.containers.stop(record.specification.name,
                                            std::chrono::seconds(timeout_s)));
-  const auto after = co_await services.containers.find(record.specification.name);
-  // One that was to be removed is gone; it is shown as it was.
-  co_return co_await shown(services, after ? *after : record);
+  co_return co_await shown_after(services, record);
 }
 
 Async<Result<Json>> container_kill(Services& services, Json params) {
   const ContainerRecord record = CO_TRY(co_await find(services, params));
   const std::string word = params.value("signal", std::string("SIGKILL"));
   const unsigned number = CO_TRY(container::signal_number(word));
+  CO_TRY(co_await awaken_container(services, record));
   CO_TRY(co_await services.containers.call(record.specification.name, "container.kill",
                                            {{"signal", number}}, {.timeout = command_timeout}));
   co_return co_await shown(services, record);
 }
 
-Async<Result<Json>> run_command(Services& services, Json params, std::string method) {
-  const ContainerRecord record = CO_TRY(co_await find(services, params));
-  CO_TRY(co_await services.containers.call(record.specification.name, std::move(method),
-                                           Json::object(), {.timeout = command_timeout}));
-  co_return co_await shown(services, record);
-}
-
 Async<Result<Json>> container_pause(Services& services, Json params) {
   const ContainerRecord record = CO_TRY(co_await find(services, params));
-  CO_TRY(co_await services.containers.call(record.specification.name, "container.pause",
-                                           {{"level", text(params, "level")}},
+  const std::string& name = record.specification.name;
+  const std::string level = text(params, "level");
+  if (level == to_string(container::PauseLevel::hibernated)) {
+    CO_TRY(co_await services.containers.hibernate(name));
+    co_return co_await shown(services, record);
+  }
+  if (services.containers.is_hibernated(name)) {
+    co_return failure(
+        ErrorKind::precondition,
+        fmt::format("the container '{}' is hibernated already: resume it first", name));
+  }
+  CO_TRY(co_await services.containers.call(name, "container.pause", {{"level", level}},
                                            {.timeout = pause_timeout}));
   co_return co_await shown(services, record);
 }
 
 Async<Result<Json>> container_resume(Services& services, Json params) {
-  co_return co_await run_command(services, std::move(params), "container.resume");
+  const ContainerRecord record = CO_TRY(co_await find(services, params));
+  const std::string& name = record.specification.name;
+  if (services.containers.is_hibernated(name)) {
+    CO_TRY(co_await awaken_container(services, record));
+  } else {
+    CO_TRY(co_await services.containers.call(name, "container.resume", Json::object(),
+                                             {.timeout = command_timeout}));
+  }
+  co_return co_await shown(services, record);
 }
 
 Async<Result<Json>> container_list(Services& services, Json /*params*/) {
@@ -129,7 +155,9 @@ Async<Result<Json>> container_delete(Services& services, Json params) {
   const ContainerRecord record = CO_TRY(co_await find(services, params));
   const std::string& name = record.specification.name;
   if (params.value("force", false)) {
-    const auto stopped = co_await services.containers.stop(name, Milliseconds(0));
+    const auto stopped = services.containers.is_hibernated(name)
+                             ? co_await services.containers.discard_hibernated(name)
+                             : co_await services.containers.stop(name, Milliseconds(0));
     if (!stopped && stopped.error().kind() != ErrorKind::precondition)
       co_return failure(stopped.error());
   }
@@ -150,6 +178,7 @@ Async<Json> shown_container(Services& services, ContainerRecord record) {
   };
   const container::ContainerRunLayout run{services.run_dir};
   const bool runs = status.info.is_object();
+  const bool has_keeper = runs && status.state != "hibernated";
   co_return Json{
       {"name", name},
       {"id", record.id.to_string()},
@@ -165,7 +194,7 @@ Async<Json> shown_container(Services& services, ContainerRecord record) {
       {"memory_used", optional("memory_used")},
       {"pause", optional("pause")},
       {"ports", ports_of(record, status)},
-      {"attach", runs ? Json(run.attach_socket(name)) : Json()},
+      {"attach", has_keeper ? Json(run.attach_socket(name)) : Json()},
       {"log", container::ContainerStore(services.state_dir).log(name)},
       {"specification", encode(record.specification)}};
 }
@@ -181,6 +210,33 @@ Async<Result<void>> start_container(Services& services, ContainerRecord record, 
   // One that has ended is a clone again, of what its template is now.
   const Templates::Use use = CO_TRY(co_await services.templates.use(is.template_name));
   co_return co_await services.containers.start(is.name, services.templates.start_of(use));
+}
+
+Async<Result<void>> awaken_container(Services& services, ContainerRecord record) {
+  const std::string& name = record.specification.name;
+  if (!services.containers.is_hibernated(name)) co_return Result<void>();
+  const auto saved = CO_TRY(co_await services.containers.hibernation(name));
+  Containers::Start start{.image = saved.image, .kernel = {}, .initrd = {}, .wake = true};
+  std::shared_ptr<void> pin;
+  if (!saved.template_.empty()) {
+    const Templates::Use use = CO_TRY(co_await services.templates.use_making(
+        record.specification.template_name, saved.template_));
+    start.memory = use.memory;
+    pin = use.pin;
+  }
+  auto woken = co_await services.containers.start(name, std::move(start));
+  // Somebody else was first.
+  if (!woken && services.containers.is_on(name)) co_return Result<void>();
+  co_return woken;
+}
+
+Async<void> awaken_for_port(Services& services, std::string name) {
+  const auto record = co_await services.containers.find(name);
+  const auto woken =
+      record ? co_await awaken_container(services, *record) : failure(record.error());
+  if (woken) co_return;
+  services.events.publish("container_resume_failed", {.container = name}, woken.error().message());
+  services.containers.refuse_wanted(name);
 }
 
 HandlerTable container_handlers() {

@@ -81,6 +81,7 @@ Containers::Containers(Executor executor, boost::asio::thread_pool& workers,
                .end_patience = end_patience,
                .subject = [](const std::string& name) { return EventSubject{.container = name}; }},
               keepers, events, [this](std::string name) { return release_ended(std::move(name)); }),
+      ports_(executor),
       choosing_(std::move(executor)) {}
 
 Containers::~Containers() = default;
@@ -113,6 +114,11 @@ Async<Result<void>> Containers::remove(std::string name) {
   if (container->alive || guests_.has_qemu(name)) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' runs: stop it first, or use --force", name));
+  }
+  if (is_hibernated(name)) {
+    co_return failure(
+        ErrorKind::precondition,
+        fmt::format("the container '{}' is hibernated: stop it first, or use --force", name));
   }
   // Whoever does that when it has ended may be waiting for us.
   co_await unserve_disks(CO_TRY(co_await find(name)));
@@ -156,7 +162,7 @@ Async<std::string> Containers::user_of_volume(std::string volume) {
 
 Async<std::string> Containers::runs_with(std::string volume) {
   for (const ContainerRecord& record : co_await list()) {
-    if (!is_used(record.specification.name)) continue;
+    if (!has_disks(record.specification.name)) continue;
     for (const Disk& disk : disks_of(record.specification)) {
       if (disk.volume == volume)
         co_return fmt::format("the container '{}'", record.specification.name);
@@ -182,7 +188,12 @@ Async<void> Containers::take_over() {
     const std::string& name = record.specification.name;
     const auto container = guests_.of(name);
     const auto lock = co_await container->mutex.lock();
-    if (co_await guests_.take_over(container)) continue;
+    const bool is_found = co_await guests_.take_over(container);
+    if (!is_on(name) && co_await has_hibernation(name)) {
+      co_await find_hibernated(name);
+      continue;
+    }
+    if (is_found) continue;
     co_await note_lost_run(name);
     (void)co_await release_ended(name);
   }
@@ -212,11 +223,11 @@ Async<Result<std::vector<Json>>> Containers::serve_disks(ContainerRecord record)
   const std::vector<ContainerRecord> others = co_await list();
   for (const Disk& disk : disks_of(record.specification)) {
     for (const ContainerRecord& other : others) {
-      if (other.specification.name == name || !is_used(other.specification.name)) continue;
+      if (other.specification.name == name || !has_disks(other.specification.name)) continue;
       for (const Disk& theirs : disks_of(other.specification)) {
         if (theirs.volume != disk.volume || (theirs.read_only && disk.read_only)) continue;
         co_await settle(other.specification.name);
-        if (!is_used(other.specification.name)) continue;
+        if (!has_disks(other.specification.name)) continue;
         co_return failure(ErrorKind::in_use,
                           fmt::format("the volume '{}' is in use by the container '{}'",
                                       disk.volume, other.specification.name));
@@ -276,25 +287,29 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' runs already", name));
   }
+  if (is_hibernated(name) != how.wake) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' is {}", name,
+                                  how.wake ? "not hibernated" : "hibernated: resume it"));
+  }
   const ContainerRecord record = CO_TRY(co_await find(name));
   starting_.insert(name);
   auto done = co_await machines_.check_memory(memory_of(record));
   Result<std::vector<Json>> disks = std::vector<Json>();
   if (done) disks = co_await serve_disks(record);
   if (!disks) done = failure(disks.error());
-  if (done) done = co_await guests_.launch(container);
+  if (done) done = co_await guests_.launch(container, ports_.descriptors(name));
   if (done) {
-    Json request = {{"image", how.image},
-                    {"kernel", how.kernel},
-                    {"initrd", how.initrd},
-                    {"disks", *disks},
-                    {"hold", how.hold}};
+    Json request = {{"image", how.image}, {"kernel", how.kernel}, {"initrd", how.initrd},
+                    {"disks", *disks},    {"hold", how.hold},     {"wake", how.wake}};
     if (!how.memory.empty()) request.update({{"memory", how.memory}, {"devices", how.devices}});
     const auto started = co_await container->connection->call("container.start", std::move(request),
                                                               {.timeout = start_timeout});
     if (!started) done = failure(started.error());
   }
   starting_.erase(name);
+  if (done && how.wake) woke_up(name);
+  if (!done) co_await look_whether_hibernated(name);
   if (!done && !co_await guests_.give_up(container)) (void)co_await release_ended(name);
   co_return done;
 }
@@ -490,6 +505,11 @@ Async<Containers::Status> Containers::status(std::string name) {
       status.state = "unreachable";
       co_return status;
     }
+  }
+  if (is_hibernated(name)) {
+    Status hibernated = co_await hibernated_status(name);
+    hibernated.last = std::move(status.last);
+    co_return hibernated;
   }
   status.state = guests_.has_qemu(name) ? "starting" : status.last.ended ? "exited" : "created";
   co_return status;

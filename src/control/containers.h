@@ -20,9 +20,11 @@
 #include "base/result.h"
 #include "container/container_layout.h"
 #include "container/container_store.h"
+#include "container/hibernation_record.h"
 #include "control/async.h"
 #include "control/events.h"
 #include "control/guest_keepers.h"
+#include "control/hibernated_ports.h"
 #include "control/keeper_connection.h"
 #include "control/keepers.h"
 #include "control/machines.h"
@@ -57,6 +59,7 @@ class Containers final : public MachineNeighbours {
     bool hold = false;
     std::string memory;  // of the template that it is a clone of; "": it boots
     std::string devices;
+    bool wake = false;  // it is hibernated, and goes on; `memory` as it was then
   };
   Async<Result<void>> start(std::string name, Start how);
 
@@ -79,6 +82,17 @@ class Containers final : public MachineNeighbours {
   Async<Result<nlohmann::json>> call(std::string name, std::string method, nlohmann::json params,
                                      CallOptions options);
   bool is_on(const std::string& name) const { return guests_.is_on(name); }
+
+  /// From any lighter level, or none. With that its keeper and QEMU have ended.
+  Async<Result<void>> hibernate(std::string name);
+  bool is_hibernated(const std::string& name) const { return hibernated_.contains(name); }
+  Async<Result<container::HibernationRecord>> hibernation(std::string name);
+  /// What it would go on from goes: it has ended, as if it had been killed.
+  Async<Result<void>> discard_hibernated(std::string name);
+  /// Somebody has connected to a port of one that is hibernated: who is told wakes it, or refuses.
+  void on_wanted(HibernatedPorts::Wanted wanted) { ports_.on_wanted(std::move(wanted)); }
+  void refuse_wanted(const std::string& name) { ports_.refuse(name); }
+
   /// Waits for one that is about to end, until its volumes are free, or it has gone.
   Async<void> settle(std::string name);
 
@@ -97,7 +111,10 @@ class Containers final : public MachineNeighbours {
   Async<std::string> runs_with(std::string volume) override;
   /// All that run, each with its own time; or all at once by force. How many.
   Async<std::size_t> stop_all(bool force);
-  void quit() { guests_.quit(); }
+  void quit() {
+    guests_.quit();
+    ports_.quit();
+  }
 
  private:
   Async<bool> release_ended(std::string name);
@@ -106,6 +123,15 @@ class Containers final : public MachineNeighbours {
   Async<Result<std::vector<nlohmann::json>>> serve_disks(container::ContainerRecord record);
   Async<void> unserve_disks(container::ContainerRecord record);
   bool is_used(const std::string& name) const;
+  bool has_disks(const std::string& name) const { return is_used(name) || is_hibernated(name); }
+  // container_hibernation.cc
+  Async<bool> has_hibernation(std::string name);
+  Async<std::vector<Fd>> take_ports(std::string name);
+  Async<void> find_hibernated(std::string name);
+  Async<void> look_whether_hibernated(std::string name);
+  Async<Status> hibernated_status(std::string name);
+  void woke_up(const std::string& name);
+
   Async<Result<Identity>> reserve_identity();
   Async<Result<Waiting>> prepare_as(Identity identity, container::ContainerSpecification alike,
                                     Start how);
@@ -118,6 +144,8 @@ class Containers final : public MachineNeighbours {
   EventLog& events_;
   container::ContainerStore store_;
   GuestKeepers guests_;
+  HibernatedPorts ports_;
+  std::set<std::string> hibernated_;
   std::set<std::string> starting_;  // count in admission, and have their volumes
   std::map<std::string, container::ContainerRecord> waiting_;  // by their place
   AsyncMutex choosing_;                     // of a uid, until others see that it is taken

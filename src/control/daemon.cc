@@ -146,6 +146,9 @@ class Daemon {
     machines_.add_neighbours(containers_);
     machines_.add_neighbours(templates_);
     machines_.add_neighbours(pool_);
+    containers_.on_wanted([this](std::string name) {
+      start(services_.executor, awaken_for_port(services_, std::move(name)));
+    });
   }
 
   /// The daemon's life; what it ends with.

@@ -111,7 +111,7 @@ Async<Result<Json>> GuestKeepers::call(std::string name, std::string method, Jso
 
 // --- Processes.
 
-Async<Result<void>> GuestKeepers::launch(Guest guest) {
+Async<Result<void>> GuestKeepers::launch(Guest guest, std::vector<int> listen_fds) {
   CO_TRY(make_passage(kind_.directory));
   CO_TRY(make_passage(directory(guest->name)));
   guest->opening = true;
@@ -121,7 +121,7 @@ Async<Result<void>> GuestKeepers::launch(Guest guest) {
                                           policy_.memory_dir, "--preload", policy_.preload},
                             .state_dir = policy_.state_dir,
                             .run_dir = policy_.run_dir,
-                            .listen_fds = {},
+                            .listen_fds = std::move(listen_fds),
                             .log_path = log_path(guest->name)}));
   guest->alive = true;
   control::start(executor_, watch_process(guest, ++guest->generation));

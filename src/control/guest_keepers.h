@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -85,7 +86,8 @@ class GuestKeepers {
 
   // With the guest's lock held:
 
-  Async<Result<void>> launch(Guest guest);
+  /// `listen_fds`: listening sockets that its keeper goes on with.
+  Async<Result<void>> launch(Guest guest, std::vector<int> listen_fds = {});
   /// When the daemon starts: finds its keeper, or starts one for a QEMU that has lost its own;
   /// false where there is neither.
   Async<bool> take_over(Guest guest);

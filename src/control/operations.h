@@ -66,6 +66,11 @@ Async<nlohmann::json> shown_container(Services& services, container::ContainerRe
 Async<Result<void>> start_container(Services& services, container::ContainerRecord record,
                                     bool hold);
 
+/// One that is hibernated goes on; of another one there is nothing to do.
+Async<Result<void>> awaken_container(Services& services, container::ContainerRecord record);
+/// The same for somebody who has connected to a port of it, and is hung up on if it fails.
+Async<void> awaken_for_port(Services& services, std::string name);
+
 HandlerTable host_handlers();
 HandlerTable volume_handlers();
 HandlerTable checkpoint_handlers();

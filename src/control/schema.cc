@@ -406,7 +406,7 @@ std::vector<Schema> make_schemas() {
         {"qemu", "integer", "Of its QEMU beside that, in RAM, bytes"}}},
       {"ContainerPause",
        "How deep a container is paused, and what that has brought",
-       {{"level", "string", "frozen, trimmed or parked"},
+       {{"level", "string", "frozen, trimmed, parked or hibernated"},
         {"since", "time", "When it came to this level"},
         {"took_ms", "integer", "How long that took, milliseconds"},
         {"before", "PausedMemory?", "Before that; null where it is frozen alone"},
@@ -420,7 +420,7 @@ std::vector<Schema> make_schemas() {
         {"image_name", "string", "The image as it was asked for"},
         {"command", "string[]", "What it runs"},
         {"state", "string",
-         "created, starting, running, frozen, trimmed, parked, stopping, exited or "
+         "created, starting, running, frozen, trimmed, parked, hibernated, stopping, exited or "
          "unreachable"},
         {"exit_code", "integer?", "Of the last run, as a shell has it, or null"},
         {"created_at", "time", "When it was made"},
@@ -432,7 +432,7 @@ std::vector<Schema> make_schemas() {
        {{"name", "string", "Its name"},
         {"id", "id", "Stays the same for its life"},
         {"state", "string",
-         "created, starting, running, frozen, trimmed, parked, stopping, exited or "
+         "created, starting, running, frozen, trimmed, parked, hibernated, stopping, exited or "
          "unreachable"},
         {"created_at", "time", "When it was made"},
         {"started_at", "string", "Of the last run (RFC 3339); empty before the first"},

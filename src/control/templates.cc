@@ -1,6 +1,7 @@
 #include "control/templates.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -9,6 +10,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "container/container_log.h"
+#include "container/hibernation_record.h"
 #include "container/log_format.h"
 #include "control/container_boot.h"
 #include "control/container_creation.h"
@@ -33,6 +35,15 @@ constexpr std::size_t last_lines_max = 5;
 constexpr std::size_t log_piece = std::size_t{64} << 10;
 
 std::string builder_of(const std::string& name) { return "template-" + name; }
+
+/// MEMORY_DIR/ID/ram
+std::optional<Id128> id_of_memory(const std::string& path) {
+  const std::size_t end = path.rfind('/');
+  if (end == std::string::npos || end == 0) return std::nullopt;
+  const std::size_t begin = path.rfind('/', end - 1) + 1;
+  const auto id = Id128::parse(path.substr(begin, end - begin));
+  return id ? std::optional(*id) : std::nullopt;
+}
 
 /// The last lines of a container's log, on one line.
 std::string last_lines(const std::string& path) {
@@ -116,16 +127,17 @@ Async<std::set<Id128>> Templates::ids_in_use() {
   std::erase_if(pins_, [](const auto& pin) { return pin.second.expired(); });
   for (const auto& [id, pin] : pins_) ids.insert(id);
   const container::ContainerRunLayout run{places_.run_dir};
+  const container::ContainerStore store(places_.state_dir);
   for (const container::ContainerRecord& record : co_await containers_.list()) {
     if (record.specification.template_name.empty()) continue;
-    const auto text = machine::read_small_file(run.launch_file(record.specification.name));
-    const Json launch = text ? Json::parse(*text, nullptr, false) : Json();
-    const std::string memory = launch.is_object() ? launch.value("template", "") : std::string();
-    // MEMORY_DIR/ID/ram
-    const std::size_t end = memory.rfind('/');
-    if (end == std::string::npos) continue;
-    const std::size_t begin = memory.rfind('/', end - 1) + 1;
-    if (const auto id = Id128::parse(memory.substr(begin, end - begin))) ids.insert(*id);
+    const std::string& name = record.specification.name;
+    for (const std::string& path :
+         {run.launch_file(name), container::hibernation_file(store.directory(name))}) {
+      const auto text = machine::read_small_file(path);
+      const Json json = text ? Json::parse(*text, nullptr, false) : Json();
+      if (const auto id = id_of_memory(json.is_object() ? json.value("template", "") : ""))
+        ids.insert(*id);
+    }
   }
   co_return ids;
 }
@@ -375,6 +387,19 @@ Async<Result<Templates::Use>> Templates::use(std::string name) {
     record = *std::move(made);
     events_.publish("template_rebuilt", {}, name);
   }
+  co_return co_await pin(std::move(record));
+}
+
+Async<Result<Templates::Use>> Templates::use_making(std::string name, std::string memory) {
+  const auto lock = co_await mutex_of(name).lock();
+  const auto id = id_of_memory(memory);
+  if (!id) co_return failure(ErrorKind::corrupt, fmt::format("'{}' is no memory object", memory));
+  co_return co_await pin(CO_TRY(co_await on_worker(
+      workers_, [store = &store_, name, id] { return store->making(name, *id); })));
+}
+
+/// With its lock held.
+Async<Result<Templates::Use>> Templates::pin(TemplateRecord record) {
   std::shared_ptr<void> pin = pins_[record.id].lock();
   if (!pin) pin = std::make_shared<int>();
   pins_[record.id] = pin;

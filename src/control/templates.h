@@ -63,6 +63,9 @@ class Templates final : public MachineNeighbours {
   /// Made again first where it does not fit to what this host has now, and loaded where its memory
   /// is gone. `precondition` where it can neither be used nor made again.
   Async<Result<Use>> use(std::string name);
+  /// That of its makings whose memory object has this path, whatever the template is now: for a
+  /// clone that was hibernated.
+  Async<Result<Use>> use_making(std::string name, std::string memory);
   /// What a clone of it starts with.
   Containers::Start start_of(const Use& use) const;
   /// What its memory's checksum is now.
@@ -91,6 +94,7 @@ class Templates final : public MachineNeighbours {
   Async<void> discard(std::string builder);
   Async<std::set<Id128>> ids_in_use();
   Async<void> collect(std::string name);
+  Async<Result<Use>> pin(container::TemplateRecord record);
 
   Executor executor_;
   boost::asio::thread_pool& workers_;

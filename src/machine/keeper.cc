@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -249,19 +248,6 @@ class Keeper {
   NbdListeners listeners_;
 };
 
-/// Ours from here on, and not our children's.
-std::vector<Fd> take_descriptors(const std::vector<int>& numbers) {
-  std::vector<Fd> owned;
-  for (const int number : numbers) {
-    if (::fcntl(number, F_SETFD, FD_CLOEXEC) == 0) {
-      owned.emplace_back(number);
-    } else {
-      log_warning("the listening socket {} is not open", number);
-    }
-  }
-  return owned;
-}
-
 /// Every client of NBD is a descriptor, and the usual soft limit is 1024.
 void raise_open_files_limit() {
   rlimit limit{};
@@ -285,7 +271,7 @@ Result<void> run(const KeeperOptions& options, std::vector<Fd> inherited) {
 int run_keeper(const KeeperOptions& options) {
   std::signal(SIGPIPE, SIG_IGN);  // a client that has gone is an error of its connection
   raise_open_files_limit();
-  const auto outcome = run(options, take_descriptors(options.listen_fds));
+  const auto outcome = run(options, take_inherited(options.listen_fds));
   if (!outcome) {
     // The daemon reads this line: see docs/formats/keeper-control.md.
     log_error("keeper {}: {}: cannot keep the volume '{}': {}", options.id,

@@ -39,6 +39,7 @@ class GranuleSet {
   std::vector<PageRange> ranges() const;
   std::uint64_t granule() const { return granule_; }
   std::uint64_t granules() const { return divide(memory_size_); }
+  bool operator==(const GranuleSet&) const = default;
 
   /// As the format has it: bit i mod 8 of byte i / 8 is granule i.
   static constexpr std::size_t encoded_size = memory_mappings_max / 8;

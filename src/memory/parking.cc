@@ -43,6 +43,14 @@ std::vector<PageRange> elsewhere(const GuestMemory& memory) {
   return merged(std::move(ranges));
 }
 
+/// What is mapped from page files.
+std::vector<PageRange> in_page_files(const GuestMemory& memory) {
+  std::vector<PageRange> ranges;
+  for (const GuestMemory::Piece& piece : memory.pieces())
+    if (!memory.is_of_its_file(piece)) ranges.push_back(piece.range);
+  return merged(std::move(ranges));
+}
+
 /// Calls `write(start, end)` for each run of pages that are not zero.
 template <typename Write>
 Result<void> write_runs(Bytes bytes, Write write) {
@@ -68,14 +76,7 @@ class Parking {
         scratch_(unit) {}
 
   Result<ParkReport> run() {
-    report_.before = TRY(memory_use(memory_));
-    output_ = TRY(ImageOutput::create(path_, memory_.size() + PageFile::trailer_size));
-    if (auto written = write(); !written) {
-      output_.reset();
-      ::unlink(path_.c_str());
-      return failure(std::move(written).error());
-    }
-    output_.reset();
+    TRY(write_file({}));
     if (auto mapped = map(); !mapped) {
       remove_if_unused(mapped.error());
       return failure(std::move(mapped).error());
@@ -84,9 +85,25 @@ class Parking {
     return report_;
   }
 
+  /// Nothing is mapped.
+  Result<SaveReport> save() {
+    TRY(write_file(in_page_files(memory_)));
+    return SaveReport{.before = report_.before, .written = report_.written};
+  }
+
  private:
-  Result<void> write() {
+  Result<void> write_file(const std::vector<PageRange>& also) {
+    report_.before = TRY(memory_use(memory_));
+    output_ = TRY(ImageOutput::create(path_, memory_.size() + PageFile::trailer_size));
+    auto written = write(also);
+    output_.reset();
+    if (!written) ::unlink(path_.c_str());
+    return written;
+  }
+
+  Result<void> write(const std::vector<PageRange>& also) {
     GranuleSet candidates(memory_.size());
+    for (const PageRange& range : also) candidates.add(range);
     for (const PageRange& range : TRY(memory_.private_pages())) candidates.add(range);
     for (const PageRange& range : TRY(memory_.object_pages())) candidates.add(range);
     for (const PageRange& run : candidates.ranges()) {
@@ -206,6 +223,36 @@ Result<void> copy_back(const GuestMemory& memory, const std::vector<PageRange>& 
 Result<ParkReport> park(GuestMemory& memory, const std::string& path) {
   TRY(memory.look());
   return Parking(memory, path).run();
+}
+
+Result<SaveReport> save(GuestMemory& memory, const std::string& path) {
+  TRY(memory.look());
+  return Parking(memory, path).save();
+}
+
+Result<bool> is_saved_in(GuestMemory& memory, const std::string& path) {
+  struct stat status{};
+  if (::stat(path.c_str(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
+  TRY(memory.look());
+  GranuleSet mapped(memory.size());
+  for (const GuestMemory::Piece& piece : memory.pieces()) {
+    if (memory.is_of_its_file(piece)) continue;
+    if (piece.device != status.st_dev || piece.inode != status.st_ino) return false;
+    mapped.add(piece.range);
+  }
+  if (!TRY(memory.private_pages()).empty() || !TRY(memory.object_pages()).empty()) return false;
+  const auto file = TRY(PageFile::open(path));
+  return file.memory_size() == memory.size() && file.held() == mapped;
+}
+
+Result<void> map_saved(GuestMemory& memory, const std::string& path) {
+  const auto file = TRY(PageFile::open(path));
+  if (file.memory_size() != memory.size()) {
+    return failure(ErrorKind::corrupt,
+                   fmt::format("'{}' is of a machine with another memory", path));
+  }
+  return memory.map(file.fd(), file.held().ranges());
 }
 
 Result<void> restore(GuestMemory& memory) {

@@ -39,6 +39,19 @@ struct ParkReport {
 /// file.
 Result<ParkReport> park(GuestMemory& memory, const std::string& path);
 
+struct SaveReport {
+  MemoryUse before;
+  std::uint64_t written = 0;  // bytes of pages in the page file
+};
+/// Makes `path` (already_exists), and writes all that is not as in the template, or zero, to it:
+/// with that a QEMU that knows nothing of the machine can go on from it (map_saved()). Of this one
+/// nothing is mapped anew. Where it fails there is no file (`no_space`).
+Result<SaveReport> save(GuestMemory& memory, const std::string& path);
+/// Whether `path` is such a file already, as that of a machine is which was parked once.
+Result<bool> is_saved_in(GuestMemory& memory, const std::string& path);
+/// Maps what was saved over a memory in which nothing has happened so far.
+Result<void> map_saved(GuestMemory& memory, const std::string& path);
+
 /// Brings all of it back into the memory object, and has it mapped and tracked as it was; page
 /// files are not needed any more. For machines with memory of their own, `precondition` for clones.
 /// `no_space` if the memory directory is full: the machine stays parked then.

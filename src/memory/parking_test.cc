@@ -57,6 +57,17 @@ class ParkingTest : public testing::TestWithParam<Kind> {
     EXPECT_TRUE(read_at(file_, 0, size) == template_) << "the template has changed";
   }
 
+  /// Another process, in whose memory nothing has happened so far.
+  void begin_anew() {
+    process_->kill();
+    if (!is_clone()) file_ = make_file(directory_ / "ram-again", size);
+    channel_ = directory_ / "again.sock";
+    process_.emplace(MUST(is_clone() ? clone_environment(BERTH_PRELOAD, file_, channel_)
+                                     : preload_environment(BERTH_PRELOAD, file_, channel_)));
+    process_->tell("map", file_, size);
+    memory_ = MUST(GuestMemory::open(guest()));
+  }
+
   static bool is_clone() { return GetParam() == Kind::clone; }
   GuestProcess guest() const {
     return {.pid = process_->pid(), .memory_file = file_, .channel = channel_};
@@ -175,6 +186,47 @@ TEST_P(ParkingTest, WhatIsZeroAgainGoesBackToWhereItCameFrom) {
   const ParkReport report = park_to(2);
   EXPECT_EQ(report.written, 0U);
   EXPECT_FALSE(MUST(is_mapped(*memory_, page_file(1))));
+  expect_unchanged();
+}
+
+TEST_P(ParkingTest, WhatIsSavedGoesOnInAnotherProcess) {
+  store(3 * granule + 5, 3 * granule, 'x');
+  store(90 * granule, 100, 'y');
+  EXPECT_GE(MUST(save(*memory_, page_file(1))).written, 3 * granule);
+  expect_unchanged();
+  begin_anew();
+  MUST(map_saved(*memory_, page_file(1)));
+  expect_unchanged();
+  store(4 * granule, 2 * granule, 'z');
+  park_to(2);
+  expect_unchanged();
+}
+
+TEST_P(ParkingTest, WhatWasParkedAndWrittenAgainIsSavedAsAWhole) {
+  store(granule, 5 * granule, 'x');
+  store(60 * granule, granule, 'y');
+  park_to(1);
+  EXPECT_TRUE(MUST(is_saved_in(*memory_, page_file(1))));
+  store(2 * granule, granule, 'z');
+  store(60 * granule, granule, is_clone() ? template_[60 * granule] : 0);
+  EXPECT_FALSE(MUST(is_saved_in(*memory_, page_file(1))));
+  park_to(2);
+  EXPECT_FALSE(MUST(is_saved_in(*memory_, page_file(2))));
+  store(3 * granule, 10, 'u');
+  MUST(save(*memory_, page_file(3)));
+  std::filesystem::remove(page_file(1));
+  std::filesystem::remove(page_file(2));
+  begin_anew();
+  MUST(map_saved(*memory_, page_file(3)));
+  expect_unchanged();
+}
+
+TEST_P(ParkingTest, WhatIsParkedOnceIsSavedWithThat) {
+  store(granule, 5 * granule, 'x');
+  park_to(1);
+  ASSERT_TRUE(MUST(is_saved_in(*memory_, page_file(1))));
+  begin_anew();
+  MUST(map_saved(*memory_, page_file(1)));
   expect_unchanged();
 }
 

@@ -396,6 +396,10 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     api("container.pause", 412, container="c1", level="frozen")
     api("container.pause", 400, container="c1", level="asleep")
     assert api("container.resume", container="c1")["state"] == "running"
+    assert api("container.pause", container="c1", level="hibernated")["state"] == "hibernated"
+    api("container.pause", 412, container="c1", level="parked")
+    api("container.delete", 412, container="c1")
+    assert api("container.resume", container="c1")["state"] == "running"
     api("container.delete", 412, container="c1")
     api("volume.delete", 409, volume="tree")
     api("container.kill", 400, container="c1", signal="SIGNONE")

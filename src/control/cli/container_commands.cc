@@ -22,6 +22,7 @@
 #include "control/cli/client.h"
 #include "control/cli/container_copy.h"
 #include "control/cli/container_options.h"
+#include "control/cli/inspect_awake.h"
 #include "control/cli/render.h"
 #include "control/exit_code.h"
 
@@ -182,7 +183,7 @@ class Runner {
   }
 
   int attach() {
-    const auto shown = call("container.inspect", {{"container", line_.text("CONTAINER")}});
+    const auto shown = inspect_awake(client_, line_.text("CONTAINER"));
     if (!shown) return report(shown.error(), exit_engine_failed);
     const bool input = (*shown)["specification"].value("input", false) && !line_.has("--no-stdin");
     const int code = attach_to(*shown, false, input);
@@ -193,7 +194,7 @@ class Runner {
   int execute() {
     if (!line_.has("COMMAND"))
       return report(Error(ErrorKind::invalid_argument, "exec: COMMAND is missing"), exit_usage);
-    const auto shown = call("container.inspect", {{"container", line_.text("CONTAINER")}});
+    const auto shown = inspect_awake(client_, line_.text("CONTAINER"));
     if (!shown) return report(shown.error(), exit_engine_failed);
     if (!(*shown)["attach"].is_string()) {
       return report(Error(ErrorKind::precondition,
@@ -493,9 +494,10 @@ std::vector<Command> container_commands() {
         .description = std::string(find_action("container.pause")->parameters.back().description),
         .parameter = "level",
         .names = Names::choices,
-        .choices = {"frozen", "trimmed", "parked"}}},
+        .choices = {"frozen", "trimmed", "parked", "hibernated"}}},
       {{"berth container pause web", ""},
-       {"berth container pause --level parked web db", "their memory on disk"}}));
+       {"berth container pause --level parked web db", "their memory on disk"},
+       {"berth container pause --level hibernated web", "nothing but files is left"}}));
   all.push_back(each("resume", "container.resume", {}, {{"berth container resume web", ""}}));
   all.push_back(each("inspect", "container.inspect", {}, {{"berth container inspect web", ""}}));
   return all;

@@ -16,6 +16,7 @@
 
 #include "base/fd.h"
 #include "control/cli/attach.h"
+#include "control/cli/inspect_awake.h"
 #include "control/cli/render.h"
 #include "control/exit_code.h"
 
@@ -108,8 +109,7 @@ class Tar {
 };
 
 Result<std::string> socket_of(const ApiClient& client, const std::string& container) {
-  const Json shown =
-      TRY(client.call(*find_action("container.inspect"), {{"container", container}}));
+  const Json shown = TRY(inspect_awake(client, container));
   if (shown["attach"].is_string()) return shown["attach"].get<std::string>();
   return failure(ErrorKind::precondition,
                  fmt::format("the container '{}' does not run", container));
