@@ -1,5 +1,6 @@
 #include "base/units.h"
 
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -60,6 +61,32 @@ std::string format_size(std::uint64_t bytes) {
   if (bytes >= KiB)
     return fmt::format("{:.1f} KiB", static_cast<double>(bytes) / static_cast<double>(KiB));
   return fmt::format("{} B", bytes);
+}
+
+Result<std::chrono::milliseconds> parse_duration(std::string_view text) {
+  constexpr double days_max = 3653;
+  constexpr double day_ms = 24.0 * 60 * 60 * 1000;
+  struct Unit {
+    std::string_view suffix;
+    double ms;
+  };
+  constexpr std::array units = {Unit{"ms", 1}, Unit{"s", 1000}, Unit{"m", 60.0 * 1000},
+                                Unit{"h", 60.0 * 60 * 1000}, Unit{"d", day_ms}};
+  for (const Unit& unit : units) {
+    if (!text.ends_with(unit.suffix)) continue;
+    const std::string_view digits = text.substr(0, text.size() - unit.suffix.size());
+    double count = 0;
+    const auto* end = digits.data() + digits.size();
+    const auto [stop, code] = std::from_chars(digits.data(), end, count, std::chars_format::fixed);
+    if (code != std::errc{} || stop != end) break;
+    const double ms = count * unit.ms;
+    if (!(ms >= 0 && ms <= days_max * day_ms)) break;
+    return std::chrono::milliseconds(std::llround(ms));
+  }
+  return failure(ErrorKind::invalid_argument,
+                 fmt::format("'{}' is not a duration: write a number with ms, s, m, h or d, such "
+                             "as 90s or 5m",
+                             text));
 }
 
 std::string format_time(std::chrono::system_clock::time_point time) {

@@ -1,4 +1,5 @@
-// Sizes as people write them (binary suffixes) and times as machines exchange them (RFC 3339, UTC).
+// Sizes as people write them (binary suffixes), durations likewise, and times as machines exchange
+// them (RFC 3339, UTC).
 #pragma once
 
 #include <chrono>
@@ -20,6 +21,10 @@ Result<std::uint64_t> parse_size(std::string_view text);
 
 /// "10.0 GiB", for people.
 std::string format_size(std::uint64_t bytes);
+
+/// "500ms", "90s", "5m", "2h", "1d", also with a fraction ("1.5h"); from 0 to ten years.
+/// invalid_argument otherwise.
+Result<std::chrono::milliseconds> parse_duration(std::string_view text);
 
 /// "2026-11-23T06:18:00Z".
 std::string format_time(std::chrono::system_clock::time_point time);

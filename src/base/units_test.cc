@@ -41,6 +41,25 @@ TEST(UnitsTest, SizesAreShownInTheLargestUnitThatFits) {
   EXPECT_EQ(format_size(TiB + TiB / 2), "1.5 TiB");
 }
 
+TEST(UnitsTest, DurationsTakeTheirUnit) {
+  using namespace std::chrono_literals;
+  EXPECT_EQ(*parse_duration("500ms"), 500ms);
+  EXPECT_EQ(*parse_duration("90s"), 90s);
+  EXPECT_EQ(*parse_duration("5m"), 5min);
+  EXPECT_EQ(*parse_duration("1.5h"), 90min);
+  EXPECT_EQ(*parse_duration("1d"), 24h);
+  EXPECT_EQ(*parse_duration("0s"), 0s);
+}
+
+TEST(UnitsTest, WhatIsNotADurationIsRefused) {
+  for (const char* text : {"", "5", "s", "-1s", "5 m", "1e3s", "nans", "infs", "10w", "5mm",
+                           "4000d", "999999999999999999999999h"}) {
+    const auto parsed = parse_duration(text);
+    ASSERT_FALSE(parsed) << text;
+    EXPECT_EQ(parsed.error().kind(), ErrorKind::invalid_argument) << text;
+  }
+}
+
 TEST(UnitsTest, TimesAreRfc3339InUtc) {
   EXPECT_EQ(format_time(std::chrono::system_clock::time_point{}), "1970-01-01T00:00:00Z");
   EXPECT_EQ(format_time(std::chrono::system_clock::from_time_t(1'795'415'880)),
