@@ -9,6 +9,7 @@
 
 #include "base/units.h"
 #include "machine/vm/specification_rules.h"
+#include "machine/vm/toml_document.h"
 
 namespace berth::machine {
 namespace {
@@ -49,11 +50,6 @@ namespace berth::machine {
 namespace {
 
 constexpr std::size_t key_depth_max = 8;  // a.b.c has 3; a vm.toml needs 2
-
-struct Document {
-  Json value;
-  std::map<std::string, unsigned, std::less<>> lines;  // by JSON pointer
-};
 
 /// toml++ 3.3 bounds how deep values are nested, but not how many parts a dotted key has, and takes
 /// each off the stack by recursion: half a megabyte of "a.a.a" would end the process. So keys are
@@ -116,7 +112,7 @@ class KeyDepth {
 /// Depth: what toml++ nests (TOML_MAX_NESTED_VALUES) and keys of key_depth_max parts.
 class Converter {
  public:
-  explicit Converter(Document& document) : document_(document) {}
+  explicit Converter(TomlDocument& document) : document_(document) {}
 
   Json convert(const toml::node& node, const std::string& place) {
     document_.lines.try_emplace(place, node.source().begin.line);
@@ -143,7 +139,7 @@ class Converter {
   }
 
  private:
-  Document& document_;
+  TomlDocument& document_;
 };
 
 /// toml++ shows keys as they are, whatever is in them.
@@ -172,7 +168,16 @@ std::optional<unsigned> line_of_odd_header(std::string_view text) {
   return std::nullopt;
 }
 
-Result<Document> parse_toml(std::string_view text, std::string_view file) {
+/// The line says which of several tables it is.
+std::string without_indices(std::string place) {
+  for (std::size_t open = place.find('['); open != std::string::npos; open = place.find('['))
+    place.erase(open, place.find(']', open) + 1 - open);
+  return place;
+}
+
+}  // namespace
+
+Result<TomlDocument> parse_toml(std::string_view text, std::string_view file) {
   const auto refuse = [file](unsigned line, std::string_view reason) {
     return failure(ErrorKind::invalid_argument, fmt::format("{}:{}: {}", file, line, reason));
   };
@@ -187,7 +192,7 @@ Result<Document> parse_toml(std::string_view text, std::string_view file) {
     const toml::parse_result parsed = toml::parse(text);
     if (!parsed)
       return refuse(parsed.error().source().begin.line, printable(parsed.error().description()));
-    Document document;
+    TomlDocument document;
     document.lines[""] = 1;
     document.value = Converter(document).convert(parsed.table(), "");
     return document;
@@ -198,8 +203,7 @@ Result<Document> parse_toml(std::string_view text, std::string_view file) {
   }
 }
 
-/// Of the place itself, or of the nearest table around it that the file has.
-unsigned line_of(const Document& document, std::string_view place) {
+unsigned line_of(const TomlDocument& document, std::string_view place) {
   while (true) {
     if (const auto found = document.lines.find(place); found != document.lines.end())
       return found->second;
@@ -209,18 +213,9 @@ unsigned line_of(const Document& document, std::string_view place) {
   }
 }
 
-/// The line says which of several tables it is.
-std::string without_indices(std::string place) {
-  for (std::size_t open = place.find('['); open != std::string::npos; open = place.find('['))
-    place.erase(open, place.find(']', open) + 1 - open);
-  return place;
-}
-
-}  // namespace
-
 Result<MachineSpecification> parse_machine_toml(std::string_view text, std::string_view file,
                                                 std::string_view directory) {
-  const Document document = TRY(parse_toml(text, file));
+  const TomlDocument document = TRY(parse_toml(text, file));
   Decoded decoded = decode_specification(document.value, directory);
   if (!decoded.misfit) return std::move(decoded.specification);
   const Misfit& misfit = *decoded.misfit;
