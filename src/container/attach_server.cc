@@ -155,6 +155,7 @@ class AttachServer::Client {
 
   Task<> run_copy(AttachRequest request) {
     const bool is_out = request.kind == AttachRequest::Kind::copy_out;
+    const Container::Use use(container_);
     const auto awake = co_await container_.awaken();
     auto link = awake ? container_.link() : failure(awake.error());
     if (!link) {
@@ -248,7 +249,12 @@ class AttachServer::Client {
           Error(ErrorKind::in_use, "somebody is attached to its input already"), engine_failed));
       co_return;
     }
-    if (request.input && container_.record().specification.input) server_.input_ = this;
+    // Who only looks on is no use of it.
+    std::optional<Container::Use> use;
+    if (request.input && container_.record().specification.input) {
+      server_.input_ = this;
+      use.emplace(container_);
+    }
     LogReader reader(container_.log_path(),
                      request.from_start ? LogReader::From::start : LogReader::From::now);
     is_main_ = true;

@@ -81,12 +81,14 @@ Container::Container(UringLoop& loop, ContainerOptions options, Report report)
       store_(options_.state_dir),
       tasks_(loop),
       changed_(loop),
-      changing_(loop) {}
+      changing_(loop),
+      idle_(loop.now()) {}
 
 Container::~Container() = default;
 
 void Container::set_phase(Phase phase) {
   phase_ = phase;
+  touch();
   changed_.notify_all();
   if (ports_) ports_->wake_up();
 }
@@ -123,7 +125,7 @@ void Container::open_ports() {
         auto found = link();
         return found && phase_ == Phase::running ? *std::move(found) : nullptr;
       },
-      [this] { awaken_soon(); });
+      [this] { awaken_soon(); }, [this] { touch(); });
 }
 
 // --- Starting.
@@ -640,6 +642,7 @@ Task<> Container::drop(std::shared_ptr<GuestProcess> process) {
   }
   if (!process->is_lost() && !closing_) co_await process->forget();
   processes_.erase(process->number());
+  touch();
 }
 
 Result<std::shared_ptr<AgentLink>> Container::link() {
@@ -740,6 +743,7 @@ Json Container::info() const {
       level == PauseLevel::none ? names[static_cast<std::size_t>(phase_)] : to_string(level);
   Json json = {{"state", state}, {"started_at", started_at_}};
   json["pause"] = level == PauseLevel::none ? Json() : encode(pause_);
+  add_idle(json);
   if (!machine_) return json;
   json["memory"] = memory_id_.to_string();
   json["ports"] = encode_ports(ports_ ? ports_->ports() : record_.specification.ports);
@@ -808,6 +812,7 @@ Task<> Container::power_off() {
 }
 
 Task<> Container::watch_machine() {
+  tasks_.spawn(watch_idle());
   const std::string words = co_await machine_->ended();
   if (closing_) co_return;
   finish(words);

@@ -24,6 +24,7 @@
 #include "container/container_log.h"
 #include "container/container_store.h"
 #include "container/guest_process.h"
+#include "container/idle_clock.h"
 #include "container/microvm.h"
 #include "container/pause_record.h"
 #include "container/published_ports.h"
@@ -84,7 +85,8 @@ class Container {
   /// To this level, from a lighter one or none; `precondition` where it is deeper already. Where it
   /// fails it is as it was: it runs on, or stays paused. `no_space` for page files. One that is
   /// hibernated has ended with that, and another keeper's start() has it go on.
-  Task<Result<void>> pause(PauseLevel level);
+  /// One that has been idle for less than `idle_min` is `precondition`, too.
+  Task<Result<void>> pause(PauseLevel level, Duration idle_min = Duration::zero());
   /// It goes on from any level, with the right time.
   Task<Result<void>> resume();
   /// Somebody wants something of it: it is resumed if it is paused, or about to be.
@@ -92,6 +94,24 @@ class Container {
   /// Or about to be.
   bool is_paused() const { return is_pausing_ || pause_level() != PauseLevel::none; }
   machine::Json info() const;
+
+  // --- Since when nobody has wanted anything of it (container_idle.cc).
+
+  /// Somebody has, just now.
+  void touch();
+  /// While one of these is there, it is in use.
+  class Use {
+   public:
+    explicit Use(Container& container);
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+    ~Use();
+
+   private:
+    Container& container_;
+  };
+  /// Zero while it is in use, or a process beside its main one is there.
+  Duration idle() const;
 
   /// Lets go of QEMU, which runs on.
   Task<> close();
@@ -184,6 +204,9 @@ class Container {
   void awaken_soon();
   Task<> awaken_for_port();
   Task<Result<void>> bring_memory_back();
+  // container_idle.cc
+  Task<> watch_idle();
+  void add_idle(machine::Json& info) const;
 
   void drain_main();
   bool drain(agent::IncomingStream* in, LogStream stream);
@@ -217,6 +240,8 @@ class Container {
   std::uint32_t last_process_ = 1;
   std::optional<End> end_;
   PauseRecord pause_;
+  IdleClock idle_;
+  std::size_t uses_ = 0;
   std::string template_memory_;  // of a clone: the memory object of its template
   bool is_clone_ = false;        // of a template, and not a machine of its own so far
   bool is_template_ = false;     // and ends with that

@@ -30,11 +30,15 @@ PauseLevel Container::pause_level() const {
   return pause_.level;
 }
 
-Task<Result<void>> Container::pause(PauseLevel level) {
+Task<Result<void>> Container::pause(PauseLevel level, Duration idle_min) {
   const auto guard = co_await changing_.lock();
   if (phase_ != Phase::running) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
+  }
+  if (idle() < idle_min) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the container '{}' is in use", options_.name));
   }
   const PauseLevel before = pause_level();
   if (level == before) co_return Result<void>{};
@@ -128,6 +132,7 @@ Task<Result<void>> Container::go_up() {
 }
 
 Task<Result<void>> Container::resume() {
+  touch();
   bool was_parked = false;
   {
     const auto guard = co_await changing_.lock();
@@ -157,6 +162,7 @@ Task<> Container::set_guest_clock() {
 }
 
 Task<Result<void>> Container::awaken() {
+  touch();
   while (is_waking_ && !closing_) co_await changed_.wait();
   while (is_paused() && !closing_) {
     auto resumed = co_await resume();
@@ -168,6 +174,7 @@ Task<Result<void>> Container::awaken() {
 }
 
 void Container::awaken_soon() {
+  touch();
   if (is_paused() && !closing_ && !std::exchange(is_awaking_, true))
     tasks_.spawn(awaken_for_port());
 }

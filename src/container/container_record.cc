@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "base/units.h"
 #include "container/record_members.h"
 #include "machine/layout.h"
 
@@ -110,6 +111,15 @@ Result<void> check_resources(const ContainerSpecification& container) {
   return {};
 }
 
+/// Zero is no time after which somebody is idle.
+Result<void> check_park_after(const std::string& text) {
+  if (text.empty() || text == park_never) return {};
+  const auto after = parse_duration(text);
+  if (after && after->count() > 0) return {};
+  return wrong("park_after",
+               fmt::format("never, or a duration such as 90s or 5m, found '{}'", text));
+}
+
 Result<void> check_ports(const std::vector<PublishedPort>& ports) {
   if (ports.size() > container_ports_max)
     return wrong("ports", fmt::format("up to {}", container_ports_max));
@@ -195,6 +205,7 @@ Result<void> check(const ContainerSpecification& container) {
     return wrong("hostname", fmt::format("letters, digits, - and ., up to {}", hostname_max));
   TRY(check_command(container));
   TRY(check_resources(container));
+  TRY(check_park_after(container.park_after));
   TRY(check_ports(container.ports));
   TRY(check_mounts(container));
   if (container.template_name.empty()) return {};
@@ -247,6 +258,7 @@ Json encode(const ContainerSpecification& container) {
           {"overlay", container.overlay},
           {"mounts", std::move(mounts)},
           {"labels", container.labels},
+          {"park_after", container.park_after},
           {"log_bytes", container.log_bytes}};
 }
 
@@ -280,6 +292,7 @@ Result<ContainerSpecification> decode_container(const Json& json) {
   TRY(members.take("overlay", container.overlay));
   TRY(members.take("mounts", container.mounts, container_mounts_max, decode_mount));
   TRY(members.take("labels", container.labels));
+  TRY(members.take("park_after", container.park_after));
   TRY(members.take("log_bytes", container.log_bytes));
   TRY(members.check_all_known());
   return container;

@@ -32,6 +32,7 @@ constexpr std::size_t container_environment_max = 1024;                   // var
 constexpr std::size_t container_words_bytes_max = std::size_t{96} << 10;  // all of both
 constexpr std::uint32_t container_stop_timeout_s_default = 10;
 constexpr std::uint32_t container_stop_timeout_s_max = 24 * 60 * 60;
+constexpr const char* park_never = "never";
 constexpr std::uint64_t container_log_bytes_min = std::uint64_t{64} << 10;
 constexpr std::uint64_t container_log_bytes_default = std::uint64_t{64} << 20;
 
@@ -75,6 +76,7 @@ struct ContainerSpecification {
   std::string overlay;        // the volume that its changes lie in, ext4; "": the guest's memory
   std::vector<ContainerMount> mounts;
   std::map<std::string, std::string> labels;
+  std::string park_after;  // a duration, or park_never; "" for what holds on its host
   std::uint64_t log_bytes = container_log_bytes_default;
   friend bool operator==(const ContainerSpecification&, const ContainerSpecification&) = default;
 };

@@ -30,6 +30,7 @@ ContainerSpecification specification() {
           .overlay = "web-root",
           .mounts = {{.volume = "data", .path = "/var/lib/data", .read_only = true}},
           .labels = {{"a", "b"}},
+          .park_after = "5m",
           .log_bytes = std::uint64_t{1} << 20};
 }
 
@@ -129,7 +130,9 @@ INSTANTIATE_TEST_SUITE_P(
         Mistake{"root", [](auto& c) { c.mounts[0].path = "/"; }, "absolute path"},
         Mistake{"up", [](auto& c) { c.mounts[0].path = "/a/../b"; }, "absolute path"},
         Mistake{"volume_twice", [](auto& c) { c.overlay = "data"; }, "twice"},
-        Mistake{"small_log", [](auto& c) { c.log_bytes = 1; }, "log_bytes"}),
+        Mistake{"small_log", [](auto& c) { c.log_bytes = 1; }, "log_bytes"},
+        Mistake{"idle_at_once", [](auto& c) { c.park_after = "0s"; }, "park_after"},
+        Mistake{"idle_soon", [](auto& c) { c.park_after = "soon"; }, "park_after"}),
     [](const auto& info) { return info.param.name; });
 
 TEST(SignalNumber, KnowsNamesAndNumbers) {

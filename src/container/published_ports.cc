@@ -26,8 +26,13 @@ constexpr std::size_t read_size = std::size_t{16} << 10;
 /// One connection and its stream: each carries one way until its end.
 class PublishedPorts::Connection {
  public:
-  Connection(UringLoop& loop, std::unique_ptr<berth::Stream> socket, const Wanted& wanted)
-      : socket_(std::move(socket)), wanted_(wanted), changed_(loop), tasks_(loop) {}
+  Connection(UringLoop& loop, std::unique_ptr<berth::Stream> socket, const Wanted& wanted,
+             const Wanted& answered)
+      : socket_(std::move(socket)),
+        wanted_(wanted),
+        answered_(answered),
+        changed_(loop),
+        tasks_(loop) {}
 
   Task<> run(std::shared_ptr<AgentLink> link, std::uint32_t number, std::uint16_t port) {
     link_ = std::move(link);
@@ -118,12 +123,14 @@ class PublishedPorts::Connection {
       from = stream();
       if (from == nullptr) co_return shutdown();
       from->in->consume(piece.size());
+      answered_();
       link_->wake();
     }
   }
 
   std::unique_ptr<berth::Stream> socket_;
   const Wanted& wanted_;
+  const Wanted& answered_;
   std::shared_ptr<AgentLink> link_;
   std::uint32_t stream_ = 0;
   Event changed_;
@@ -132,10 +139,11 @@ class PublishedPorts::Connection {
   bool is_over_ = false;
 };
 
-PublishedPorts::PublishedPorts(UringLoop& loop, Link link, Wanted wanted)
+PublishedPorts::PublishedPorts(UringLoop& loop, Link link, Wanted wanted, Wanted answered)
     : loop_(loop),
       link_(std::move(link)),
       wanted_(std::move(wanted)),
+      answered_(std::move(answered)),
       link_changed_(loop),
       tasks_(loop) {}
 
@@ -191,7 +199,7 @@ Task<> PublishedPorts::accept(SocketListener& listener, std::uint16_t guest_port
 }
 
 Task<> PublishedPorts::carry(std::unique_ptr<berth::Stream> socket, std::uint16_t guest_port) {
-  Connection connection(loop_, std::move(socket), wanted_);
+  Connection connection(loop_, std::move(socket), wanted_, answered_);
   connections_.push_back(&connection);
   wanted_();
   std::shared_ptr<AgentLink> link = link_();

@@ -25,9 +25,10 @@ class PublishedPorts {
  public:
   /// The link of this moment; nothing while the guest cannot be asked.
   using Link = std::function<std::shared_ptr<AgentLink>()>;
-  /// Called whenever a connection has something for the guest.
   using Wanted = std::function<void()>;
-  PublishedPorts(UringLoop& loop, Link link, Wanted wanted);
+  /// `wanted` is called whenever a connection has something for the guest; `answered` when the
+  /// guest's answer has been passed on.
+  PublishedPorts(UringLoop& loop, Link link, Wanted wanted, Wanted answered);
   PublishedPorts(const PublishedPorts&) = delete;
   PublishedPorts& operator=(const PublishedPorts&) = delete;
   ~PublishedPorts();
@@ -55,6 +56,7 @@ class PublishedPorts {
   UringLoop& loop_;
   const Link link_;
   const Wanted wanted_;
+  const Wanted answered_;
   std::vector<PublishedPort> ports_;
   std::vector<std::unique_ptr<SocketListener>> listeners_;
   std::vector<Connection*> connections_;

@@ -62,6 +62,7 @@ int start_daemon(const ParsedLine& line, const Programs& programs) {
                                        ? cli::absolute_path(line.text("--tls-dir"))
                                        : std::string()};
   if (line.has("--memory-dir")) options.memory_dir = cli::absolute_path(line.text("--memory-dir"));
+  if (line.has("--config")) options.configuration_file = cli::absolute_path(line.text("--config"));
   if (line.has("--keeper-idle")) {
     const auto seconds = parse_seconds(line.text("--keeper-idle"));
     if (!seconds)

@@ -73,8 +73,9 @@ Result<void> check_not_ours(const container::ContainerSpecification& wanted) {
 }
 
 Result<void> check_members_of_clone(const Json& request, bool several) {
-  static const std::set<std::string> own = {"name",   "hostname",    "ports",          "labels",
-                                            "remove", "stop_signal", "stop_timeout_s", "log_bytes"};
+  static const std::set<std::string> own = {"name",           "hostname",  "ports",
+                                            "labels",         "remove",    "stop_signal",
+                                            "stop_timeout_s", "log_bytes", "park_after"};
   if (!request.is_object()) return failure(ErrorKind::invalid_argument, "expected an object");
   for (const auto& [name, value] : request.items()) {
     if (!own.contains(name))
@@ -101,6 +102,7 @@ Result<std::vector<container::ContainerSpecification>> clone_specifications(
   for (const auto& [name, label] : asked.labels) alike.labels[name] = label;
   if (request.contains("stop_signal")) alike.stop_signal = asked.stop_signal;
   if (request.contains("stop_timeout_s")) alike.stop_timeout_s = asked.stop_timeout_s;
+  if (request.contains("park_after")) alike.park_after = asked.park_after;
   if (request.contains("log_bytes")) alike.log_bytes = asked.log_bytes;
   if (count > 1) {
     for (const container::PublishedPort& port : alike.ports) {

@@ -144,9 +144,11 @@ TEST(CloneSpecificationsTest, AreAsTheTemplateButForWhatIsTheirOwn) {
   const auto all = MUST(clone_specifications({{"name", "web_x"},
                                               {"labels", {{"of", "clone"}}},
                                               {"ports", json::array({{{"guest_port", 80U}}})},
+                                              {"park_after", "never"},
                                               {"remove", true}},
                                              of_template(), 2));
   ASSERT_EQ(all.size(), 2);
+  EXPECT_EQ(all[1].park_after, "never");
   EXPECT_EQ(all[0].name, "web_x-1");
   EXPECT_EQ(all[1].name, "web_x-2");
   EXPECT_EQ(all[1].hostname, "web-x-2");

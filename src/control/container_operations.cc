@@ -17,6 +17,11 @@ using container::ContainerRecord;
 constexpr Milliseconds command_timeout{30'000};
 constexpr Milliseconds pause_timeout{600'000};  // memory goes to a disk
 
+Json idle_seconds(const Containers::Status& status) {
+  if (!status.info.is_object()) return {};
+  return status.info.value("idle_ms", std::uint64_t{0}) / 1000;
+}
+
 std::string text(const Json& params, const char* name) { return params.value(name, std::string()); }
 
 Json exit_code_of(const Containers::Status& status) {
@@ -142,6 +147,7 @@ Async<Result<Json>> container_list(Services& services, Json /*params*/) {
                           {"exit_code", exit_code_of(status)},
                           {"created_at", record.created_at},
                           {"started_at", status.last.started_at},
+                          {"idle_s", idle_seconds(status)},
                           {"ports", ports_of(record, status)}});
   }
   co_return Json{{"containers", std::move(containers)}};
@@ -193,6 +199,8 @@ Async<Json> shown_container(Services& services, ContainerRecord record) {
       {"kernel", optional("kernel")},
       {"memory_used", optional("memory_used")},
       {"pause", optional("pause")},
+      {"idle_since", optional("idle_since")},
+      {"idle_s", idle_seconds(status)},
       {"ports", ports_of(record, status)},
       {"attach", has_keeper ? Json(run.attach_socket(name)) : Json()},
       {"log", container::ContainerStore(services.state_dir).log(name)},

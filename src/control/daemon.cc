@@ -21,10 +21,12 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "container/image_store.h"
+#include "control/configuration.h"
 #include "control/exit_code.h"
 #include "control/http_server.h"
 #include "control/machine_steps.h"
 #include "control/operations.h"
+#include "control/parking.h"
 #include "control/spawn.h"
 #include "control/version.h"
 #include "memory/preload.h"
@@ -89,7 +91,8 @@ GuestPolicy guest_policy(const DaemonOptions& options) {
 
 class Daemon {
  public:
-  Daemon(asio::io_context& io, const DaemonOptions& options, std::unique_ptr<Catalogue> catalogue)
+  Daemon(asio::io_context& io, const DaemonOptions& options, Configuration configuration,
+         std::unique_ptr<Catalogue> catalogue)
       : options_(options),
         workers_(worker_threads),
         catalogue_(std::move(catalogue)),
@@ -114,6 +117,7 @@ class Daemon {
                     .memory_dir = options.memory_dir},
                    containers_, images_, kernels_, events_),
         pool_(io.get_executor(), containers_, templates_, events_),
+        parking_(io.get_executor(), std::move(configuration.parking), containers_, events_),
         jobs_(io.get_executor(), workers_, *catalogue_, events_),
         services_{.executor = io.get_executor(),
                   .workers = workers_,
@@ -211,6 +215,7 @@ class Daemon {
     co_await containers_.take_over();
     co_await templates_.take_over();
     co_await pool_.take_over();
+    parking_.begin();
     is_taken_over_ = true;
     taken_over_.notify();
   }
@@ -222,6 +227,7 @@ class Daemon {
     co_await server_.finish(requests_patience);
     co_await pool_.quit();
     containers_.quit();
+    co_await parking_.quit();
     machines_.quit();
     keepers_.quit();
     boost::system::error_code ignored;
@@ -242,6 +248,7 @@ class Daemon {
   asio::thread_pool image_makers_;
   Templates templates_;
   ClonePool pool_;
+  Parking parking_;
   Jobs jobs_;
   Services services_;
   HttpServer server_;
@@ -257,6 +264,7 @@ Result<void> run(const DaemonOptions& options) {
     return failure(ErrorKind::precondition,
                    "--listen needs --tls-dir: TCP is served with TLS and client certificates only");
   }
+  Configuration configuration = TRY(load_configuration(options.configuration_file));
   TRY(make_private_directory(options.state_dir, 0750));
   TRY(make_private_directory(options.state_dir + "/volumes", 0750));
   TRY(make_private_directory(options.state_dir + "/machines", 0750));
@@ -269,7 +277,7 @@ Result<void> run(const DaemonOptions& options) {
   asio::io_context io(1);
   Result<void> result;
   {
-    Daemon daemon(io, options, std::move(catalogue));
+    Daemon daemon(io, options, std::move(configuration), std::move(catalogue));
     asio::co_spawn(io, daemon.live(),
                    [&](const std::exception_ptr& exception, Result<void> outcome) {
                      if (exception) std::terminate();

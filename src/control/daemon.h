@@ -11,6 +11,7 @@ struct DaemonOptions {
   std::string run_dir;
   std::string listen;   // host:port for TCP with TLS, "" for none
   std::string tls_dir;  // server-cert.pem, server-key.pem, ca-cert.pem; needed with `listen`
+  std::string configuration_file;  // "": the default one, where it is there
   std::chrono::milliseconds keeper_idle{60'000};
   std::string memory_dir = "/dev/shm/berth";      // where machines' memory is
   std::string keeper_program = "/proc/self/exe";  // executed as `PROGRAM keeper …`

@@ -338,7 +338,7 @@ std::vector<Action> template_actions() {
              false,
              "Members of a ContainerSpecification that are the clone's own: name (with -1, -2 and "
              "so on where there are several), hostname, ports, labels, remove, stop_signal, "
-             "stop_timeout_s, log_bytes",
+             "stop_timeout_s, log_bytes, park_after",
              {}}},
        .errors = {ErrorKind::not_found, ErrorKind::already_exists, ErrorKind::in_use,
                   ErrorKind::limit, ErrorKind::precondition, ErrorKind::timed_out,

@@ -513,6 +513,12 @@ void add_host_commands(std::vector<Command>& all) {
                     .value = "DIR",
                     .description = "Directory with server-cert.pem, server-key.pem and ca-cert.pem",
                     .names = Names::files},
+                   {.name = "--config",
+                    .value = "FILE",
+                    .description = "The configuration (docs/berth-toml.md); /etc/berth/berth.toml "
+                                   "when left out, where that is there",
+                    .environment = "BERTH_CONFIG",
+                    .names = Names::files},
                    {.name = "--keeper-idle",
                     .value = "SECONDS",
                     .description = "End a keeper that nobody used for so long and that serves "

@@ -94,6 +94,9 @@ std::vector<Option> create_options() {
       value("", "--stop-signal", "SIGNAL", "What it is asked to end with"),
       value("", "--stop-timeout", "SECONDS", "How long it may take for that; 10 when left out"),
       values("-l", "--label", "NAME=VALUE", "A label"),
+      value("", "--park-after", "DURATION|never",
+            "Park it when it has been idle for so long (5m), or never; as the daemon's "
+            "configuration says when left out"),
       value("", "--log-size", "SIZE", "How much of what it writes is kept; 64M when left out")};
   options.insert(options.end(), more.begin(), more.end());
   return options;
@@ -135,6 +138,7 @@ Result<Json> specification_of(const ParsedLine& line) {
                                                     {"--hostname", "hostname"},
                                                     {"--net", "network"},
                                                     {"--overlay", "overlay"},
+                                                    {"--park-after", "park_after"},
                                                     {"--stop-signal", "stop_signal"}};
   for (const auto& [option, member] : texts)
     if (line.has(option)) wanted[member] = line.text(option);

@@ -366,6 +366,16 @@ std::string render_swap(const Json& answer) {
          fmt::format("zswap: {}\n", text_of(answer["zswap"]));
 }
 
+/// "", "42s", "5m", "3h", "12d": whole units, of two digits where there is such a one.
+std::string shown_idle(const Json& seconds) {
+  if (!seconds.is_number()) return "";
+  const auto count = seconds.get<std::uint64_t>();
+  if (count < 100) return fmt::format("{}s", count);
+  if (count < 100 * 60) return fmt::format("{}m", count / 60);
+  if (count < 100 * 3600) return fmt::format("{}h", count / 3600);
+  return fmt::format("{}d", count / 86'400);
+}
+
 std::string render_containers(const Json& list) {
   std::vector<Row> rows;
   for (const Json& container : list["containers"]) {
@@ -380,9 +390,9 @@ std::string render_containers(const Json& list) {
     std::string state = text_of(container["state"]);
     if (container["exit_code"].is_number()) state += " (" + container["exit_code"].dump() + ")";
     rows.push_back({text_of(container["name"]), text_of(container["image_name"]), command, state,
-                    text_of(container["created_at"]), ports});
+                    text_of(container["created_at"]), shown_idle(container["idle_s"]), ports});
   }
-  return table({"NAME", "IMAGE", "COMMAND", "STATE", "CREATED", "PORTS"}, rows);
+  return table({"NAME", "IMAGE", "COMMAND", "STATE", "CREATED", ">IDLE", "PORTS"}, rows);
 }
 
 std::string render_kernels(const Json& list) {

@@ -108,9 +108,10 @@ std::vector<Command> template_commands() {
             "How many clones wait, ready, for somebody to ask for one; 2 when left out"),
       value("", "--timeout", "SECONDS",
             "How long until it is ready, and for each command; 120 when left out")};
-  for (Option& option : some_create_options({"--env", "--env-file", "--user", "--workdir", "--cpus",
-                                             "--memory", "--net", "--entrypoint", "--stop-signal",
-                                             "--stop-timeout", "--label", "--log-size"}))
+  for (Option& option :
+       some_create_options({"--env", "--env-file", "--user", "--workdir", "--cpus", "--memory",
+                            "--net", "--entrypoint", "--stop-signal", "--stop-timeout", "--label",
+                            "--log-size", "--park-after"}))
     of_template.push_back(std::move(option));
   all.push_back(
       {.words = {"template", "create"},
@@ -139,7 +140,7 @@ std::vector<Command> template_commands() {
       value("-n", "--count", "N", "How many; named NAME-1, NAME-2 and so on")};
   for (Option& option :
        some_create_options({"--name", "--hostname", "--publish", "--rm", "--stop-signal",
-                            "--stop-timeout", "--label", "--log-size"}))
+                            "--stop-timeout", "--label", "--log-size", "--park-after"}))
     of_clone.push_back(std::move(option));
   all.push_back({.words = {"container", "clone"},
                  .summary = "Run new containers that go on where a template was",
