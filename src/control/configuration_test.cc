@@ -1,5 +1,10 @@
 #include "control/configuration.h"
 
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -72,6 +77,23 @@ TEST(Configuration, AMistakeHasItsLine) {
   EXPECT_THAT(mistake("[parking]\npressure = '5'\n"), HasSubstr("parking.pressure: expected"));
   EXPECT_THAT(mistake("[parking]\npressure_file = 'here'\n"), HasSubstr("an absolute path"));
   EXPECT_THAT(mistake("[parking\n"), HasSubstr("berth.toml:1:"));
+}
+
+TEST(Configuration, ThePageHasExamplesThatAreTakenAndEveryKey) {
+  std::ifstream file(std::filesystem::path(BERTH_TEST_DATA_DIR).parent_path().parent_path() /
+                     "docs/berth-toml.md");
+  const std::string page(std::istreambuf_iterator<char>(file), {});
+  constexpr std::string_view fence = "```toml\n";
+  std::size_t examples = 0;
+  for (std::size_t at = page.find(fence); at != std::string::npos; at = page.find(fence, at)) {
+    at += fence.size();
+    const std::string example = page.substr(at, page.find("```", at) - at);
+    EXPECT_FALSE(parking(example).steps.empty()) << example;
+    ++examples;
+  }
+  EXPECT_EQ(examples, 2);
+  for (const char* key : {"after_idle", "pressure", "pressure_interval", "pressure_file"})
+    EXPECT_THAT(page, HasSubstr(fmt::format("\n| `{}` |", key)));
 }
 
 }  // namespace

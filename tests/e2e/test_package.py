@@ -22,7 +22,7 @@ PLAIN_FILES = {
     "usr/lib/sysusers.d/berth.conf",
     "usr/share/bash-completion/completions/berth",
     "usr/share/doc/berth/README.md.gz",
-    "usr/share/doc/berth/berth-toml.md.gz",
+    "usr/share/doc/berth/berth-toml.md",
     "usr/share/doc/berth/changelog.Debian.gz",
     "usr/share/doc/berth/changelog.gz",
     "usr/share/doc/berth/copyright",
