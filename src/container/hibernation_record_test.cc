@@ -50,7 +50,7 @@ TEST(HibernationRecord, WhatIsNoneIsRefused) {
 
 TEST(Hibernation, IsThereFromItsRecordOnAndUntilItIsGone) {
   const ScratchDirectory directory;
-  const std::string place = directory.path();
+  const std::string& place = directory.path();
   EXPECT_FALSE(is_hibernated(place));
   EXPECT_EQ(read_hibernation(place).error().kind(), ErrorKind::not_found);
   MUST(write_hibernation(place, some(), "devices"));

@@ -17,7 +17,8 @@ constexpr const char* default_configuration_file = "/etc/berth/berth.toml";
 
 /// Those that an idle container may go through by itself, the lightest first.
 constexpr std::array parking_levels = {
-    container::PauseLevel::frozen, container::PauseLevel::trimmed, container::PauseLevel::parked};
+    container::PauseLevel::frozen, container::PauseLevel::trimmed, container::PauseLevel::parked,
+    container::PauseLevel::hibernated};
 
 /// A container that has been idle for `after` is paused to `level`.
 struct ParkingStep {

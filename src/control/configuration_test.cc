@@ -70,9 +70,9 @@ TEST(Configuration, AMistakeHasItsLine) {
   EXPECT_THAT(mistake("[parking]\nafter_idle = 5\n"),
               HasSubstr("berth.toml:2: parking.after_idle: expected a duration"));
   EXPECT_THAT(mistake("[parking]\nafter_idle = '0s'\n"), HasSubstr("above zero"));
-  EXPECT_THAT(
-      mistake("[parking.after_idle]\ndeep = '5m'\n"),
-      HasSubstr("parking.after_idle.deep: not known here; there are frozen, trimmed, parked"));
+  EXPECT_THAT(mistake("[parking.after_idle]\ndeep = '5m'\n"),
+              HasSubstr("parking.after_idle.deep: not known here; there are frozen, trimmed, "
+                        "parked, hibernated"));
   EXPECT_THAT(mistake("[parking]\npressure = 0\n"), HasSubstr("parking.pressure: expected"));
   EXPECT_THAT(mistake("[parking]\npressure = '5'\n"), HasSubstr("parking.pressure: expected"));
   EXPECT_THAT(mistake("[parking]\npressure_file = 'here'\n"), HasSubstr("an absolute path"));

@@ -55,13 +55,28 @@ Async<std::vector<Fd>> Containers::take_ports(std::string name) {
   co_return all;
 }
 
-Async<Result<void>> Containers::hibernate(std::string name) {
-  if (is_hibernated(name)) co_return Result<void>();
+Async<Result<void>> Containers::pause(std::string name, container::PauseLevel level,
+                                      Milliseconds idle_min) {
+  Json params = {{"level", to_string(level)}, {"idle_ms", idle_min.count()}};
+  if (level == container::PauseLevel::hibernated) {
+    if (is_hibernated(name)) co_return Result<void>();
+    co_return co_await hibernate(std::move(name), std::move(params));
+  }
+  if (is_hibernated(name)) {
+    co_return failure(
+        ErrorKind::precondition,
+        fmt::format("the container '{}' is hibernated already: resume it first", name));
+  }
+  CO_TRY(co_await call(name, "container.pause", std::move(params), {.timeout = pause_timeout}));
+  co_return Result<void>();
+}
+
+Async<Result<void>> Containers::hibernate(std::string name, Json params) {
   CO_TRY(co_await guests_.find_connection(name));
   std::vector<Fd> listening = co_await take_ports(name);
   hibernated_.insert(name);  // before its volumes are free
-  auto done = co_await guests_.call(name, "container.pause", {{"level", "hibernated"}},
-                                    {.timeout = pause_timeout});
+  auto done =
+      co_await guests_.call(name, "container.pause", std::move(params), {.timeout = pause_timeout});
   // The keeper ends with it, which may be before its answer comes; or it has died, and the next one
   // says what became of it.
   if (done || done.error().kind() == ErrorKind::disconnected) {

@@ -15,7 +15,6 @@ using Json = nlohmann::json;
 using container::ContainerRecord;
 
 constexpr Milliseconds command_timeout{30'000};
-constexpr Milliseconds pause_timeout{600'000};  // memory goes to a disk
 
 Json idle_seconds(const Containers::Status& status) {
   if (!status.info.is_object()) return {};
@@ -106,18 +105,9 @@ Async<Result<Json>> container_kill(Services& services, Json params) {
 Async<Result<Json>> container_pause(Services& services, Json params) {
   const ContainerRecord record = CO_TRY(co_await find(services, params));
   const std::string& name = record.specification.name;
-  const std::string level = text(params, "level");
-  if (level == to_string(container::PauseLevel::hibernated)) {
-    CO_TRY(co_await services.containers.hibernate(name));
-    co_return co_await shown(services, record);
-  }
-  if (services.containers.is_hibernated(name)) {
-    co_return failure(
-        ErrorKind::precondition,
-        fmt::format("the container '{}' is hibernated already: resume it first", name));
-  }
-  CO_TRY(co_await services.containers.call(name, "container.pause", {{"level", level}},
-                                           {.timeout = pause_timeout}));
+  const std::string word = params.value("level", std::string("frozen"));
+  const container::PauseLevel level = CO_TRY(container::parse_pause_level(word));
+  CO_TRY(co_await services.containers.pause(name, level));
   co_return co_await shown(services, record);
 }
 

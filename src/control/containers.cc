@@ -259,6 +259,8 @@ Async<bool> Containers::release_ended(std::string name) {
   const auto record = co_await find(name);
   if (!record && waiting_.contains(name)) forget_waiting(name);
   if (!record) co_return true;
+  // Asked for by a daemon that is dead.
+  if (!is_hibernated(name) && co_await has_hibernation(name)) co_await find_hibernated(name);
   co_await unserve_disks(*record);
   const auto state =
       co_await on_worker(workers_, [store = &store_, name] { return store->state(name); });

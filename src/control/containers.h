@@ -83,8 +83,10 @@ class Containers final : public MachineNeighbours {
                                      CallOptions options);
   bool is_on(const std::string& name) const { return guests_.is_on(name); }
 
-  /// From any lighter level, or none. With that its keeper and QEMU have ended.
-  Async<Result<void>> hibernate(std::string name);
+  /// From a lighter level, or none. One that has been idle for less than `idle_min` is
+  /// `precondition`. Of one that is hibernated keeper and QEMU have ended.
+  Async<Result<void>> pause(std::string name, container::PauseLevel level,
+                            Milliseconds idle_min = Milliseconds(0));
   bool is_hibernated(const std::string& name) const { return hibernated_.contains(name); }
   Async<Result<container::HibernationRecord>> hibernation(std::string name);
   /// What it would go on from goes: it has ended, as if it had been killed.
@@ -125,6 +127,7 @@ class Containers final : public MachineNeighbours {
   bool is_used(const std::string& name) const;
   bool has_disks(const std::string& name) const { return is_used(name) || is_hibernated(name); }
   // container_hibernation.cc
+  Async<Result<void>> hibernate(std::string name, nlohmann::json params);
   Async<bool> has_hibernation(std::string name);
   Async<std::vector<Fd>> take_ports(std::string name);
   Async<void> find_hibernated(std::string name);

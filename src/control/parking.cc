@@ -20,7 +20,6 @@ using container::ContainerRecord;
 using container::PauseLevel;
 
 constexpr Milliseconds info_timeout{3'000};
-constexpr Milliseconds pause_timeout{600'000};  // memory goes to a disk
 
 Instant now() { return std::chrono::steady_clock::now(); }
 
@@ -113,9 +112,7 @@ Async<void> Parking::carry_out(ParkingPolicy::Decision decision) {
   const auto idle = std::chrono::duration_cast<Milliseconds>(decision.idle_min);
   const std::string level(to_string(decision.level));
   // A daemon that ends does not wait for it: the keeper carries it out all the same.
-  const auto paused = co_await containers_.call(decision.name, "container.pause",
-                                                {{"level", level}, {"idle_ms", idle.count()}},
-                                                {.timeout = pause_timeout});
+  const auto paused = co_await containers_.pause(decision.name, decision.level, idle);
   if (paused) {
     log_info("container {}: {}, {}", decision.name, level,
              decision.for_pressure ? "since the host is short of memory" : "since it is idle");

@@ -64,12 +64,14 @@ class Cycle:
             time.sleep(0.05)
 
     def keeper(self):
-        """Its process; the next one's, where one was killed the instant before."""
+        """Its process; the next one's, where one was killed the instant before; None of one that is hibernated."""
         deadline = time.monotonic() + LIMIT_S
         while True:
             with socket.socket(socket.AF_UNIX) as stream, contextlib.suppress(OSError):
                 stream.connect(str(self.host.run_dir / "containers" / self.name / "control"))
                 return struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            if self.host.inspect(self.name)["state"] == "hibernated":
+                return None
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -80,7 +82,8 @@ class Cycle:
         else:
             pid = self.keeper() if whom == "keeper" else self.host.inspect(self.name)["pid"]
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
 
     def disturbed(self, *arguments):
         """A command while something is killed; whether it was done, and that it says why if it was not."""
@@ -125,7 +128,7 @@ class Cycle:
             assert client.recv(10) == b"hello"
 
     def pause(self):
-        levels = ["frozen", "parked"] + (["trimmed"] if has_swap() else [])
+        levels = ["frozen", "parked", "hibernated"] + (["trimmed"] if has_swap() else [])
         arguments = ("container", "pause", "--level", self.choose.choice(levels), self.name)
         if self.choose.random() < 0.3:
             self.disturbed(*arguments)

@@ -80,6 +80,16 @@ def _host():
         yield made
 
 
+def test_an_idle_one_is_hibernated_and_a_connection_starts_its_clock_again():
+    with ParkingHost("[parking.after_idle]\nfrozen = '1s'\nhibernated = '3s'\n") as host:
+        with host.serving() as name:
+            host.wait_until_it_serves(name)
+            for _ in range(2):
+                assert host.wait_for_state(name, "hibernated")["pid"] is None
+                host.ask(name)
+                assert host.state(name) != "hibernated"
+
+
 def test_an_idle_one_is_frozen_and_then_parked_and_a_request_starts_its_clock_again(host):
     with host.serving() as name:
         host.wait_until_it_serves(name)
