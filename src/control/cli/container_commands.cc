@@ -305,7 +305,7 @@ class Runner {
 
   bool is_running(const std::string& name) const {
     const auto shown = call("container.inspect", {{"container", name}});
-    return shown && shown->at("pid").is_number();
+    return shown && (shown->at("pid").is_number() || shown->value("state", "") == "hibernated");
   }
 
   /// The one that has no end so far, too.
