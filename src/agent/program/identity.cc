@@ -11,6 +11,7 @@
 #include <linux/random.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "agent/program/network.h"
@@ -43,8 +44,11 @@ Result<void> add_entropy(Bytes entropy) {
   return {};
 }
 
+/// In a container it is what it is to be already, and may not be changed.
 Result<void> set_hostname(const std::string& name) {
-  if (::sethostname(name.data(), name.size()) != 0) {
+  utsname now{};
+  const bool is_set = ::uname(&now) == 0 && name == now.nodename;
+  if (!is_set && ::sethostname(name.data(), name.size()) != 0) {
     return errno_failure(errno, "cannot set the hostname '" + name + "'");
   }
   return replace_file("/etc/hostname", name + "\n", 0644);

@@ -2,9 +2,14 @@
 // guest into its image and then does what the host asks of it (docs/formats/container-agent.md).
 //
 // It never ends by itself: its last step is to power the guest off.
+//
+// With --in-container it is PID 1 of a container in the host's kernel, which others have set up:
+// it listens at descriptor 3, and ends in place of powering off.
 
 #include <cstdio>
+#include <string_view>
 
+#include <linux/close_range.h>
 #include <sys/reboot.h>
 #include <unistd.h>
 
@@ -15,6 +20,8 @@ namespace berth::agent {
 namespace {
 
 void say(const std::string& what) { std::fprintf(stderr, "berth-agent: %s\n", what.c_str()); }
+
+constexpr int container_listener = 3;
 
 [[noreturn]] void power_off(const Fd& overlay) {
   leave_image(overlay);
@@ -53,13 +60,27 @@ Result<void> enter_guest(Fd& overlay) {
   power_off(overlay);
 }
 
+[[noreturn]] void live_in_container() {
+  // What it was started with is nobody else's.
+  ::close_range(container_listener, ~0U, CLOSE_RANGE_CLOEXEC);
+  auto loop = EventLoop::create();
+  if (!loop) {
+    say(loop.error().message());
+    ::_exit(1);
+  }
+  Server server(*loop, Server::Listener{Fd(container_listener)});
+  server.run();
+  ::_exit(0);
+}
+
 }  // namespace
 }  // namespace berth::agent
 
-int main() {
+int main(int argc, char** argv) {
   if (::getpid() != 1) {
-    std::fputs("berth-agent: this is the init of a microVM, and of use nowhere else\n", stderr);
+    std::fputs("berth-agent: this is the init of a container, and of use nowhere else\n", stderr);
     return 2;
   }
+  if (argc == 2 && std::string_view(argv[1]) == "--in-container") berth::agent::live_in_container();
   berth::agent::live();
 }

@@ -8,6 +8,7 @@
 
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,6 +38,36 @@ Server::Server(EventLoop& loop, Fd port, std::string boot_error)
     : loop_(loop), port_(std::move(port)), boot_error_(std::move(boot_error)) {
   watch_children();
   set_welcome();
+  watch_port();
+}
+
+Server::Server(EventLoop& loop, Listener listener)
+    : loop_(loop), listener_(std::move(listener.socket)) {
+  watch_children();
+  set_welcome();
+  loop_.watch(listener_.get(), EPOLLIN | EPOLLET, [this](std::uint32_t) { may_accept_ = true; });
+}
+
+/// The next one waits until this one has gone.
+void Server::accept_host() {
+  if (port_ || !listener_ || !may_accept_) return;
+  port_ = Fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+  may_accept_ = port_ || errno == EINTR || errno == ECONNABORTED;
+  if (!port_) return;
+  may_read_ = true;
+  may_write_ = true;
+  watch_port();
+}
+
+/// A connection that is over never comes back; a port does.
+void Server::drop_host() {
+  is_host_there_ = false;
+  if (!listener_) return;
+  loop_.forget(port_.get());
+  port_.reset();
+}
+
+void Server::watch_port() {
   // Edge-triggered: a port without a host says so all the time.
   loop_.watch(port_.get(), EPOLLIN | EPOLLOUT | EPOLLET, [this](std::uint32_t) {
     may_read_ = true;
@@ -83,7 +114,7 @@ void Server::run() {
     session_.fill_output();
     if (session_.output().empty()) break;
     write_port();
-    if (!may_write_) loop_.wait(milliseconds(10));
+    if (!may_write_ && port_) loop_.wait(milliseconds(10));
   }
   mounts_.leave();
 }
@@ -92,7 +123,8 @@ void Server::pump_port() {
   bool goes_on = true;
   while (goes_on) {
     goes_on = false;
-    if (may_read_ && session_.backlog() < control_backlog_max) {
+    accept_host();
+    if (port_ && may_read_ && session_.backlog() < control_backlog_max) {
       read_port();
       goes_on = may_read_;
     }
@@ -100,10 +132,12 @@ void Server::pump_port() {
     session_.fill_output();
     connections_.drop_ended();
     transfers_.drop_ended();
-    if (may_write_ && !session_.output().empty()) {
+    if (port_ && may_write_ && !session_.output().empty()) {
       write_port();
       goes_on = goes_on || may_write_;
     }
+    // Somebody may be waiting whom nobody will tell of again.
+    if (!port_ && listener_ && may_accept_) goes_on = true;
     // Processes have their turn, also while a host sends without end.
     if (goes_on) loop_.wait(milliseconds(0));
   }
@@ -119,6 +153,7 @@ void Server::read_port() {
     session_.receive(Bytes(buffer).first(static_cast<std::size_t>(count)));
   } else if (count == 0 || errno != EINTR) {
     may_read_ = false;
+    if (count == 0 || errno != EAGAIN) drop_host();
   }
 }
 
@@ -129,6 +164,7 @@ void Server::write_port() {
     session_.mark_written(static_cast<std::size_t>(count));
   } else if (count == 0 || errno != EINTR) {
     may_write_ = false;
+    if (count < 0 && (errno == EPIPE || errno == ECONNRESET)) drop_host();
   }
 }
 

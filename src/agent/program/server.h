@@ -21,6 +21,11 @@ class Server {
  public:
   /// `boot_error`: why the guest is not in its image, or "". Then nothing can be started in it.
   Server(EventLoop& loop, Fd port, std::string boot_error);
+  /// Where hosts connect, in place of a port: one after the other.
+  struct Listener {
+    Fd socket;  // not blocking
+  };
+  Server(EventLoop& loop, Listener listener);
 
   /// Until the guest is to be powered off: nothing that the host started runs any more, or it would
   /// not end.
@@ -29,6 +34,9 @@ class Server {
  private:
   using Clock = std::chrono::steady_clock;
 
+  void watch_port();
+  void accept_host();
+  void drop_host();
   void watch_children();
   void set_welcome();
   void pump_port();
@@ -45,7 +53,8 @@ class Server {
   std::optional<std::chrono::milliseconds> time_left() const;
 
   EventLoop& loop_;
-  Fd port_;
+  Fd port_;      // with a listener: of the host that is there, if one is
+  Fd listener_;  // where there is one
   std::string boot_error_;
   Session session_{Session::Role::agent};
   Workload workload_{loop_};
@@ -55,6 +64,7 @@ class Server {
   TransferTable transfers_{loop_, session_};
   Mounts mounts_;
   Fd children_;  // signalfd
+  bool may_accept_ = true;
   bool may_read_ = true;
   bool may_write_ = true;
   bool is_host_there_ = false;
