@@ -132,6 +132,10 @@ CgroupLayout cgroup_layout(const std::vector<Mount>& mounts, std::string_view se
     }
     if (mount.type != "cgroup") continue;
     for (const std::string& option : mount.super_options) {
+      if (option.starts_with("name=")) {
+        layout.v1_named_directories.push_back(
+            cgroup_directory(mount, path_of(memberships, option)));
+      }
       if (std::ranges::find(controllers_v1, option) == controllers_v1.end()) continue;
       layout.v1_directories[option] = cgroup_directory(mount, path_of(memberships, option));
     }

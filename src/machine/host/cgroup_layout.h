@@ -37,6 +37,8 @@ struct CgroupLayout {
   std::string v2_mount;
   /// Likewise for every v1 controller: "freezer" to "/sys/fs/cgroup/freezer/user".
   std::map<std::string, std::string> v1_directories;
+  /// And for v1 hierarchies without controllers, which have a name: "systemd".
+  std::vector<std::string> v1_named_directories;
 };
 std::string_view to_string(CgroupLayout::Version version);
 

@@ -69,6 +69,7 @@ TEST(CgroupLayoutTest, V1ControllersThatShareAMountShareADirectory) {
               ElementsAre(Pair("cpu", "/sys/fs/cgroup/cpu,cpuacct/user:1"),
                           Pair("cpuacct", "/sys/fs/cgroup/cpu,cpuacct/user:1"),
                           Pair("freezer", "/sys/fs/cgroup/freezer")));
+  EXPECT_THAT(layout.v1_named_directories, ElementsAre("/sys/fs/cgroup/systemd/x"));
 }
 
 TEST(CgroupLayoutTest, HybridHasBoth) {

@@ -14,6 +14,12 @@
 
 namespace berth::machine {
 
+/// Of its memory, what no file on a disk has, bytes.
+struct ControlGroupMemory {
+  std::uint64_t resident = 0;
+  std::uint64_t swapped = 0;
+};
+
 struct ControlGroupUsage {
   std::optional<std::uint64_t> memory_bytes;
   std::optional<std::uint64_t> cpu_us;
@@ -31,6 +37,15 @@ class ControlGroup {
   Result<void> limit_cpus(double cpus);
   Result<void> limit_memory(std::uint64_t bytes);
   ControlGroupUsage usage() const;
+  /// `unsupported` without a memory controller.
+  Result<ControlGroupMemory> memory() const;
+  /// Asks the kernel to take what memory it can: drops what files have, and swaps out the rest.
+  /// `unsupported` likewise. Blocking, as long as swap takes.
+  Result<void> reclaim() const;
+  /// Its path as OCI runtimes have it: below the group that this process is in, or absolute.
+  std::string runtime_path() const;
+  /// Kills all that is in it.
+  void kill() const;
   /// Once nothing runs in it. False where something is still on its way out: try again.
   bool remove();
 
@@ -39,6 +54,9 @@ class ControlGroup {
   std::string cpu_;
   std::string memory_;
   std::string freezer_;
+  std::vector<std::string> others_;  // v1: of controllers that only others have use for
+  std::string name_;
+  bool is_v2_alone_ = false;
 };
 
 }  // namespace berth::machine

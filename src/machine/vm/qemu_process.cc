@@ -143,14 +143,17 @@ Result<QemuProcess> launch_qemu(const QemuLaunch& launch) {
 }
 
 std::optional<QemuProcess> find_qemu(const std::string& mark) {
+  return find_process("qemu-system", mark);
+}
+
+std::optional<QemuProcess> find_process(const std::string& program, const std::string& mark) {
   for (const std::string& name : names_in("/proc")) {
     pid_t pid = 0;
     const auto [stop, code] = std::from_chars(name.data(), name.data() + name.size(), pid);
     if (code != std::errc{} || stop != name.data() + name.size() || pid == ::getpid()) continue;
     auto pidfd = open_pidfd(pid);
     const std::string words = command_line_of(name);
-    if (!pidfd || !words.contains(mark) ||
-        !words.substr(0, words.find('\0')).contains("qemu-system"))
+    if (!pidfd || !words.contains(mark) || !words.substr(0, words.find('\0')).contains(program))
       continue;
     return QemuProcess{.pid = pid, .pidfd = std::move(*pidfd)};
   }

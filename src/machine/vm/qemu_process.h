@@ -40,6 +40,9 @@ Result<QemuProcess> launch_qemu(const QemuLaunch& launch);
 /// The process of that user whose command line has `mark` in one of its words.
 std::optional<QemuProcess> find_qemu(const std::string& mark);
 
+/// The same of another program, whose path has `program` in it.
+std::optional<QemuProcess> find_process(const std::string& program, const std::string& mark);
+
 /// How a child of ours has ended, for a person: "exit code 1", "signal 9 (Killed)"; "" for somebody
 /// else's child, or one that runs.
 std::string reap_qemu(const Fd& pidfd);
