@@ -47,12 +47,15 @@ constexpr unsigned failed = 255;
 
 // QEMU's user network.
 constexpr const char* guest_address = "10.0.2.15/24";
+constexpr const char* process_address = "10.0.2.100";  // slirp4netns(1), which has the same network
 constexpr const char* guest_gateway = "10.0.2.2";
 constexpr const char* guest_resolver = "nameserver 10.0.2.3\n";
 
 std::string hosts_file(const ContainerSpecification& container) {
-  const char* own =
-      container.network == ContainerSpecification::Network::user ? "10.0.2.15" : "127.0.1.1";
+  const bool is_process = container.isolation == ContainerSpecification::Isolation::process;
+  const char* own = container.network == ContainerSpecification::Network::none ? "127.0.1.1"
+                    : is_process                                               ? process_address
+                                                                               : "10.0.2.15";
   return fmt::format("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{}\t{}\n", own,
                      container.hostname);
 }
@@ -99,25 +102,6 @@ Result<void> Container::load_record() {
   return {};
 }
 
-void Container::make_machine() {
-  const ContainerSpecification& wanted = record_.specification;
-  const auto cpus = static_cast<unsigned>(std::max(1.0, std::ceil(wanted.cpus)));
-  machine_ = std::make_unique<MicroVm>(
-      loop_,
-      MicroVm::Options{.name = options_.name,
-                       .run = options_.run,
-                       .memory_dir = options_.memory_dir,
-                       .preload = options_.preload,
-                       .id = record_.id,
-                       .uid = record_.uid,
-                       .cpus = cpus,
-                       .cpu_limit = wanted.cpus < cpus ? wanted.cpus : 0,
-                       .memory = wanted.memory,
-                       .network = wanted.network == ContainerSpecification::Network::user,
-                       .has_overlay = !wanted.overlay.empty()},
-      [this](const char* event, std::string message) { report_(event, std::move(message)); });
-}
-
 void Container::open_ports() {
   ports_ = std::make_unique<PublishedPorts>(
       loop_,
@@ -137,6 +121,7 @@ Task<Result<void>> Container::start(Start start) {
                       fmt::format("the container '{}' runs already", options_.name));
   }
   CO_TRY(load_record());
+  CO_TRY(check_start(start.machine));
   make_machine();
   CO_TRY(make_directories(options_.run.container(options_.name)));
   open_ports();
@@ -227,20 +212,21 @@ Task<Result<void>> Container::connect(Duration patience, bool in_step) {
 }
 
 void Container::add_identity(FieldWriter& request) const {
+  request.text(Tag::hostname, record_.specification.hostname)
+      .text(Tag::machine_id, machine_id(record_.id));
+  if (microvm_ == nullptr) return;  // the host's kernel has a clock, and its secrets
   std::array<std::byte, entropy_size> entropy{};
   SystemRandom().fill(entropy);
-  request.raw(Tag::entropy, entropy)
-      .text(Tag::hostname, record_.specification.hostname)
-      .text(Tag::machine_id, machine_id(record_.id))
-      .number(Tag::time_ns, time_ns(loop_));
+  request.raw(Tag::entropy, entropy).number(Tag::time_ns, time_ns(loop_));
 }
 
 void Container::add_network(FieldWriter& request) const {
   const ContainerSpecification& wanted = record_.specification;
   request.text(Tag::hosts, hosts_file(wanted));
   if (wanted.network == ContainerSpecification::Network::none) return;
-  request.text(Tag::resolver, guest_resolver)
-      .text(Tag::interface, "eth0")
+  request.text(Tag::resolver, guest_resolver);
+  if (microvm_ == nullptr) return;  // its interface is there already
+  request.text(Tag::interface, "eth0")
       .text(Tag::hardware_address, microvm_mac(record_.id))
       .text(Tag::address, guest_address)
       .text(Tag::gateway, guest_gateway);
@@ -704,6 +690,7 @@ Task<Result<void>> Container::rest_workload() {
 Task<Result<MicroVm::Saved>> Container::become_template() {
   const auto guard = co_await changing_.lock();
   CO_TRY(link());
+  MicroVm* const vm = CO_TRY(microvm());
   if (phase_ != Phase::running || !main_ || main_->end()) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
@@ -721,7 +708,7 @@ Task<Result<MicroVm::Saved>> Container::become_template() {
   }
   if (rested) {
     is_template_ = true;
-    saved = co_await machine_->become_template();
+    saved = co_await vm->become_template();
     rested = saved ? Result<void>() : failure(saved.error());
   }
   if (rested) co_return saved;
@@ -749,8 +736,10 @@ Json Container::info() const {
   json["ports"] = encode_ports(ports_ ? ports_->ports() : record_.specification.ports);
   json["port_fds"] = ports_ ? ports_->descriptors() : std::vector<int>();
   json["pid"] = machine_->pid();
-  json["accelerator"] = machine_->accelerator();
-  json["qemu"] = machine_->qemu_version();
+  if (microvm_ != nullptr) {
+    json["accelerator"] = microvm_->accelerator();
+    json["qemu"] = microvm_->qemu_version();
+  }
   json["kernel"] = link_ ? link_->welcome().kernel : std::string();
   if (const auto used = machine_->usage().memory_bytes) json["memory_used"] = *used;
   return json;

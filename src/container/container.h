@@ -1,5 +1,5 @@
-// One container while it runs: its microVM, what was asked of the agent in it, its main process and
-// that one's log. The heart of a container's keeper.
+// One container while it runs: its sandbox, a microVM or not, what was asked of the agent in it,
+// its main process and that one's log. The heart of a container's keeper.
 //
 //        start              the main process ends, stop, a crash
 //   off ───────► booting ─► (held ─►) running ─► ending ─────────► off
@@ -27,6 +27,7 @@
 #include "container/idle_clock.h"
 #include "container/microvm.h"
 #include "container/pause_record.h"
+#include "container/process_sandbox.h"
 #include "container/published_ports.h"
 #include "machine/vm/memory_save.h"
 
@@ -155,6 +156,10 @@ class Container {
   class Saved;
   Result<void> load_record();
   void make_machine();
+  Result<void> check_start(const Sandbox::Start& start) const;
+  Result<MicroVm*> microvm() const;
+  Result<void> check_level(PauseLevel level) const;
+  Task<Result<void>> trim_processes();
   Result<void> begin_run();
   Task<Result<void>> prepare_clone(MicroVm::Start machine);
   Task<Result<void>> go_on_as_clone();
@@ -230,7 +235,9 @@ class Container {
   std::string started_at_;
   std::string log_begins_at_;
   std::string image_;  // path of what its root is
-  std::unique_ptr<MicroVm> machine_;
+  std::unique_ptr<Sandbox> machine_;
+  MicroVm* microvm_ = nullptr;                   // it, where it is one
+  ProcessSandbox* processes_in_host_ = nullptr;  // likewise
   std::optional<ContainerLog> log_;
   std::unique_ptr<PublishedPorts> ports_;
   std::unique_ptr<berth::Stream> dialled_;  // for the next link

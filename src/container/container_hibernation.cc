@@ -24,11 +24,11 @@ constexpr Duration connect_patience = std::chrono::seconds(60);
 /// It stands still, and stays so whatever comes of this.
 Task<Result<void>> Container::save_everything(Instant begun) {
   const PageFiles files = page_files();
-  const memory::GuestProcess process = machine_->memory_process();
+  const memory::GuestProcess process = microvm_->memory_process();
   HibernationRecord record{.image = image_,
                            .template_ = template_memory_,
-                           .qemu = machine_->qemu_version(),
-                           .accelerator = machine_->accelerator(),
+                           .qemu = microvm_->qemu_version(),
+                           .accelerator = microvm_->accelerator(),
                            .memory = record_.specification.memory,
                            .pages = {},
                            .devices = {},
@@ -41,7 +41,7 @@ Task<Result<void>> Container::save_everything(Instant begun) {
   record.pause = {.level = PauseLevel::hibernated,
                   .since = format_time(loop_.wall_time()),
                   .memory = PageFiles::Report{.before = pages.before, .after = {}}};
-  auto devices = co_await machine_->save_devices();
+  auto devices = co_await microvm_->save_devices();
   Result<void> saved = devices ? Result<void>() : failure(devices.error());
   if (saved) {
     record.log_positions = {log_->position(LogStream::output), log_->position(LogStream::errors)};

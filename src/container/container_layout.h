@@ -30,6 +30,10 @@ struct ContainerRunLayout {
   std::string qemu_directory(std::string_view id) const {
     return fmt::format("{}/{}", microvms(), id);
   }
+
+  std::string sandboxes() const { return run_dir + "/sandboxes"; }
+  /// Of a container in the host's kernel: its bundle and runc's state, by the id of its run.
+  std::string sandbox(std::string_view id) const { return fmt::format("{}/{}", sandboxes(), id); }
 };
 
 }  // namespace berth::container

@@ -30,7 +30,8 @@ Result<Container::Start> decode_start(const Json& params) {
   } else if (!memory.empty()) {
     start.machine.restore = {.memory = memory,
                              .devices = TRY(machine::required_text_param(params, "devices"))};
-  } else {
+  } else if (start.machine.agent = TRY(machine::text_param(params, "agent"));
+             start.machine.agent.empty()) {
     start.machine.kernel = TRY(machine::required_text_param(params, "kernel"));
     start.machine.initrd = TRY(machine::required_text_param(params, "initrd"));
   }

@@ -47,6 +47,7 @@ Task<Result<void>> Container::pause(PauseLevel level, Duration idle_min) {
                       fmt::format("the container '{}' is {} already: resume it first",
                                   options_.name, to_string(before)));
   }
+  CO_TRY(check_level(level));
   const Instant begun = loop_.now();
   is_pausing_ = true;
   auto paused = co_await go_down(level, begun);
@@ -70,11 +71,12 @@ Task<Result<void>> Container::pause(PauseLevel level, Duration idle_min) {
 Task<Result<void>> Container::go_down(PauseLevel level, Instant begun) {
   if (pause_level() == PauseLevel::none) CO_TRY(co_await stand_still());
   if (level == PauseLevel::frozen) co_return Result<void>{};
+  if (microvm_ == nullptr) co_return co_await trim_processes();
   CO_TRY(co_await await_quiet());
   if (level == PauseLevel::hibernated) co_return co_await save_everything(begun);
   const PageFiles files = page_files();
   const bool parks = level == PauseLevel::parked;
-  const auto report = CO_TRY(co_await offload(loop_, [&, process = machine_->memory_process()] {
+  const auto report = CO_TRY(co_await offload(loop_, [&, process = microvm_->memory_process()] {
     return parks ? files.park(process) : files.trim(process);
   }));
   const std::uint64_t bytes = co_await offload(loop_, [&] { return files.disk_bytes(); });
@@ -111,7 +113,7 @@ Task<Result<void>> Container::await_quiet() {
   for (int rounds = 0; rounds < quiet_rounds; ++rounds) {
     const std::uint64_t received = link_ ? link_->received() : 0;
     // QEMU's main loop has gone around when this is answered.
-    CO_TRY(co_await machine_->command("query-status", machine::Json::object()));
+    CO_TRY(co_await microvm_->command("query-status", machine::Json::object()));
     if (link_ && link_->received() != received) rounds = -1;
     if (loop_.now() > deadline)
       co_return failure(ErrorKind::timed_out, "its guest's words do not end");
@@ -154,7 +156,7 @@ Task<Result<void>> Container::resume() {
 
 /// It stood meanwhile.
 Task<> Container::set_guest_clock() {
-  if (!link_ || !link_->is_open()) co_return;
+  if (microvm_ == nullptr || !link_ || !link_->is_open()) co_return;
   agent::FieldWriter clock(agent::Operation::set_clock);
   clock.number(agent::Tag::time_ns, time_ns(loop_));
   if (const auto set = co_await link_->request(std::move(clock), clock_timeout); !set)
@@ -194,7 +196,7 @@ Task<> Container::note_working_set() {
   }
   const auto guard = co_await changing_.lock();
   if (closing_ || phase_ != Phase::running || machine_->is_frozen()) co_return;
-  co_await offload(loop_, [files = page_files(), process = machine_->memory_process()] {
+  co_await offload(loop_, [files = page_files(), process = microvm_->memory_process()] {
     files.note_working_set(process);
   });
 }
@@ -205,7 +207,7 @@ Task<Result<void>> Container::bring_memory_back() {
   if (files.disk_bytes() == 0) co_return Result<void>{};
   CO_TRY(co_await machine_->freeze());
   co_return co_await offload(
-      loop_, [&, process = machine_->memory_process()] { return files.bring_back(process); });
+      loop_, [&, process = microvm_->memory_process()] { return files.bring_back(process); });
 }
 
 // --- What is known of it.
@@ -232,7 +234,8 @@ Task<> Container::adopt_pause() {
   } else {
     ::unlink(path.c_str());
   }
-  co_await offload(loop_, [files = page_files(), process = machine_->memory_process()] {
+  if (microvm_ == nullptr) co_return;
+  co_await offload(loop_, [files = page_files(), process = microvm_->memory_process()] {
     files.remove_unused(process);
   });
 }

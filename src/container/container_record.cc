@@ -161,6 +161,15 @@ Result<void> check_mounts(const ContainerSpecification& container) {
   return {};
 }
 
+Result<void> check_isolation(const ContainerSpecification& container) {
+  if (container.isolation == ContainerSpecification::Isolation::machine) return {};
+  if (!container.template_name.empty())
+    return failure(ErrorKind::unsupported, "isolation: a clone has a microVM of its own");
+  if (container.overlay.empty() && container.mounts.empty()) return {};
+  return failure(ErrorKind::unsupported,
+                 "isolation: only a container in a microVM can have volumes, which are its disks");
+}
+
 Result<ContainerRecord> decode_record(const Json& json) {
   Members members(json, "");
   TRY(members.check_object());
@@ -194,6 +203,10 @@ const char* to_string(ContainerSpecification::Network network) {
   return network == ContainerSpecification::Network::none ? "none" : "user";
 }
 
+const char* to_string(ContainerSpecification::Isolation isolation) {
+  return isolation == ContainerSpecification::Isolation::machine ? "machine" : "process";
+}
+
 Result<void> check(const ContainerSpecification& container) {
   TRY(machine::check_name("container", container.name));
   if (container.name.size() > container_name_length_max) {
@@ -208,6 +221,7 @@ Result<void> check(const ContainerSpecification& container) {
   TRY(check_park_after(container.park_after));
   TRY(check_ports(container.ports));
   TRY(check_mounts(container));
+  TRY(check_isolation(container));
   if (container.template_name.empty()) return {};
   TRY(machine::check_name("template", container.template_name));
   if (container.overlay.empty() && container.mounts.empty()) return {};
@@ -253,6 +267,7 @@ Json encode(const ContainerSpecification& container) {
           {"cpus", container.cpus},
           {"memory", container.memory},
           {"network", to_string(container.network)},
+          {"isolation", to_string(container.isolation)},
           {"ports", encode_ports(container.ports)},
           {"template", container.template_name},
           {"overlay", container.overlay},
@@ -287,6 +302,12 @@ Result<ContainerSpecification> decode_container(const Json& json) {
   if (network != "none" && network != "user") return wrong("network", "none or user");
   container.network = network == "none" ? ContainerSpecification::Network::none
                                         : ContainerSpecification::Network::user;
+  std::string isolation = "machine";
+  TRY(members.take("isolation", isolation));
+  if (isolation != "machine" && isolation != "process")
+    return wrong("isolation", "machine or process");
+  container.isolation = isolation == "machine" ? ContainerSpecification::Isolation::machine
+                                               : ContainerSpecification::Isolation::process;
   TRY(members.take("ports", container.ports, container_ports_max, decode_port));
   TRY(members.take("template", container.template_name));
   TRY(members.take("overlay", container.overlay));

@@ -54,6 +54,10 @@ struct ContainerMount {
 
 struct ContainerSpecification {
   enum class Network : std::uint8_t { none, user };
+  enum class Isolation : std::uint8_t {
+    machine,  // a microVM of its own
+    process,  // the host's kernel
+  };
 
   std::string name;
   std::string image;                     // the digest
@@ -71,6 +75,7 @@ struct ContainerSpecification {
   double cpus = 1;      // of CPU time; the guest has so many, rounded up
   std::uint64_t memory = container_memory_default;  // bytes, the guest's
   Network network = Network::user;
+  Isolation isolation = Isolation::machine;
   std::vector<PublishedPort> ports;
   std::string template_name;  // that it is a clone of; "" for none
   std::string overlay;        // the volume that its changes lie in, ext4; "": the guest's memory
@@ -102,6 +107,7 @@ struct ContainerState {
 };
 
 const char* to_string(ContainerSpecification::Network network);
+const char* to_string(ContainerSpecification::Isolation isolation);
 
 /// What must hold of any specification, wherever it comes from.
 Result<void> check(const ContainerSpecification& specification);

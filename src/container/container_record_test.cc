@@ -58,6 +58,25 @@ TEST(ContainerRecord, AClonesTemplateIsInItAndItHasNoVolumes) {
   EXPECT_FALSE(check(record.specification));
 }
 
+TEST(ContainerRecord, InTheHostsKernelThereAreNeitherVolumesNorClones) {
+  ContainerSpecification own = specification();
+  own.isolation = ContainerSpecification::Isolation::process;
+  EXPECT_EQ(check(own).error().kind(), ErrorKind::unsupported);
+  own.overlay.clear();
+  EXPECT_EQ(check(own).error().kind(), ErrorKind::unsupported);
+  own.mounts.clear();
+  EXPECT_TRUE(check(own));
+  EXPECT_EQ(MUST(decode_container(encode(own))), own);
+  own.template_name = "web";
+  EXPECT_EQ(check(own).error().kind(), ErrorKind::unsupported);
+  // Of before there was a choice.
+  Json older = encode(specification());
+  older.erase("isolation");
+  EXPECT_EQ(MUST(decode_container(older)), specification());
+  older["isolation"] = "hopes";
+  EXPECT_FALSE(decode_container(older));
+}
+
 TEST(ContainerRecord, StateComesBackFromItsDocument) {
   const ContainerState state{.running = false,
                              .ended = true,

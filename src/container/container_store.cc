@@ -26,16 +26,16 @@ constexpr const char* state_name = "/state.json";
 constexpr const char* making_prefix = ".making-";
 constexpr const char* removing_prefix = ".removing-";
 // After those of the machines (machine_store.cc).
-constexpr std::uint32_t uid_first = 1'900'065'536;
-constexpr std::uint32_t uid_count = 65'536;
 constexpr std::size_t id_digits_min = 4;
 
 Result<std::uint32_t> free_uid(const std::vector<ContainerRecord>& containers,
                                std::set<std::uint32_t> taken) {
   for (const ContainerRecord& record : containers) taken.insert(record.uid);
-  for (std::uint32_t uid = uid_first; uid < uid_first + uid_count; ++uid)
+  for (std::uint32_t uid = container_uid_first; uid < container_uid_first + container_uid_count;
+       ++uid)
     if (!taken.contains(uid)) return uid;
-  return failure(ErrorKind::limit, fmt::format("there are {} containers already", uid_count));
+  return failure(ErrorKind::limit,
+                 fmt::format("there are {} containers already", container_uid_count));
 }
 
 std::unexpected<Error> no_container(const std::string& reference) {

@@ -20,6 +20,11 @@
 
 namespace berth::container {
 
+// Host's users that containers run as: QEMUs, and, of containers in the host's kernel, what tells
+// their ranges of users apart (process_bundle.h).
+constexpr std::uint32_t container_uid_first = 1'900'065'536;
+constexpr std::uint32_t container_uid_count = 65'536;
+
 struct ContainerIdentity {
   Id128 id;
   std::uint32_t uid = 0;  // that its QEMU runs as

@@ -26,7 +26,7 @@ constexpr Duration quiet_patience = std::chrono::seconds(2);
 
 class Container::Saved final : public machine::SavedGuest {
  public:
-  explicit Saved(Container& container) : container_(container), vm_(*container.machine_) {}
+  Saved(Container& container, MicroVm& vm) : container_(container), vm_(vm) {}
 
   Result<void> check_runs() override {
     TRY(container_.link());
@@ -81,6 +81,7 @@ class Container::Saved final : public machine::SavedGuest {
 
 Task<Result<machine::MemorySaveFigures>> Container::copy_template(std::string directory) {
   CO_TRY(link());
+  MicroVm* const vm = CO_TRY(microvm());
   if (phase_ != Phase::running || !main_ || main_->end()) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
@@ -94,7 +95,7 @@ Task<Result<machine::MemorySaveFigures>> Container::copy_template(std::string di
         ErrorKind::unsupported,
         fmt::format("'{}' is a clone: make a template of what it is a clone of", options_.name));
   }
-  Saved guest(*this);
+  Saved guest(*this, *vm);
   machine::MemorySave save(loop_, guest);
   auto begun = co_await save.begin(
       std::move(directory), [](std::uint64_t, std::uint64_t) {},

@@ -26,6 +26,7 @@ Task<Result<void>> Container::prepare(MicroVm::Start machine, ContainerRecord re
   if (phase_ != Phase::off || end_ || closing_ || !machine.restore)
     co_return failure(ErrorKind::precondition, "only a clone can wait, and only once");
   record_ = std::move(record);
+  CO_TRY(check_start(machine));
   make_machine();
   CO_TRY(make_directories(options_.run.container(options_.name)));
   open_ports();
@@ -60,7 +61,7 @@ Task<Result<void>> Container::assume(std::string name) {
     co_return failure(ErrorKind::precondition, "it does not wait for a name");
   const Id128 id = record_.id;
   options_.name = std::move(name);
-  machine_->rename(options_.name);
+  microvm_->rename(options_.name);
   is_waiting_ = false;
   auto begun = load_record();
   if (begun && record_.id != id)

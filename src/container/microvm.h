@@ -17,6 +17,7 @@
 #include "base/ids.h"
 #include "container/container_layout.h"
 #include "container/microvm_command.h"
+#include "container/sandbox.h"
 #include "machine/vm/control_group.h"
 #include "machine/vm/qemu_monitor.h"
 #include "machine/vm/qemu_process.h"
@@ -25,7 +26,7 @@
 
 namespace berth::container {
 
-class MicroVm final : public machine::QemuMonitor {
+class MicroVm final : public Sandbox, public machine::QemuMonitor {
  public:
   struct Options {
     std::string name;
@@ -40,23 +41,6 @@ class MicroVm final : public machine::QemuMonitor {
     bool network = true;
     bool has_overlay = false;
   };
-  /// What it goes on from, in place of booting.
-  struct Restore {
-    std::string memory;   // the template's memory object, which is sealed; "": its memory is zero
-    std::string devices;  // a file with the state of its devices
-    // Of one that was hibernated:
-    std::string pages = {};        // a page file, mapped over that
-    std::string qemu = {};         // the version that saved it
-    std::string accelerator = {};  // likewise
-    bool stands = false;           // it is not set going
-  };
-  struct Start {
-    std::string image;  // paths
-    std::string kernel;
-    std::string initrd;
-    std::vector<machine::AttachedDisk> disks;  // the overlay first
-    std::optional<Restore> restore;
-  };
   /// A disk failed, and the guest stands still until it is back; and the like, for people.
   using Report = std::function<void(const char* event, std::string message)>;
 
@@ -67,38 +51,38 @@ class MicroVm final : public machine::QemuMonitor {
 
   /// Returns when QEMU runs and answers. Nothing is left behind if it does not. `memory` is the id
   /// of its memory object, and of this QEMU: kept by the caller, for adopt().
-  Task<Result<void>> start(Start start, Id128 memory);
+  Task<Result<void>> start(Start start, Id128 memory) override;
   /// Finds the QEMU of an earlier keeper; false if there is none, or it had not all that it needs
   /// to run, and what it has left is gone. `memory` as for start(); of a clone, `template_memory`,
   /// and whether it `may_stand`: one that has never run so far is set going.
-  Task<Result<bool>> adopt(Id128 memory, std::string template_memory, bool may_stand);
+  Task<Result<bool>> adopt(Id128 memory, std::string template_memory, bool may_stand) override;
 
   /// It is that of this container from now on.
   void rename(std::string name) { options_.name = std::move(name); }
 
-  bool is_on() const { return process_.has_value(); }
-  pid_t pid() const { return process_ ? process_->pid : 0; }
+  bool is_on() const override { return process_.has_value(); }
+  pid_t pid() const override { return process_ ? process_->pid : 0; }
   const std::string& qemu_version() const { return qemu_version_; }
   const char* accelerator() const { return kvm_ ? "kvm" : "tcg"; }
-  std::string agent_socket() const;
+  std::string agent_socket() const override;
   /// Of a QEMU that an older Berth has started nobody serves the channel.
   memory::GuestProcess memory_process() const;
   /// Files that QEMU appends to.
-  std::vector<std::string> logs() const;
-  machine::ControlGroupUsage usage() const { return group_.usage(); }
+  std::vector<std::string> logs() const override;
+  machine::ControlGroupUsage usage() const override { return group_.usage(); }
 
   /// Ends QEMU by force. Returns when it has ended.
-  Task<> end();
+  Task<> end() override;
   /// Until QEMU has ended; its last words, "" where it has none.
-  Task<std::string> ended();
-  const std::string& last_words() const { return last_words_; }
+  Task<std::string> ended() override;
+  const std::string& last_words() const override { return last_words_; }
 
   /// What is left to it of its CPU time, of a hundred; 100 gives it back what it may have.
   Result<void> slow(unsigned percent);
   /// Virtual CPUs stand, and go on.
-  Task<Result<void>> freeze();
-  Task<Result<void>> thaw();
-  bool is_frozen() const { return frozen_; }
+  Task<Result<void>> freeze() override;
+  Task<Result<void>> thaw() override;
+  bool is_frozen() const override { return frozen_; }
 
   Task<Result<machine::Json>> command(std::string name, machine::Json arguments) override;
   std::string qemu_directory() const override {
@@ -118,7 +102,7 @@ class MicroVm final : public machine::QemuMonitor {
   Task<Result<std::string>> save_devices();
 
   /// Lets go of QEMU, which runs on.
-  Task<> close();
+  Task<> close() override;
 
  private:
   Task<Result<void>> launch(Start start);

@@ -1,4 +1,5 @@
-// What a container starts with: its image's file system, a kernel, an initramfs.
+// What a container starts with: its image's file system; a kernel and an initramfs, or our agent
+// alone.
 #pragma once
 
 #include <string>
@@ -6,6 +7,7 @@
 #include <boost/asio/thread_pool.hpp>
 
 #include "base/result.h"
+#include "container/container_record.h"
 #include "container/image_store.h"
 #include "container/kernel_store.h"
 #include "control/async.h"
@@ -13,9 +15,10 @@
 
 namespace berth::control {
 
-/// `precondition` where there is no kernel, with how to get one.
+/// `precondition` where there is no kernel, with how to get one; in the host's own it needs none.
 Async<Result<Containers::Start>> boot_of(boost::asio::thread_pool& workers,
                                          const container::KernelStore& kernels,
-                                         const container::ImageStore& images, std::string digest);
+                                         const container::ImageStore& images,
+                                         container::ContainerSpecification of);
 
 }  // namespace berth::control

@@ -200,8 +200,7 @@ Async<Json> shown_container(Services& services, ContainerRecord record) {
 Async<Result<void>> start_container(Services& services, ContainerRecord record, bool hold) {
   const container::ContainerSpecification& is = record.specification;
   if (is.template_name.empty()) {
-    auto start =
-        CO_TRY(co_await boot_of(services.workers, services.kernels, services.images, is.image));
+    auto start = CO_TRY(co_await boot_of(services.workers, services.kernels, services.images, is));
     start.hold = hold;
     co_return co_await services.containers.start(is.name, std::move(start));
   }

@@ -57,6 +57,10 @@ machine::MachineMemory memory_of(const ContainerRecord& record) {
   alike.memory = is.memory;
   alike.cpus = static_cast<unsigned>(is.cpus) + 1;
   machine::MachineMemory memory = machine::memory_of(alike, true);
+  if (is.isolation == container::ContainerSpecification::Isolation::process) {
+    memory.overhead = 0;  // its limit is all that it takes
+    return memory;
+  }
   if (!machine::has_kvm()) memory.overhead += container::microvm_tcg_code_bytes_max;
   memory.is_clone = !is.template_name.empty();
   if (memory.is_clone) memory.memory /= machine::clone_memory_parts;
@@ -303,7 +307,8 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
   if (done) done = co_await guests_.launch(container, ports_.descriptors(name));
   if (done) {
     Json request = {{"image", how.image}, {"kernel", how.kernel}, {"initrd", how.initrd},
-                    {"disks", *disks},    {"hold", how.hold},     {"wake", how.wake}};
+                    {"agent", how.agent}, {"disks", *disks},      {"hold", how.hold},
+                    {"wake", how.wake}};
     if (!how.memory.empty()) request.update({{"memory", how.memory}, {"devices", how.devices}});
     const auto started = co_await container->connection->call("container.start", std::move(request),
                                                               {.timeout = start_timeout});

@@ -56,6 +56,7 @@ class Containers final : public MachineNeighbours {
     std::string image;  // paths
     std::string kernel;
     std::string initrd;
+    std::string agent;  // in the host's kernel, in place of the two above
     bool hold = false;
     std::string memory;  // of the template that it is a clone of; "": it boots
     std::string devices;

@@ -51,6 +51,14 @@ Async<Result<Json>> run_create(Services& services, TemplateRecipe recipe,
   co_return co_await shown(services, record);
 }
 
+Result<void> check_is_machine(const ContainerSpecification& container) {
+  if (container.isolation == ContainerSpecification::Isolation::machine) return {};
+  return failure(ErrorKind::unsupported,
+                 fmt::format("'{}' runs in the host's kernel (--isolation process): only a microVM "
+                             "can become a template, and be cloned",
+                             container.name));
+}
+
 Async<Result<ContainerSpecification>> specification_of(Services& services, std::string reference,
                                                        TemplateRecipe recipe) {
   if (recipe.request.contains("name"))
@@ -58,7 +66,9 @@ Async<Result<ContainerSpecification>> specification_of(Services& services, std::
   const auto image = CO_TRY(co_await on_worker(
       services.workers, [store = &services.images, reference] { return store->find(reference); }));
   recipe.request["name"] = recipe.name;
-  co_return complete_container(recipe.request, image, reference);
+  ContainerSpecification wanted = CO_TRY(complete_container(recipe.request, image, reference));
+  CO_TRY(check_is_machine(wanted));
+  co_return wanted;
 }
 
 Async<Result<ContainerSpecification>> specification_from(Services& services, std::string container,
@@ -69,6 +79,7 @@ Async<Result<ContainerSpecification>> specification_from(Services& services, std
                       "nor `warm` go with it");
   }
   ContainerSpecification is = CO_TRY(co_await services.containers.find(container)).specification;
+  CO_TRY(check_is_machine(is));
   is.ports.clear();
   is.remove = false;
   co_return is;

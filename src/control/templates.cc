@@ -275,7 +275,9 @@ Async<Result<TemplateRecord>> Templates::build(TemplateRecord record,
 Async<Result<TemplateRecord>> Templates::boot_and_hold(TemplateRecord record, std::string builder,
                                                        std::shared_ptr<JobProgress> job) {
   report(job, "boot");
-  auto boot = CO_TRY(co_await boot_of(workers_, kernels_, images_, record.stamp.image));
+  container::ContainerSpecification of = record.recipe.specification;
+  of.image = record.stamp.image;
+  auto boot = CO_TRY(co_await boot_of(workers_, kernels_, images_, std::move(of)));
   CO_TRY(co_await containers_.start(builder, std::move(boot)));
   if (auto ready = co_await make_ready(record.recipe, builder, job); !ready) {
     const std::string words = co_await last_words(builder);

@@ -82,6 +82,12 @@ std::vector<Option> create_options() {
             "Keep what it changes in this volume, an ext4; in its memory when left out"),
       values("-p", "--publish", "[ADDRESS:]HOST:PORT",
              "Have a TCP port of this host lead to one of the container; PORT alone: a free one"),
+      {.name = "--isolation",
+       .value = "machine|process",
+       .description = "What it runs in: a microVM of its own (machine, when left out), or the "
+                      "host's kernel (process)",
+       .names = Names::choices,
+       .choices = {"machine", "process"}},
       value("", "--cpus", "N", "CPU time; 1.5 is one and a half CPUs; 1 when left out"),
       value("-m", "--memory", "SIZE", "Memory; 256M when left out"),
       {.name = "--net",
@@ -137,6 +143,7 @@ Result<Json> specification_of(const ParsedLine& line) {
                                                     {"--workdir", "working_directory"},
                                                     {"--hostname", "hostname"},
                                                     {"--net", "network"},
+                                                    {"--isolation", "isolation"},
                                                     {"--overlay", "overlay"},
                                                     {"--park-after", "park_after"},
                                                     {"--stop-signal", "stop_signal"}};
