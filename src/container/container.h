@@ -211,6 +211,7 @@ class Container {
   Task<Result<void>> bring_memory_back();
   // container_idle.cc
   Task<> watch_idle();
+  std::optional<Duration> cpu_time() const;
   void add_idle(machine::Json& info) const;
 
   void drain_main();

@@ -38,14 +38,21 @@ Duration Container::idle() const {
   return idle_.idle(loop_.now());
 }
 
-/// As long as its QEMU is there.
+/// Of its QEMU, or of all of its processes where they are in the host's kernel.
+std::optional<Duration> Container::cpu_time() const {
+  if (microvm_ != nullptr) return cpu_time_of(machine_->pid());
+  const auto taken = machine_->usage().cpu_us;
+  return taken ? std::optional<Duration>(std::chrono::microseconds(*taken)) : std::nullopt;
+}
+
+/// As long as it is there.
 Task<> Container::watch_idle() {
   touch();
   idle_.forget_sample();
   while (is_on() && !closing_) {
     if (is_paused()) {
       idle_.forget_sample();
-    } else if (const auto taken = cpu_time_of(machine_->pid())) {
+    } else if (const auto taken = cpu_time()) {
       idle_.sample(loop_.now(), *taken);
     }
     Deadline deadline(loop_, idle_window, [this] { changed_.notify_all(); });

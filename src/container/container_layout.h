@@ -6,7 +6,18 @@
 
 #include <fmt/format.h>
 
+#include "base/ids.h"
+
 namespace berth::container {
+
+/// Of one run of a container. By ids: containers of the same name may run on one host, in state
+/// directories of their own, it may get its name later, and of an earlier run somebody may still be
+/// taking the group away.
+inline std::string container_control_group(const Id128& container, const Id128& run) {
+  constexpr std::size_t digits = 8;
+  return fmt::format("container-{}-{}", container.to_string().substr(0, digits),
+                     run.to_string().substr(0, digits));
+}
 
 struct ContainerRunLayout {
   std::string run_dir;

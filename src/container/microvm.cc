@@ -74,11 +74,7 @@ std::vector<std::string> MicroVm::logs() const {
           fmt::format("{}/{}", qemu_directory(), machine::console_log_name)};
 }
 
-/// By its id: containers of the same name may run on one host, in state directories of their own,
-/// and it may get its name later.
-std::string MicroVm::group_name() const {
-  return fmt::format("container-{}", options_.id.to_string().substr(0, 8));
-}
+std::string MicroVm::group_name() const { return container_control_group(options_.id, memory_id_); }
 
 // --- Starting.
 

@@ -117,9 +117,8 @@ std::string ProcessSandbox::agent_socket() const {
   return fmt::format("{}/{}", directory(), machine::agent_socket_name);
 }
 
-/// As a microVM's (microvm.cc).
 std::string ProcessSandbox::group_name() const {
-  return fmt::format("container-{}", options_.id.to_string().substr(0, 8));
+  return container_control_group(options_.id, run_);
 }
 
 /// One command to runc, which takes some ten milliseconds.

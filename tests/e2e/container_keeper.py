@@ -318,7 +318,7 @@ class KeptContainer:
         return found + [str(group) for group in self._control_groups()]
 
     def _control_groups(self):
-        return list(pathlib.Path("/sys/fs/cgroup").glob(f"**/berth/container-{self.id[:8]}"))
+        return list(pathlib.Path("/sys/fs/cgroup").glob(f"**/berth/container-{self.id[:8]}-*"))
 
     def close(self, check=True):
         if self._keeper is not None:

@@ -122,7 +122,7 @@ class ContainerHost(BerthHost):
         found += [str(path) for path in (self.run_dir / "microvms").glob(f"{name}*")]
         found += [str(path) for path in self.memory_dir.glob(f"**/{name}*")]
         for identity in self.ids.get(name, ()):
-            found += map(str, pathlib.Path("/sys/fs/cgroup").glob(f"**/berth/container-{identity[:8]}"))
+            found += map(str, pathlib.Path("/sys/fs/cgroup").glob(f"**/berth/container-{identity[:8]}-*"))
         return found + [words for words in self.processes().values() if f"--container {name}" in words or f"/{name}" in words]
 
     def wait_for_no_trace(self, name):

@@ -45,7 +45,7 @@ class ProcessHost(ContainerHost):
 def control_groups(identity):
     found = []
     for root, _, _ in os.walk("/sys/fs/cgroup"):  # passes over what goes meanwhile
-        if root.endswith(f"berth/container-{identity}"):
+        if f"berth/container-{identity}-" in root:
             found.append(root)
     return found
 

@@ -459,7 +459,7 @@ def test_a_clone_of_the_pool_outlives_its_keeper_and_the_daemon(host, pooled):
         assert host.berth("exec", name, "hostname")[1] == f"{name}\n"
     finally:
         remove(host, name)
-    assert not list(pathlib.Path("/sys/fs/cgroup").glob(f"**/berth/container-{shown['id'][:8]}"))
+    assert not list(pathlib.Path("/sys/fs/cgroup").glob(f"**/berth/container-{shown['id'][:8]}-*"))
 
 
 @pytest.mark.parametrize("which", ["keeper", "qemu"])
