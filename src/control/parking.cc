@@ -28,6 +28,12 @@ bool has_swap() {
   return ::sysinfo(&host) == 0 && host.totalswap > 0;
 }
 
+/// A microVM alone can be more.
+PauseLevel deepest_of(const container::ContainerSpecification& container) {
+  using Isolation = container::ContainerSpecification::Isolation;
+  return container.isolation == Isolation::process ? PauseLevel::trimmed : PauseLevel::hibernated;
+}
+
 /// Of what its keeper says; nothing where it neither runs nor is paused.
 std::optional<PauseLevel> level_of(const Json& info) {
   const std::string state = info.value("state", "");
@@ -103,7 +109,8 @@ Async<std::vector<ParkingPolicy::Candidate>> Parking::find_candidates(
         {.name = name,
          .level = *level,
          .idle = std::chrono::milliseconds(info->value("idle_ms", std::uint64_t{0})),
-         .park_after = record.specification.park_after});
+         .park_after = record.specification.park_after,
+         .deepest = deepest_of(record.specification)});
   }
   co_return candidates;
 }

@@ -83,8 +83,9 @@ std::optional<ParkingPolicy::Decision> ParkingPolicy::decide_idle(
   const std::vector<ParkingStep> steps = steps_of(candidate.park_after, configuration_.steps);
   for (const ParkingStep& step : steps | std::views::reverse) {
     if (candidate.idle < step.after) continue;
-    if (candidate.level >= step.level) return std::nullopt;
-    return Decision{.name = candidate.name, .level = step.level, .idle_min = step.after};
+    const PauseLevel level = std::min(step.level, candidate.deepest);
+    if (candidate.level >= level) return std::nullopt;
+    return Decision{.name = candidate.name, .level = level, .idle_min = step.after};
   }
   return std::nullopt;
 }
@@ -93,10 +94,11 @@ std::optional<ParkingPolicy::Decision> ParkingPolicy::decide_idle(
 std::optional<ParkingPolicy::Decision> ParkingPolicy::decide_pressure(
     const std::vector<Candidate>& candidates, bool has_swap, Instant now) const {
   for (const Candidate& candidate : candidates) {
-    if (candidate.idle < pressure_idle_min || candidate.level >= PauseLevel::parked ||
+    const PauseLevel most = std::min(PauseLevel::parked, candidate.deepest);
+    if (candidate.idle < pressure_idle_min || candidate.level >= most ||
         candidate.park_after == container::park_never)
       continue;
-    const PauseLevel level = deeper_for_memory(candidate.level, has_swap);
+    const PauseLevel level = std::min(most, deeper_for_memory(candidate.level, has_swap));
     if (failed_lately(candidate.name, level, now)) continue;
     return Decision{.name = candidate.name,
                     .level = level,

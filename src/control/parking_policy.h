@@ -33,7 +33,9 @@ class ParkingPolicy {
     std::string name;
     container::PauseLevel level = container::PauseLevel::none;
     Duration idle{};
-    std::string park_after;  // of its specification
+    std::string park_after = {};  // of its specification
+    // That it can be paused to; what is to be deeper goes as deep.
+    container::PauseLevel deepest = container::PauseLevel::hibernated;
   };
   struct Decision {
     std::string name;

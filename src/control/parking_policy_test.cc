@@ -54,6 +54,20 @@ TEST(ParkingPolicy, OneThatWasNotLookedAtForLongGoesToItsLevelAtOnce) {
               ElementsAre(Decision{"a", PauseLevel::parked, 1h}));
 }
 
+TEST(ParkingPolicy, OneThatCannotGoAsDeepGoesAsDeepAsItCan) {
+  ParkingPolicy policy(three_steps());
+  EXPECT_THAT(decide(policy, {{.name = "a", .idle = 2h, .deepest = PauseLevel::trimmed}}),
+              ElementsAre(Decision{"a", PauseLevel::trimmed, 1h}));
+  EXPECT_THAT(decide(policy, {{.name = "a",
+                               .level = PauseLevel::trimmed,
+                               .idle = 2h,
+                               .deepest = PauseLevel::trimmed}}),
+              IsEmpty());
+  ParkingPolicy pressed(under_pressure());
+  EXPECT_THAT(decide(pressed, {{.name = "a", .idle = 1min, .deepest = PauseLevel::trimmed}}, 50),
+              ElementsAre(Decision{"a", PauseLevel::trimmed, pressure_idle_min, true}));
+}
+
 TEST(ParkingPolicy, OneThatSomebodyHasPausedDeeperStaysThere) {
   ParkingPolicy policy(three_steps());
   EXPECT_THAT(decide(policy, {{.name = "a", .level = PauseLevel::parked, .idle = 2min}}),
