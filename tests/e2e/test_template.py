@@ -2,6 +2,7 @@
 
 What a keeper does of itself is in test_container_clone.py."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import struct
 import time
 
 import pytest
-from berth_host import wait_for_exit
+from berth_host import BerthError, wait_for_exit
 from oci_images import Image, directory, file, layer, symlink, write_layout
 from test_container import LIMIT_S, ContainerHost
 
@@ -540,16 +541,23 @@ def test_a_keeper_that_dies_before_its_clone_waits_leaves_nothing(host):
     create(host, "early", command="sleep 1000")
     path = host.state_dir / "templates" / "early" / "template.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pool": 1}))
-    since = host.last_event()
-    host.restart()
+    # One that has come to wait before its keeper was killed is another matter: then once more.
+    for _ in range(5):
+        since = host.last_event()
+        host.restart()
+        deadline = time.monotonic() + LIMIT_S
+        while not any("qemu-system" in words for _, words in waiting_processes(host)):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        for pid, words in waiting_processes(host):
+            if " keeper " in words:
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError, BerthError):
+            host.wait_for_event("pool_not_filled", since=since, timeout_s=10)
+            break
+    else:
+        pytest.fail("no keeper was killed early enough")
     deadline = time.monotonic() + LIMIT_S
-    while not any("qemu-system" in words for _, words in waiting_processes(host)):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    for pid, words in waiting_processes(host):
-        if " keeper " in words:
-            os.kill(pid, signal.SIGKILL)
-    host.wait_for_event("pool_not_filled", since=since)
     microvms = host.run_dir / "microvms"
     known = {host.json("template", "inspect", each["name"])["id"] for each in host.json("template", "list")["templates"]}
     while list(host.run_dir.glob("containers/pool-*")) or list(microvms.iterdir()) or \
