@@ -46,7 +46,7 @@ Task<Result<void>> Container::save_everything(Instant begun) {
   if (saved) {
     record.log_positions = {log_->position(LogStream::output), log_->position(LogStream::errors)};
     saved = co_await offload(loop_, [&] {
-      record.pause.page_file_bytes = files.disk_bytes();
+      record.pause.page_file_bytes = files.disk_bytes(record.pages);
       record.pause.took_ms = static_cast<std::uint64_t>(
           std::chrono::duration_cast<std::chrono::milliseconds>(loop_.now() - begun).count());
       return write_hibernation(store_.directory(options_.name), record, *devices);

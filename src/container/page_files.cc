@@ -146,12 +146,14 @@ void PageFiles::remove_all_but(const std::string& name) const {
 
 std::uint64_t PageFiles::disk_bytes() const {
   std::uint64_t total = 0;
-  for (const std::string& path : paths()) {
-    struct stat status{};
-    if (::stat(path.c_str(), &status) == 0)
-      total += static_cast<std::uint64_t>(status.st_blocks) * status_block;
-  }
+  for (const std::string& path : paths()) total += disk_bytes(name_of(path));
   return total;
+}
+
+std::uint64_t PageFiles::disk_bytes(const std::string& name) const {
+  struct stat status{};
+  if (::stat(path_of(name).c_str(), &status) != 0) return 0;
+  return static_cast<std::uint64_t>(status.st_blocks) * status_block;
 }
 
 }  // namespace berth::container

@@ -59,8 +59,9 @@ class PageFiles {
   /// Of a QEMU that has ended.
   void remove_all() const;
   void remove_all_but(const std::string& name) const;
-  /// What they take on the disk, bytes.
+  /// What they take on the disk, bytes; or one of them.
   std::uint64_t disk_bytes() const;
+  std::uint64_t disk_bytes(const std::string& name) const;
 
  private:
   /// The oldest first.
