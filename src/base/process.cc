@@ -1,7 +1,9 @@
 #include "base/process.h"
 
+#include <array>
 #include <cerrno>
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -29,6 +31,19 @@ Result<void> send_signal(const Fd& pidfd, int signal) {
   if (::syscall(SYS_pidfd_send_signal, pidfd.get(), signal, nullptr, 0) == 0) return {};
   if (errno == ESRCH) return failure(ErrorKind::not_found, "the process is gone");
   return errno_failure(errno, "cannot signal a process");
+}
+
+std::vector<char*> pointers_to(const std::vector<std::string>& words) {
+  std::vector<char*> pointers;
+  for (const std::string& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+Result<Pipe> make_pipe() {
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_CLOEXEC) != 0) return errno_failure(errno, "cannot make a pipe");
+  return Pipe{.reading = Fd(ends[0]), .writing = Fd(ends[1])};
 }
 
 }  // namespace berth

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <chrono>
+#include <string>
+#include <vector>
 
 #include <sys/types.h>
 
@@ -20,5 +22,17 @@ bool has_ended(const Fd& pidfd);
 bool wait_for_end(const Fd& pidfd, std::chrono::milliseconds patience);
 /// Sends a signal. `not_found` if it is gone.
 Result<void> send_signal(const Fd& pidfd, int signal);
+
+// --- Starting one.
+
+/// What exec(3) takes, for as long as the words are there.
+std::vector<char*> pointers_to(const std::vector<std::string>& words);
+
+struct Pipe {
+  Fd reading;
+  Fd writing;
+};
+/// Closed in children.
+Result<Pipe> make_pipe();
 
 }  // namespace berth

@@ -695,7 +695,7 @@ Task<Result<MicroVm::Saved>> Container::become_template() {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
   }
-  if (!processes_.empty() || has_volumes()) {
+  if (!processes_.empty() || record_.specification.has_volumes()) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("'{}' has volumes, or processes besides its own: clones would "
                                   "share them",
@@ -747,11 +747,6 @@ Json Container::info() const {
 
 // --- Ending.
 
-/// What it has written to them must be there.
-bool Container::has_volumes() const {
-  return !record_.specification.mounts.empty() || !record_.specification.overlay.empty();
-}
-
 Task<bool> Container::is_off_within(Duration patience) {
   Deadline deadline(loop_, patience, [this] { changed_.notify_all(); });
   while (phase_ != Phase::off && !deadline.expired() && !closing_) co_await changed_.wait();
@@ -765,7 +760,8 @@ Task<Result<void>> Container::stop(Duration timeout) {
                       fmt::format("the container '{}' does not run", options_.name));
   }
   // Its memory is not brought back for that.
-  const bool ends_paused = timeout == Duration::zero() && is_paused() && !has_volumes();
+  const bool ends_paused =
+      timeout == Duration::zero() && is_paused() && !record_.specification.has_volumes();
   if (!ends_paused) (void)co_await awaken();
   if (phase_ == Phase::running && main_ && timeout > Duration::zero()) {
     const auto number = signal_number(record_.specification.stop_signal);
@@ -787,7 +783,7 @@ Task<Result<void>> Container::stop(Duration timeout) {
 Task<> Container::power_off() {
   if (phase_ == Phase::off) co_return;
   set_phase(Phase::ending);
-  const bool is_killed = kill_asked_ && !has_volumes();
+  const bool is_killed = kill_asked_ && !record_.specification.has_volumes();
   if (!is_killed && machine_->is_on() && link_ && link_->is_open()) {
     FieldWriter request(Operation::power_off);
     request.number(Tag::grace_ms, power_off_grace_ms);

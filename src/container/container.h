@@ -184,7 +184,6 @@ class Container {
   Task<> watch_main();
   Task<> watch_machine();
   Task<> power_off();
-  bool has_volumes() const;
   Task<bool> is_off_within(Duration patience);
   Task<> drop(std::shared_ptr<GuestProcess> process);
   // container_hibernation.cc

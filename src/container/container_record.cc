@@ -165,7 +165,7 @@ Result<void> check_isolation(const ContainerSpecification& container) {
   if (container.isolation == ContainerSpecification::Isolation::machine) return {};
   if (!container.template_name.empty())
     return failure(ErrorKind::unsupported, "isolation: a clone has a microVM of its own");
-  if (container.overlay.empty() && container.mounts.empty()) return {};
+  if (!container.has_volumes()) return {};
   return failure(ErrorKind::unsupported,
                  "isolation: only a container in a microVM can have volumes, which are its disks");
 }
@@ -224,7 +224,7 @@ Result<void> check(const ContainerSpecification& container) {
   TRY(check_isolation(container));
   if (container.template_name.empty()) return {};
   TRY(machine::check_name("template", container.template_name));
-  if (container.overlay.empty() && container.mounts.empty()) return {};
+  if (!container.has_volumes()) return {};
   return failure(ErrorKind::invalid_argument, "a clone cannot have volumes: its template had none");
 }
 

@@ -83,6 +83,8 @@ struct ContainerSpecification {
   std::map<std::string, std::string> labels;
   std::string park_after;  // a duration, or park_never; "" for what holds on its host
   std::uint64_t log_bytes = container_log_bytes_default;
+  /// What it writes to them must be there when it has ended.
+  bool has_volumes() const { return !overlay.empty() || !mounts.empty(); }
   friend bool operator==(const ContainerSpecification&, const ContainerSpecification&) = default;
 };
 

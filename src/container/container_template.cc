@@ -86,7 +86,7 @@ Task<Result<machine::MemorySaveFigures>> Container::copy_template(std::string di
     co_return failure(ErrorKind::precondition,
                       fmt::format("the container '{}' does not run", options_.name));
   }
-  if (has_volumes()) {
+  if (record_.specification.has_volumes()) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("'{}' has volumes: clones would share them", options_.name));
   }

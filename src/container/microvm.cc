@@ -6,8 +6,6 @@
 #include <utility>
 
 #include <fcntl.h>
-#include <liburing.h>
-#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,7 +13,6 @@
 
 #include "async/deadline.h"
 #include "async/directories.h"
-#include "async/uring_call.h"
 #include "base/log.h"
 #include "base/process.h"
 #include "container/host_tsc.h"
@@ -53,6 +50,7 @@ MicroVm::MicroVm(UringLoop& loop, Options options, Report report)
       report_(std::move(report)),
       kvm_(machine::has_kvm()),
       tasks_(loop),
+      process_watch_(loop),
       changed_(loop) {}
 
 MicroVm::~MicroVm() = default;
@@ -370,10 +368,8 @@ Task<Result<std::string>> MicroVm::save_devices() {
 Task<Result<MicroVm::Saved>> MicroVm::become_template() {
   if (is_clone_) co_return failure(ErrorKind::unsupported, "a clone cannot become a template");
   Saved saved{.memory = memory_file_, .devices = {}};
-  const auto receiver = CO_TRY(co_await machine::DeviceStateReceiver::prepare(loop_, *this));
   CO_TRY(co_await freeze());
-  saved.devices = CO_TRY(co_await receiver->receive());
-  CO_TRY(co_await receiver->completed());
+  saved.devices = CO_TRY(co_await save_devices());
   keeps_memory_ = true;
   co_await end();
   CO_TRY(memory::seal_memory_object(saved.memory));
@@ -383,17 +379,8 @@ Task<Result<MicroVm::Saved>> MicroVm::become_template() {
 // --- Ending.
 
 Task<> MicroVm::watch_process() {
-  const Fd watched(::fcntl(process_->pidfd.get(), F_DUPFD_CLOEXEC, 0));
-  while (!closing_ && watched && !has_ended(watched)) {
-    UringCall end(loop_, [&](io_uring_sqe& entry) {
-      ::io_uring_prep_poll_add(&entry, watched.get(), POLLIN);
-    });
-    waiting_for_end_ = &end;
-    (void)co_await end;
-    waiting_for_end_ = nullptr;
-  }
-  if (closing_) co_return;
-  last_words_ = machine::reap_qemu(watched);
+  if (!co_await process_watch_.ended(process_->pidfd)) co_return;
+  last_words_ = machine::reap_qemu(process_->pidfd);
   if (last_words_ == "exit code 0") last_words_.clear();
   const std::string words = machine::last_words(options_.run.qemu_log(options_.name));
   if (!words.empty()) last_words_ += fmt::format("{}{}", last_words_.empty() ? "" : ": ", words);
@@ -430,7 +417,7 @@ Task<> MicroVm::clean_up() {
 
 Task<> MicroVm::close() {
   closing_ = true;
-  if (waiting_for_end_ != nullptr) loop_.cancel(*waiting_for_end_);
+  process_watch_.cancel();
   if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
   changed_.notify_all();  // nothing will change any more
   co_await tasks_.drained();

@@ -13,6 +13,7 @@
 
 #include "async/event.h"
 #include "async/gate.h"
+#include "async/process_watch.h"
 #include "async/uring_loop.h"
 #include "base/ids.h"
 #include "container/container_layout.h"
@@ -125,13 +126,13 @@ class MicroVm final : public Sandbox, public machine::QemuMonitor {
   const Report report_;
   const bool kvm_;
   Gate tasks_;
+  ProcessWatch process_watch_;
   Event changed_;
   Id128 memory_id_;
   std::string memory_file_;
   std::optional<machine::QemuProcess> process_;
   std::unique_ptr<machine::QmpClient> monitor_;
   machine::ControlGroup group_;
-  UringOperation* waiting_for_end_ = nullptr;
   std::string last_words_;
   std::string qemu_version_;
   bool is_clone_ = false;      // its memory object is a template's

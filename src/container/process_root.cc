@@ -19,6 +19,7 @@
 
 #include <fmt/format.h>
 
+#include "base/process.h"
 #include "container/program_run.h"
 
 namespace berth::container {
@@ -132,13 +133,6 @@ Result<void> mount_root(const ProcessRoot& root) {
     return errno_failure(errno, "cannot give away a container's root");
   return mount_at("overlay", "root", MS_NODEV,
                   "lowerdir=image,upperdir=layer/upper,workdir=layer/work");
-}
-
-std::vector<char*> pointers_to(const std::vector<std::string>& words) {
-  std::vector<char*> pointers;
-  for (const std::string& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
-  pointers.push_back(nullptr);
-  return pointers;
 }
 
 /// What the child does: only calls that are safe between fork and exec.

@@ -6,13 +6,11 @@
 #include <utility>
 
 #include <fcntl.h>
-#include <liburing.h>
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/sysinfo.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -20,7 +18,6 @@
 
 #include "async/deadline.h"
 #include "async/directories.h"
-#include "async/uring_call.h"
 #include "base/log.h"
 #include "base/process.h"
 #include "container/process_root.h"
@@ -30,6 +27,7 @@
 #include "machine/layout.h"
 #include "machine/small_file.h"
 #include "machine/volume_directory.h"
+#include "memory/memory_use.h"
 
 namespace berth::container {
 namespace {
@@ -61,17 +59,6 @@ Result<Fd> listen_at(const std::string& path) {
   return listener;
 }
 
-struct Pipe {
-  Fd reading;
-  Fd writing;
-};
-
-Result<Pipe> make_pipe() {
-  std::array<int, 2> ends{};
-  if (::pipe2(ends.data(), O_CLOEXEC) != 0) return errno_failure(errno, "cannot make a pipe");
-  return Pipe{.reading = Fd(ends[0]), .writing = Fd(ends[1])};
-}
-
 Result<std::string> find_program(const char* name) {
   std::string path = machine::find_program(name);
   if (path.empty()) {
@@ -99,15 +86,14 @@ Result<Known> ask_runtime(const std::string& state) {
   return Known{.pid = json.value("pid", 0), .status = json.value("status", "")};
 }
 
-bool has_swap() {
-  struct sysinfo host{};
-  return ::sysinfo(&host) == 0 && host.totalswap > 0;
-}
-
 }  // namespace
 
 ProcessSandbox::ProcessSandbox(UringLoop& loop, Options options)
-    : loop_(loop), options_(std::move(options)), tasks_(loop), changed_(loop) {}
+    : loop_(loop),
+      options_(std::move(options)),
+      tasks_(loop),
+      process_watch_(loop),
+      changed_(loop) {}
 
 ProcessSandbox::~ProcessSandbox() = default;
 
@@ -300,7 +286,7 @@ Task<Result<void>> ProcessSandbox::thaw() {
 }
 
 Task<Result<ProcessSandbox::Trimmed>> ProcessSandbox::trim() {
-  if (!has_swap()) {
+  if (!memory::has_swap()) {
     co_return failure(ErrorKind::precondition,
                       "this host has no swap, which a container's memory could go to: add some "
                       "(`berth host swap`)");
@@ -318,17 +304,8 @@ void ProcessSandbox::find_last_words() {
 }
 
 Task<> ProcessSandbox::watch_process() {
-  const Fd watched(::fcntl(process_->pidfd.get(), F_DUPFD_CLOEXEC, 0));
-  while (!closing_ && watched && !has_ended(watched)) {
-    UringCall end(loop_, [&](io_uring_sqe& entry) {
-      ::io_uring_prep_poll_add(&entry, watched.get(), POLLIN);
-    });
-    waiting_for_end_ = &end;
-    (void)co_await end;
-    waiting_for_end_ = nullptr;
-  }
-  if (closing_) co_return;
-  const std::string how = machine::reap_qemu(watched);
+  if (!co_await process_watch_.ended(process_->pidfd)) co_return;
+  const std::string how = machine::reap_qemu(process_->pidfd);
   find_last_words();
   if (last_words_.empty() && how != "exit code 0") last_words_ = how;
   co_await clean_up();
@@ -379,7 +356,7 @@ Task<> ProcessSandbox::clean_up() {
 
 Task<> ProcessSandbox::close() {
   closing_ = true;
-  if (waiting_for_end_ != nullptr) loop_.cancel(*waiting_for_end_);
+  process_watch_.cancel();
   changed_.notify_all();  // nothing will change any more
   co_await tasks_.drained();
 }

@@ -13,6 +13,7 @@
 
 #include "async/event.h"
 #include "async/gate.h"
+#include "async/process_watch.h"
 #include "async/uring_loop.h"
 #include "base/fd.h"
 #include "container/container_layout.h"
@@ -80,13 +81,13 @@ class ProcessSandbox final : public Sandbox {
   UringLoop& loop_;
   const Options options_;
   Gate tasks_;
+  ProcessWatch process_watch_;
   Event changed_;
   Id128 run_;
   std::uint32_t first_user_ = 0;
   std::optional<machine::QemuProcess> process_;
   std::optional<machine::QemuProcess> network_;
   machine::ControlGroup group_;
-  UringOperation* waiting_for_end_ = nullptr;
   std::string last_words_;
   bool frozen_ = false;
   bool closing_ = false;

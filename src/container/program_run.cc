@@ -10,7 +10,7 @@
 
 #include <fmt/format.h>
 
-#include "base/fd.h"
+#include "base/process.h"
 #include "machine/host/program.h"
 
 namespace berth::container {
@@ -103,10 +103,7 @@ Result<void> run_to_end(const ProgramRun& run, const ProgramLimits& limits) {
     return failure(ErrorKind::precondition,
                    fmt::format("{} is missing: apt-get install {}", run.program, run.package));
   }
-  int ends[2] = {-1, -1};
-  if (::pipe2(ends, O_CLOEXEC) != 0) return errno_failure(errno, "cannot make a pipe");
-  const Fd reading(ends[0]);
-  Fd writing(ends[1]);
+  auto [reading, writing] = TRY(make_pipe());
   auto child = TRY(machine::ChildProgram::start(start_of(run, path), writing));
   writing.reset();
   auto output = follow(reading, limits);

@@ -77,11 +77,8 @@ Async<Result<Json>> container_stop(Services& services, Json params) {
       params.value("timeout_s", std::uint64_t{record.specification.stop_timeout_s});
   if (timeout_s > container::container_stop_timeout_s_max)
     co_return failure(ErrorKind::invalid_argument, "timeout_s: too long");
-  // What it has written to its volumes must be there.
-  const bool has_volumes =
-      !record.specification.mounts.empty() || !record.specification.overlay.empty();
   if (services.containers.is_hibernated(record.specification.name)) {
-    if (timeout_s == 0 && !has_volumes) {
+    if (timeout_s == 0 && !record.specification.has_volumes()) {
       CO_TRY(co_await services.containers.discard_hibernated(record.specification.name));
       co_return co_await shown_after(services, record);
     }

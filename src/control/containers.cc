@@ -192,12 +192,7 @@ Async<void> Containers::take_over() {
     const std::string& name = record.specification.name;
     const auto container = guests_.of(name);
     const auto lock = co_await container->mutex.lock();
-    const bool is_found = co_await guests_.take_over(container);
-    if (!is_on(name) && co_await has_hibernation(name)) {
-      co_await find_hibernated(name);
-      continue;
-    }
-    if (is_found) continue;
+    if (co_await guests_.take_over(container)) continue;
     co_await note_lost_run(name);
     (void)co_await release_ended(name);
   }
@@ -208,7 +203,7 @@ Async<void> Containers::take_over() {
 Async<void> Containers::note_lost_run(std::string name) {
   const auto noted = co_await on_worker(workers_, [store = &store_, name]() -> Result<void> {
     container::ContainerState state = TRY(store->state(name));
-    if (!state.running) return {};
+    if (!state.running || container::is_hibernated(store->directory(name))) return {};
     state.running = false;
     state.ended = true;
     state.exit_code = exit_code_lost;
@@ -263,7 +258,7 @@ Async<bool> Containers::release_ended(std::string name) {
   const auto record = co_await find(name);
   if (!record && waiting_.contains(name)) forget_waiting(name);
   if (!record) co_return true;
-  // Asked for by a daemon that is dead.
+  // Of a daemon that is dead.
   if (!is_hibernated(name) && co_await has_hibernation(name)) co_await find_hibernated(name);
   co_await unserve_disks(*record);
   const auto state =

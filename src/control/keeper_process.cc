@@ -63,13 +63,9 @@ class SpawnActions {
   }
 
   Result<pid_t> spawn(const std::string& program, const std::vector<std::string>& arguments) {
-    std::vector<char*> pointers;
-    for (const std::string& argument : arguments)
-      pointers.push_back(const_cast<char*>(argument.c_str()));
-    pointers.push_back(nullptr);
     pid_t pid = 0;
-    const int error =
-        ::posix_spawn(&pid, program.c_str(), &files_, &attributes_, pointers.data(), environ);
+    const int error = ::posix_spawn(&pid, program.c_str(), &files_, &attributes_,
+                                    pointers_to(arguments).data(), environ);
     if (error != 0) return errno_failure(error, fmt::format("cannot start '{}'", program));
     return pid;
   }

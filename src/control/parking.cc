@@ -3,14 +3,13 @@
 #include <fstream>
 #include <utility>
 
-#include <sys/sysinfo.h>
-
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
 #include "control/container_creation.h"
 #include "control/spawn.h"
+#include "memory/memory_use.h"
 
 namespace berth::control {
 namespace {
@@ -22,11 +21,6 @@ using container::PauseLevel;
 constexpr Milliseconds info_timeout{3'000};
 
 Instant now() { return std::chrono::steady_clock::now(); }
-
-bool has_swap() {
-  struct sysinfo host{};
-  return ::sysinfo(&host) == 0 && host.totalswap > 0;
-}
 
 /// A microVM alone can be more.
 PauseLevel deepest_of(const container::ContainerSpecification& container) {
@@ -87,7 +81,8 @@ Async<Duration> Parking::look() {
   }
   if (!records.empty()) {
     auto candidates = co_await find_candidates(std::move(records));
-    const auto decisions = policy_.decide(std::move(candidates), pressure(), has_swap(), now());
+    const auto decisions =
+        policy_.decide(std::move(candidates), pressure(), memory::has_swap(), now());
     for (const ParkingPolicy::Decision& decision : decisions)
       if (!quitting_) co_await carry_out(decision);
   }

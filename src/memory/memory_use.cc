@@ -90,9 +90,13 @@ Result<MemoryUse> memory_use(const GuestMemory& memory) {
   return use;
 }
 
-Result<std::uint64_t> trim(GuestMemory& memory) {
+bool has_swap() {
   struct sysinfo host{};
-  if (::sysinfo(&host) != 0 || host.totalswap == 0) {
+  return ::sysinfo(&host) == 0 && host.totalswap > 0;
+}
+
+Result<std::uint64_t> trim(GuestMemory& memory) {
+  if (!has_swap()) {
     return failure(ErrorKind::precondition,
                    "this host has no swap, which a machine's memory could go to: add some "
                    "(`berth host swap`), or park the machine");

@@ -19,6 +19,9 @@ struct MemoryUse {
 /// As the memory was mapped when it was last looked at. Milliseconds for 256 MiB.
 Result<MemoryUse> memory_use(const GuestMemory& memory);
 
+/// Whether this host has swap at all, used up or not.
+bool has_swap();
+
 /// Asks the kernel to swap out what is the process's alone: private pages of the guest's memory,
 /// its memory object, and anonymous memory of QEMU; never the template, which others use. The
 /// machine may run, and gets back what it touches. How many bytes were asked for: memory_use()

@@ -9,29 +9,10 @@ import subprocess
 import time
 
 import pytest
-from container_keeper import LIMIT_S, Image, KeeperError, KeptContainer, dial
-from test_container_pause import MIB, PORT, SCRIPT, checksum, shell, sums
+from container_keeper import LIMIT_S, KeeperError, KeptContainer, dial
+from test_container_pause import MIB, PORT, SCRIPT, _template, fill, image, shell, sums  # noqa: F401 (two are fixtures)
 
 FILES = {"container.json", "state.json", "hibernation.json", "hibernated-devices", "log"}
-
-
-@pytest.fixture(scope="module")
-def image():
-    with Image() as made:
-        yield made
-
-
-@pytest.fixture(scope="module", name="template")
-def _template(image, tmp_path_factory):
-    devices = tmp_path_factory.mktemp("template") / "devices"
-    with KeptContainer(image, arguments=["/bin/sh", "-c", SCRIPT], keeps_memory=True) as container:
-        container.start()
-        container.attach().read_until(b"line 5\n")
-        memory = container.call("become_template", devices=str(devices))["memory"]
-        container.ended()
-        before = checksum(memory)
-        yield {"memory": memory, "devices": str(devices)}
-        assert checksum(memory) == before, "a hibernated clone has changed its template"
 
 
 class Sleeper(KeptContainer):
@@ -95,8 +76,12 @@ def container(request, image):
         yield made
 
 
-def fill(container, megabytes):
-    return shell(container, f"head -c {megabytes}000000 /dev/urandom >/data/b; sha256sum /data/a /data/b")
+@pytest.fixture
+def chance():
+    """BERTH_SEED=N has a run begin again with the same choices."""
+    seed = int(os.environ.get("BERTH_SEED", "0")) or random.randrange(1 << 30)
+    print("BERTH_SEED", seed)
+    return random.Random(seed)
 
 
 def end(container):
@@ -210,11 +195,8 @@ def test_nothing_starts_anew_what_is_hibernated(container):
     end(container)
 
 
-def test_a_keeper_may_die_at_any_time_while_it_hibernates(container):
+def test_a_keeper_may_die_at_any_time_while_it_hibernates(container, chance):
     before = fill(container, 16)
-    seed = int(os.environ.get("BERTH_SEED", "0")) or random.randrange(1 << 30)
-    print("BERTH_SEED", seed)
-    chance = random.Random(seed)
     hibernated = 0
     for _ in range(6):
         container.control.send("container.pause", level="hibernated")
@@ -229,11 +211,8 @@ def test_a_keeper_may_die_at_any_time_while_it_hibernates(container):
     end(container)
 
 
-def test_a_keeper_may_die_at_any_time_while_one_is_woken(container):
+def test_a_keeper_may_die_at_any_time_while_one_is_woken(container, chance):
     before = fill(container, 16)
-    seed = int(os.environ.get("BERTH_SEED", "0")) or random.randrange(1 << 30)
-    print("BERTH_SEED", seed)
-    chance = random.Random(seed)
     still = 0
     for _ in range(6):
         container.hibernate()

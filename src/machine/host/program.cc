@@ -16,7 +16,7 @@
 
 #include <fmt/format.h>
 
-#include "base/fd.h"
+#include "base/process.h"
 #include "machine/host/host_text.h"
 
 namespace berth::machine {
@@ -128,10 +128,7 @@ std::string find_program(const std::string& name) {
 
 Result<std::string> run_program(const std::vector<std::string>& arguments,
                                 std::chrono::milliseconds patience) {
-  int ends[2] = {-1, -1};
-  if (::pipe2(ends, O_CLOEXEC) != 0) return errno_failure(errno, "cannot make a pipe");
-  const Fd reading(ends[0]);
-  Fd writing(ends[1]);
+  auto [reading, writing] = TRY(make_pipe());
   auto child = TRY(ChildProgram::start({.arguments = arguments}, writing));
   writing.reset();
   std::string text = TRY(read_until_end(reading, Clock::now() + patience));

@@ -6,15 +6,12 @@
 #include <utility>
 
 #include <fcntl.h>
-#include <liburing.h>
-#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
 #include "async/directories.h"
-#include "async/uring_call.h"
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/process.h"
@@ -55,6 +52,7 @@ Machine::Machine(UringLoop& loop, Options options, Report report)
       report_(std::move(report)),
       store_(options_.state.state_dir),
       tasks_(loop),
+      process_watch_(loop),
       changed_(loop),
       changing_(loop),
       agent_(std::make_unique<GuestAgent>(loop, agent_socket())),
@@ -254,16 +252,7 @@ Task<Result<void>> Machine::connect_monitor(Duration patience) {
 // --- Ending.
 
 Task<> Machine::watch_process(std::uint64_t generation) {
-  const Fd watched(::fcntl(process_->pidfd.get(), F_DUPFD_CLOEXEC, 0));
-  while (!closing_ && watched && !has_ended(watched)) {
-    UringCall ended(loop_, [&](io_uring_sqe& entry) {
-      ::io_uring_prep_poll_add(&entry, watched.get(), POLLIN);
-    });
-    waiting_for_end_ = &ended;
-    (void)co_await ended;
-    if (waiting_for_end_ == &ended) waiting_for_end_ = nullptr;
-  }
-  if (closing_ || generation != generation_) co_return;
+  if (!co_await process_watch_.ended(process_->pidfd) || generation != generation_) co_return;
   if (phase_ == Phase::on) co_await after_end();  // while it starts, whoever starts it sees to it
 }
 
@@ -537,8 +526,8 @@ Task<Result<bool>> Machine::adopt() {
 
 Task<> Machine::close() {
   closing_ = true;
+  process_watch_.cancel();
   co_await agent_->close();
-  if (waiting_for_end_ != nullptr) loop_.cancel(*waiting_for_end_);
   if (monitor_) co_await std::exchange(monitor_, nullptr)->close();
   changed_.notify_all();  // nothing will change any more
   co_await tasks_.drained();

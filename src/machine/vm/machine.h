@@ -20,6 +20,7 @@
 
 #include "async/event.h"
 #include "async/gate.h"
+#include "async/process_watch.h"
 #include "async/uring_loop.h"
 #include "machine/layout.h"
 #include "machine/vm/control_group.h"
@@ -160,6 +161,7 @@ class Machine final : public SavedGuest {
   const Report report_;
   const MachineStore store_;
   Gate tasks_;
+  ProcessWatch process_watch_;
   Event changed_;
   AsyncMutex changing_;
   Phase phase_ = Phase::off;
@@ -172,7 +174,6 @@ class Machine final : public SavedGuest {
   Duration stood_{};
   std::optional<QemuProcess> process_;
   std::uint64_t generation_ = 0;
-  UringOperation* waiting_for_end_ = nullptr;
   std::unique_ptr<QmpClient> monitor_;
   std::unique_ptr<GuestAgent> agent_;
   ControlGroup group_;

@@ -33,13 +33,6 @@ Result<Fd> open_log(const std::string& path) {
   return log;
 }
 
-std::vector<char*> pointers_to(const std::vector<std::string>& words) {
-  std::vector<char*> pointers;
-  for (const std::string& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
-  pointers.push_back(nullptr);
-  return pointers;
-}
-
 /// What the child does: only calls that are safe between fork and exec. Everything was opened
 /// before.
 struct Child {
@@ -106,11 +99,8 @@ std::string command_line_of(const std::string& pid) {
 Result<QemuProcess> launch_qemu(const QemuLaunch& launch) {
   const Fd log = TRY(open_log(launch.log_path));
   const Fd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-  std::array<int, 2> ends{};
-  if (!null || ::pipe2(ends.data(), O_CLOEXEC) != 0)
-    return errno_failure(errno, "cannot make a pipe");
-  const Fd reading(ends[0]);
-  Fd writing(ends[1]);
+  if (!null) return errno_failure(errno, "cannot open /dev/null");
+  auto [reading, writing] = TRY(make_pipe());
   std::vector<Fd> groups;
   Child child{.arguments = pointers_to(launch.arguments),
               .environment = pointers_to(launch.environment),
