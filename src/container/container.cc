@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "container/guest_clock.h"
+#include "container/guest_network.h"
 #include "container/hibernation_record.h"
 #include "machine/control_messages.h"
 #include "machine/small_file.h"
@@ -45,19 +46,10 @@ constexpr std::size_t entropy_size = 64;
 constexpr unsigned killed = 128 + SIGKILL;
 constexpr unsigned failed = 255;
 
-// QEMU's user network.
-constexpr const char* guest_address = "10.0.2.15/24";
-constexpr const char* process_address = "10.0.2.100";  // slirp4netns(1), which has the same network
-constexpr const char* guest_gateway = "10.0.2.2";
-constexpr const char* guest_resolver = "nameserver 10.0.2.3\n";
-
-std::string hosts_file(const ContainerSpecification& container) {
-  const bool is_process = container.isolation == ContainerSpecification::Isolation::process;
-  const char* own = container.network == ContainerSpecification::Network::none ? "127.0.1.1"
-                    : is_process                                               ? process_address
-                                                                               : "10.0.2.15";
-  return fmt::format("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{}\t{}\n", own,
-                     container.hostname);
+std::string hosts_file(const ContainerRecord& container) {
+  return fmt::format("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{}\t{}\n",
+                     guest_network::address_of(container).value_or("127.0.1.1"),
+                     container.specification.hostname);
 }
 
 /// Empty where there is none.
@@ -221,15 +213,15 @@ void Container::add_identity(FieldWriter& request) const {
 }
 
 void Container::add_network(FieldWriter& request) const {
-  const ContainerSpecification& wanted = record_.specification;
-  request.text(Tag::hosts, hosts_file(wanted));
-  if (wanted.network == ContainerSpecification::Network::none) return;
-  request.text(Tag::resolver, guest_resolver);
+  request.text(Tag::hosts, hosts_file(record_));
+  const auto address = guest_network::address_of(record_);
+  if (!address) return;
+  request.text(Tag::resolver, fmt::format("nameserver {}\n", guest_network::resolver));
   if (microvm_ == nullptr) return;  // its interface is there already
   request.text(Tag::interface, "eth0")
       .text(Tag::hardware_address, microvm_mac(record_.id))
-      .text(Tag::address, guest_address)
-      .text(Tag::gateway, guest_gateway);
+      .text(Tag::address, guest_network::with_prefix(*address))
+      .text(Tag::gateway, guest_network::gateway);
 }
 
 Task<Result<void>> Container::prepare_guest() {

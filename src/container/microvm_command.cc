@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "agent/protocol.h"
+#include "container/guest_network.h"
 #include "machine/vm/qemu_arguments.h"
 
 namespace berth::container {
@@ -96,7 +97,7 @@ class CommandLine : private machine::QemuArguments {
   }
 
   void add_network() {
-    add("-netdev", "user,id=net");
+    add("-netdev", guest_network::qemu_netdev("net"));
     add_device({{"driver", "virtio-net-pci"},
                 {"netdev", "net"},
                 {"mac", microvm_mac(machine_.id)},

@@ -20,6 +20,7 @@
 #include "async/directories.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "container/guest_network.h"
 #include "container/process_root.h"
 #include "container/program_run.h"
 #include "machine/control_messages.h"
@@ -219,6 +220,7 @@ Result<void> ProcessSandbox::start_network(const Fd& ends_with) {
   network_ = TRY(machine::launch_qemu(
       {.arguments = {program, "--configure", "--mtu=65520", "--disable-host-loopback",
                      "--enable-sandbox", "--enable-seccomp",
+                     fmt::format("--cidr={}", guest_network::network),
                      fmt::format("--exit-fd={}", ends_with.get()),
                      fmt::format("--ready-fd={}", ready.writing.get()),
                      fmt::format("--api-socket={}{}", directory(), network_mark),

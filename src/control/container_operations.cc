@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "container/guest_network.h"
 #include "control/container_boot.h"
 #include "control/container_creation.h"
 #include "control/operations.h"
@@ -170,6 +171,7 @@ Async<Json> shown_container(Services& services, ContainerRecord record) {
     return status.info.is_object() ? status.info.value(member, Json()) : Json();
   };
   const container::ContainerRunLayout run{services.run_dir};
+  const auto address = container::guest_network::address_of(record);
   const bool runs = status.info.is_object();
   const bool has_keeper = runs && status.state != "hibernated";
   co_return Json{
@@ -188,6 +190,7 @@ Async<Json> shown_container(Services& services, ContainerRecord record) {
       {"pause", optional("pause")},
       {"idle_since", optional("idle_since")},
       {"idle_s", idle_seconds(status)},
+      {"address", address ? Json(*address) : Json()},
       {"ports", ports_of(record, status)},
       {"attach", has_keeper ? Json(run.attach_socket(name)) : Json()},
       {"log", container::ContainerStore(services.state_dir).log(name)},

@@ -450,6 +450,7 @@ std::vector<Schema> make_schemas() {
         {"pause", "ContainerPause?", "While it is paused, or null"},
         {"idle_since", "time?", "When somebody last wanted something of it, or null"},
         {"idle_s", "integer?", "Seconds since then, or null"},
+        {"address", "string?", "IP address that it has in its network, or null"},
         {"ports", "PublishedPort[]", "Where they really are while it runs"},
         {"attach", "string?", "Socket to attach to it (docs/formats/containers.md), or null"},
         {"log", "string", "File with what it has written"},

@@ -188,7 +188,7 @@ def test_with_a_network_it_gets_out_but_not_to_the_hosts_loopback(host):
         thread = threading.Thread(target=serve)
         thread.start()
         with host.container("busybox:1", "sh", "-c", FOREVER) as name:
-            assert host.berth("exec", name, "nc", "-w", "5", "10.0.2.2", str(port))[0] != 0
+            assert host.berth("exec", name, "nc", "-w", "5", "198.18.0.2", str(port))[0] != 0
             assert host.berth("exec", name, "nc", "-w", "5", address, str(port)) == (0, "outside\n", "")
         thread.join()
 

@@ -18,7 +18,7 @@ from oci_images import Image, directory, file, layer, symlink, write_layout
 from test_container import LIMIT_S, ContainerHost
 
 SERVICE = "nc -ll -p 7 -e cat & i=0; while true; do i=$((i+1)); echo line $i; sleep 0.05; done"
-IDENTITY = ("hostname; cat /etc/machine-id; cat /sys/class/net/eth0/address; head -c 32 /dev/urandom | sha256sum; "
+IDENTITY = ("hostname; cat /etc/machine-id; cat /sys/class/net/eth0/address; hostname -i; head -c 32 /dev/urandom | sha256sum; "
             "cat /proc/sys/kernel/random/uuid")
 
 
@@ -116,6 +116,7 @@ def test_a_clone_that_has_ended_is_a_clone_again(host, web):
 def test_a_clone_is_a_container_like_others(host, web):
     [name] = clone(host, "web", "--rm", "--hostname", "other")
     assert re.fullmatch("c-[0-9a-f]{8}", name)
+    assert host.berth("exec", name, "hostname", "-i")[1] == host.inspect(name)["address"] + "\n"
     assert host.berth("exec", name, "hostname")[1] == "other\n"
     host.cli("container", "pause", name)
     assert host.inspect(name)["state"] != "running"
