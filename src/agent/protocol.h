@@ -67,6 +67,7 @@ enum class Operation : std::uint16_t {
   become_clone = 18,
   archive_read = 19,
   archive_write = 20,
+  rehearse = 21,
 };
 
 enum class EventKind : std::uint16_t {

@@ -169,6 +169,8 @@ class Container {
   Result<std::optional<Id128>> load_launch();
   Task<Result<void>> connect(Duration patience, bool in_step = false);
   Task<Result<void>> prepare_guest();
+  Task<> rehearse();
+  Task<> ask_stand_in(std::uint32_t number, std::uint64_t port, Event& changed);
   Task<Result<void>> become_clone(bool may_be_done);
   Task<Result<void>> ask_to_become_clone();
   Task<Result<bool>> is_workload_frozen();

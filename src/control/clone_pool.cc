@@ -1,6 +1,7 @@
 #include "control/clone_pool.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include <fmt/format.h>
@@ -12,6 +13,7 @@ namespace berth::control {
 namespace {
 
 constexpr Milliseconds rest{200};  // of somebody who makes clones one after the other
+constexpr Milliseconds making_patience{10'000};
 
 }  // namespace
 
@@ -70,6 +72,7 @@ Async<void> ClonePool::keep_full(std::string name) {
     }
   }
   filling_.erase(name);
+  changed_.notify();
 }
 
 /// False: it is full, or cannot be filled now.
@@ -119,6 +122,10 @@ Async<void> ClonePool::quit() {
   quitting_ = true;
   changed_.notify();
   while (!clones_.empty()) co_await empty(clones_.begin()->first);
+  // One that is being made is not left to the next daemon.
+  const auto until = std::chrono::steady_clock::now() + making_patience;
+  while (!filling_.empty() && std::chrono::steady_clock::now() < until)
+    co_await changed_.wait_for(rest);
 }
 
 // --- Beside the machines.

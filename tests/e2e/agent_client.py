@@ -19,7 +19,7 @@ RESYNCHRONIZATION = bytes(131092)
 HELLO, WELCOME, REQUEST, ANSWER, EVENT, DATA, CREDIT, END, STOP = range(1, 10)
 OPERATIONS = {name: number for number, name in enumerate(
     """start signal resize list forget write_file read_file set_clock set_identity configure sync power_off connect close_stream
-    mount freeze thaw become_clone archive_read archive_write""".split(), 1)}
+    mount freeze thaw become_clone archive_read archive_write rehearse""".split(), 1)}
 TAGS = {name: number for number, name in enumerate(
     """error_kind error_message process argument environment working_directory user flags rows columns signal scope exit_code
     exit_signal shell_status path offset length content mode owner group size hostname machine_id entropy time_ns hosts resolver

@@ -706,6 +706,38 @@ def test_a_hook_that_fails_leaves_the_workload_frozen(agent, ticking):
     assert agent.shell("pidof sleep | wc -w").strip() in ("0", "1")  # that of the ticks, and none of a hook
 
 
+def test_a_rehearsal_leaves_the_workload_frozen_and_nothing_behind(agent, ticking):
+    with pytest.raises(AgentError) as refused:
+        agent.call("rehearse")
+    assert refused.value.kind == "precondition"
+    agent.call("freeze")
+    write_hook(agent, "10-no", "echo ran >/dev/shm/hook-ran")
+    ports = set()
+    for turn in range(3):
+        port = agent.call("rehearse", hostname=f"rehearsal-{turn}", hosts="127.0.0.1 localhost\n")["port"]
+        connection = agent.connect_to(port)
+        connection.send(b"GET /\r\n\r\n")
+        connection.wait_for_output(b"127.0.0.1 localhost\n")
+        agent.call("close_stream", stream=connection.number)
+        ports.add(port)
+        assert_stands_still(agent)
+    agent.call("thaw")
+    wait_for_ticks(agent, ticks(agent))
+    assert agent.shell("hostname; cat /dev/shm/hook-ran 2>/dev/null || echo none") == "rehearsal-2\nnone\n"
+    agent.shell("until ! grep -q . /sys/fs/cgroup/clone-rehearsal/cgroup.procs; do sleep 0.05; done")
+    # No port is taken by what has been, not for a minute either.
+    left = agent.shell("netstat -tan")
+    assert all(f":{port} " not in left for port in ports), left
+
+
+def test_who_rehearses_alone_ends_by_itself(agent, ticking):
+    agent.call("freeze")
+    agent.call("rehearse")
+    agent.call("thaw")
+    agent.shell("test -n \"$(cat /sys/fs/cgroup/clone-rehearsal/cgroup.procs)\"")
+    agent.shell("until ! grep -q . /sys/fs/cgroup/clone-rehearsal/cgroup.procs; do sleep 0.2; done", timeout_s=30)
+
+
 def test_a_clone_is_made_once_at_a_time(agent, ticking):
     write_hook(agent, "10-slow", "sleep 1")
     request = agent.request("become_clone", [])

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "agent/program/identity.h"
+#include "agent/program/rehearsal.h"
 #include "agent/program/small_files.h"
 
 namespace berth::agent {
@@ -14,6 +15,11 @@ using std::chrono::milliseconds;
 constexpr milliseconds freeze_limit{10'000};
 constexpr std::uint64_t default_hook_ms = 10'000;
 constexpr std::uint64_t hook_max_ms = 600'000;
+
+std::vector<std::string> environment_of_hooks() {
+  return {"BERTH_CLONE_HOSTNAME=" + read_line("/proc/sys/kernel/hostname"),
+          "BERTH_CLONE_MACHINE_ID=" + read_line("/etc/machine-id")};
+}
 
 }  // namespace
 
@@ -31,6 +37,16 @@ Result<void> Clone::begin(Bytes payload, Done done) {
   return begun;
 }
 
+Result<std::uint16_t> Clone::rehearse(const Fields& fields) {
+  if (!workload_.is_frozen()) return failure(ErrorKind::precondition, "its workload runs");
+  TRY(set_identity(fields));
+  TRY(set_network(fields));
+  (void)environment_of_hooks();
+  (void)Hooks::found();
+  TRY(workload_.adopt_hooks());
+  return agent::rehearse(workload_);
+}
+
 Result<void> Clone::change_identity() {
   const Fields fields = TRY(Fields::decode(payload_));
   TRY(set_identity(fields));
@@ -44,10 +60,7 @@ void Clone::run_hooks() {
   if (!limit_ms) return finish(std::unexpected(limit_ms.error()));
   HookSettings settings{.limit = milliseconds(std::min(*limit_ms, hook_max_ms)),
                         .cgroup = workload_.hooks_cgroup()};
-  settings.environment = {
-      "BERTH_CLONE_HOSTNAME=" + read_line("/proc/sys/kernel/hostname"),
-      "BERTH_CLONE_MACHINE_ID=" + read_line("/etc/machine-id"),
-  };
+  settings.environment = environment_of_hooks();
   hooks_.run(std::move(settings), [this](Result<void> ran) {
     if (ran) {
       ran = workload_.adopt_hooks();

@@ -23,6 +23,9 @@ class Clone {
   /// `done` is called once, unless an error is returned. `payload`: the fields, as they came.
   /// Whatever fails leaves the workload frozen.
   Result<void> begin(Bytes payload, Done done);
+  /// The same identity, and whatever else can be done while the workload stays frozen; again and
+  /// again. The port to try. `precondition` where the workload runs.
+  Result<std::uint16_t> rehearse(const Fields& fields);
   bool is_running() const { return done_ != nullptr; }
   bool reaped(pid_t pid, int status) { return hooks_.reaped(pid, status); }
 

@@ -34,14 +34,19 @@ std::string how_it_ended(int status) {
 
 }  // namespace
 
+std::vector<std::string> Hooks::found() {
+  std::vector<std::string> names = names_in(directory);
+  std::erase_if(names,
+                [](const std::string& name) { return !is_executable_file(directory + name); });
+  std::ranges::sort(names, std::greater());
+  return names;
+}
+
 void Hooks::run(HookSettings settings, Done done) {
   settings_ = std::move(settings);
   done_ = std::move(done);
   report_ = FieldWriter();
-  left_ = names_in(directory);
-  std::erase_if(left_,
-                [](const std::string& name) { return !is_executable_file(directory + name); });
-  std::ranges::sort(left_, std::greater());
+  left_ = found();
   if (left_.size() > hooks_max) {
     return finish(failure(ErrorKind::limit, "there are more than " + std::to_string(hooks_max) +
                                                 " hooks in " + directory));

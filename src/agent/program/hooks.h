@@ -33,6 +33,8 @@ class Hooks {
   /// Not while it is running. Calls `done` once, perhaps at once: after the last one, or the first
   /// that fails. `limit`: there are too many; `precondition`: one has failed; `timed_out`.
   void run(HookSettings settings, Done done);
+  /// Their names, the last one first.
+  static std::vector<std::string> found();
   /// Whether this child was one. Call it for children that nobody else knows.
   bool reaped(pid_t pid, int status);
   /// What each has said and how it ended, of those that have run.

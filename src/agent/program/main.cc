@@ -10,7 +10,9 @@
 #include <string_view>
 
 #include <linux/close_range.h>
+#include <sched.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "agent/program/boot.h"
@@ -36,8 +38,17 @@ Result<void> enter_guest(Fd& overlay) {
   return prepare_kernel();
 }
 
+/// Whatever the workload does with the CPUs, the host is answered; sched(7). What the agent starts
+/// is like anybody.
+void go_first() {
+  const sched_param none{};
+  ::sched_setscheduler(0, SCHED_OTHER | SCHED_RESET_ON_FORK, &none);
+  ::setpriority(PRIO_PROCESS, 0, -20);
+}
+
 [[noreturn]] void live() {
   ::reboot(RB_DISABLE_CAD);
+  go_first();
   auto mounted = mount_kernel_file_systems();
   auto loaded = load_modules();
   auto port = open_port(port_name);

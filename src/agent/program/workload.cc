@@ -16,6 +16,7 @@
 namespace berth::agent {
 namespace {
 
+constexpr int rehearsal_turns_max = 40;
 constexpr int adopt_rounds_max = 100;  // who forks while it is moved is seen in the next one
 
 Fd make_cgroup(const char* path) {
@@ -35,12 +36,21 @@ Result<void> set(const Fd& cgroup, const char* name, std::string_view value) {
   return write_all(file.get(), as_bytes(value));
 }
 
+/// cgroups(7), "cgroup.events": a line "frozen 1" when everybody is.
+bool says_frozen(const Fd& events) {
+  std::array<char, 256> text{};
+  const ssize_t count = ::pread(events.get(), text.data(), text.size(), 0);
+  return count > 0 &&
+         std::string_view(text.data(), static_cast<std::size_t>(count)).contains("frozen 1");
+}
+
 }  // namespace
 
 Workload::Workload(EventLoop& loop)
     : loop_(loop),
       workload_(make_cgroup("/sys/fs/cgroup/container")),
-      hooks_(make_cgroup("/sys/fs/cgroup/clone-hooks")) {}
+      hooks_(make_cgroup("/sys/fs/cgroup/clone-hooks")),
+      rehearsal_(make_cgroup("/sys/fs/cgroup/clone-rehearsal")) {}
 
 Result<void> Workload::freeze(std::chrono::milliseconds limit, Done done) {
   if (state_ == State::freezing) return failure(ErrorKind::in_use, "it is being frozen already");
@@ -64,13 +74,9 @@ Result<void> Workload::freeze(std::chrono::milliseconds limit, Done done) {
   return {};
 }
 
-/// cgroups(7), "cgroup.events": a line "frozen 1" when everybody is.
 void Workload::look_at_events() {
-  std::array<char, 256> text{};
-  const ssize_t count = ::pread(events_.get(), text.data(), text.size(), 0);
-  if (count <= 0) return;  // the deadline ends it
-  const std::string_view events(text.data(), static_cast<std::size_t>(count));
-  if (events.contains("frozen 1")) finish(State::frozen, {});
+  // Where it cannot be known the deadline ends it.
+  if (says_frozen(events_)) finish(State::frozen, {});
 }
 
 void Workload::finish(State state, Result<void> result) {
@@ -88,6 +94,15 @@ Result<void> Workload::thaw() {
   }
   state_ = State::running;
   return {};
+}
+
+void Workload::rehearse(pid_t process) {
+  if (!set(rehearsal_, "cgroup.procs", std::to_string(process))) return;
+  const auto events = open_in(rehearsal_, "cgroup.events", O_RDONLY);
+  if (!events) return;
+  (void)set(rehearsal_, "cgroup.freeze", "1");
+  for (int turn = 0; turn < rehearsal_turns_max && !says_frozen(*events); ++turn) ::usleep(500);
+  (void)set(rehearsal_, "cgroup.freeze", "0");
 }
 
 Result<void> Workload::adopt_hooks() {

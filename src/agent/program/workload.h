@@ -6,6 +6,8 @@
 #include <functional>
 #include <memory>
 
+#include <sys/types.h>
+
 #include "agent/program/event_loop.h"
 #include "agent/program/timer.h"
 #include "base/fd.h"
@@ -31,6 +33,9 @@ class Workload {
   bool is_running() const { return state_ == State::running; }
   bool is_frozen() const { return state_ == State::frozen; }
 
+  /// Freezes a process that is none of the workload's, and thaws it, as far as it goes.
+  void rehearse(pid_t process);
+
   /// What hooks have left running belongs to the workload from now on.
   Result<void> adopt_hooks();
   void kill_hooks();
@@ -44,6 +49,7 @@ class Workload {
   EventLoop& loop_;
   Fd workload_;
   Fd hooks_;
+  Fd rehearsal_;
   State state_ = State::running;
   Fd events_;  // while freezing
   std::unique_ptr<Timer> deadline_;
