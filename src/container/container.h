@@ -26,12 +26,16 @@
 #include "container/guest_process.h"
 #include "container/idle_clock.h"
 #include "container/microvm.h"
-#include "container/pause_record.h"
 #include "container/process_sandbox.h"
 #include "container/published_ports.h"
 #include "machine/vm/memory_save.h"
+#include "machine/vm/pause_record.h"
 
 namespace berth::container {
+
+using machine::PageFiles;
+using machine::PauseLevel;
+using machine::PauseRecord;
 
 struct ContainerOptions {
   std::string name;

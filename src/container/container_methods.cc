@@ -151,7 +151,7 @@ Task<Result<Json>> ContainerMethods::become_template(ControlCall& call) {
 
 Task<Result<Json>> ContainerMethods::pause(ControlCall& call) {
   const std::string word = CO_TRY(machine::text_param(call.params(), "level"));
-  const PauseLevel level = CO_TRY(parse_pause_level(word.empty() ? "frozen" : word));
+  const PauseLevel level = CO_TRY(machine::parse_pause_level(word.empty() ? "frozen" : word));
   const std::uint64_t idle_ms = CO_TRY(machine::number_param(call.params(), "idle_ms")).value_or(0);
   if (idle_ms > idle_ms_max) co_return failure(ErrorKind::invalid_argument, "idle_ms: too long");
   CO_TRY(co_await container_.pause(level, std::chrono::milliseconds(idle_ms)));

@@ -229,7 +229,7 @@ Task<> Container::adopt_pause() {
     pause_.level = PauseLevel::frozen;
     const auto text = machine::read_small_file(path);
     const auto json = text ? machine::parse_json(*text) : failure(text.error());
-    if (auto record = json ? decode_pause_record(*json) : failure(json.error()))
+    if (auto record = json ? machine::decode_pause_record(*json) : failure(json.error()))
       pause_ = *std::move(record);
   } else {
     ::unlink(path.c_str());

@@ -48,7 +48,7 @@ Result<HibernationRecord> decode_record(const Json& json) {
   TRY(members.take("log_output", record.log_positions[0]));
   TRY(members.take("log_errors", record.log_positions[1]));
   record.ports = TRY(decode_ports(json.value("ports", Json::array())));
-  record.pause = TRY(decode_pause_record(json.value("pause", Json::object())));
+  record.pause = TRY(machine::decode_pause_record(json.value("pause", Json::object())));
   return record;
 }
 

@@ -11,7 +11,7 @@
 
 #include "base/result.h"
 #include "container/container_record.h"
-#include "container/pause_record.h"
+#include "machine/vm/pause_record.h"
 
 namespace berth::container {
 
@@ -28,7 +28,7 @@ struct HibernationRecord {
   std::string log_begins_at;
   std::array<std::uint64_t, 2> log_positions{};  // of both its streams
   std::vector<PublishedPort> ports;              // where they really are
-  PauseRecord pause;
+  machine::PauseRecord pause;
 };
 
 /// DIRECTORY/hibernation.json, of a container's directory.

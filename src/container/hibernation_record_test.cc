@@ -22,14 +22,15 @@ HibernationRecord some() {
           .log_begins_at = "2026-11-28T01:00:00.000000000Z",
           .log_positions = {12, 34},
           .ports = {{.host_address = "127.0.0.1", .host_port = 8080, .guest_port = 80}},
-          .pause = {.level = PauseLevel::hibernated, .since = "t", .took_ms = 5, .memory = {}}};
+          .pause = {
+              .level = machine::PauseLevel::hibernated, .since = "t", .took_ms = 5, .memory = {}}};
 }
 
 TEST(HibernationRecord, ComesBackFromItsDocument) {
   const HibernationRecord back = MUST(decode_hibernation_record(encode(some()).dump()));
   EXPECT_EQ(encode(back), encode(some()));
   EXPECT_EQ(back.log_positions[1], 34U);
-  EXPECT_EQ(back.pause.level, PauseLevel::hibernated);
+  EXPECT_EQ(back.pause.level, machine::PauseLevel::hibernated);
 }
 
 TEST(HibernationRecord, WhatIsNoneIsRefused) {

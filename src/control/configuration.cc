@@ -14,7 +14,7 @@ namespace berth::control {
 namespace {
 
 using Json = nlohmann::json;
-using container::PauseLevel;
+using machine::PauseLevel;
 
 /// One table of the file, each of whose keys is taken once.
 class Table {

@@ -9,20 +9,20 @@
 #include <vector>
 
 #include "base/result.h"
-#include "container/pause_record.h"
+#include "machine/vm/pause_record.h"
 
 namespace berth::control {
 
 constexpr const char* default_configuration_file = "/etc/berth/berth.toml";
 
 /// Those that an idle container may go through by itself, the lightest first.
-constexpr std::array parking_levels = {
-    container::PauseLevel::frozen, container::PauseLevel::trimmed, container::PauseLevel::parked,
-    container::PauseLevel::hibernated};
+constexpr std::array parking_levels = {machine::PauseLevel::frozen, machine::PauseLevel::trimmed,
+                                       machine::PauseLevel::parked,
+                                       machine::PauseLevel::hibernated};
 
 /// A container that has been idle for `after` is paused to `level`.
 struct ParkingStep {
-  container::PauseLevel level = container::PauseLevel::none;
+  machine::PauseLevel level = machine::PauseLevel::none;
   std::chrono::milliseconds after{0};
   friend bool operator==(const ParkingStep&, const ParkingStep&) = default;
 };

@@ -8,9 +8,9 @@
 
 #include "base/log.h"
 #include "base/units.h"
-#include "container/page_files.h"
 #include "control/containers.h"
 #include "control/spawn.h"
+#include "machine/vm/page_files.h"
 
 namespace berth::control {
 using Json = nlohmann::json;
@@ -55,10 +55,10 @@ Async<std::vector<Fd>> Containers::take_ports(std::string name) {
   co_return all;
 }
 
-Async<Result<void>> Containers::pause(std::string name, container::PauseLevel level,
+Async<Result<void>> Containers::pause(std::string name, machine::PauseLevel level,
                                       Milliseconds idle_min) {
   Json params = {{"level", to_string(level)}, {"idle_ms", idle_min.count()}};
-  if (level == container::PauseLevel::hibernated) {
+  if (level == machine::PauseLevel::hibernated) {
     if (is_hibernated(name)) co_return Result<void>();
     co_return co_await hibernate(std::move(name), std::move(params));
   }
@@ -113,7 +113,7 @@ Async<Result<void>> Containers::discard_hibernated(std::string name) {
     const std::string directory = store->directory(name);
     TRY(container::end_hibernation(directory));
     container::remove_saved_devices(directory);
-    container::PageFiles(directory).remove_all();
+    machine::PageFiles(directory).remove_all();
     container::ContainerState state = TRY(store->state(name));
     state.running = false;
     state.ended = true;
@@ -151,7 +151,7 @@ Async<Containers::Status> Containers::hibernated_status(std::string name) {
   }
   status.info = {{"ports", container::encode_ports(record->ports)},
                  {"started_at", record->started_at},
-                 {"pause", container::encode(record->pause)}};
+                 {"pause", machine::encode(record->pause)}};
   co_return status;
 }
 

@@ -104,7 +104,7 @@ Async<Result<Json>> container_pause(Services& services, Json params) {
   const ContainerRecord record = CO_TRY(co_await find(services, params));
   const std::string& name = record.specification.name;
   const std::string word = params.value("level", std::string("frozen"));
-  const container::PauseLevel level = CO_TRY(container::parse_pause_level(word));
+  const machine::PauseLevel level = CO_TRY(machine::parse_pause_level(word));
   CO_TRY(co_await services.containers.pause(name, level));
   co_return co_await shown(services, record);
 }

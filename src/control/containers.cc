@@ -12,11 +12,11 @@
 #include "base/process.h"
 #include "base/units.h"
 #include "container/microvm_command.h"
-#include "container/page_files.h"
 #include "control/container_creation.h"
 #include "control/spawn.h"
 #include "machine/host/accelerator.h"
 #include "machine/vm/machine_store.h"
+#include "machine/vm/page_files.h"
 
 namespace berth::control {
 using Json = nlohmann::json;
@@ -208,7 +208,7 @@ Async<void> Containers::note_lost_run(std::string name) {
     state.ended = true;
     state.exit_code = exit_code_lost;
     state.error = "the host went down while it ran";
-    container::PageFiles(store->directory(name)).remove_all();
+    machine::PageFiles(store->directory(name)).remove_all();
     return store->save_state(name, state);
   });
   if (!noted) log_warning("{}", noted.error().message());

@@ -86,7 +86,7 @@ class Containers final : public MachineNeighbours {
 
   /// From a lighter level, or none. One that has been idle for less than `idle_min` is
   /// `precondition`. Of one that is hibernated keeper and QEMU have ended.
-  Async<Result<void>> pause(std::string name, container::PauseLevel level,
+  Async<Result<void>> pause(std::string name, machine::PauseLevel level,
                             Milliseconds idle_min = Milliseconds(0));
   bool is_hibernated(const std::string& name) const { return hibernated_.contains(name); }
   Async<Result<container::HibernationRecord>> hibernation(std::string name);

@@ -19,6 +19,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::chrono::seconds stop_timeout_max{3600};
+constexpr Milliseconds suspend_timeout{600'000};  // memory goes to a disk
 
 std::string text(const Json& params, const char* name) { return params.value(name, std::string()); }
 
@@ -48,8 +49,15 @@ Json shown_info(const Json& info) {
           {"vnc", optional("vnc")},
           {"disks", std::move(disks)},
           {"specification", specification},
+          {"pause", optional("pause")},
           {"last_end", info["last_end"]},
           {"last_end_at", info["last_end_at"]}};
+}
+
+/// How deep it is suspended, or null.
+Json level_of(const Json& info) {
+  const auto pause = info.find("pause");
+  return pause != info.end() && pause->is_object() ? pause->value("level", Json()) : Json();
 }
 
 Async<Result<Json>> vm_info(Services& services, Json params) {
@@ -63,6 +71,7 @@ Async<Result<Json>> vm_list(Services& services, Json /*params*/) {
     machines.push_back({{"name", record.specification.name},
                         {"id", record.id.to_string()},
                         {"state", info["state"]},
+                        {"level", level_of(info)},
                         {"cpus", record.specification.cpus},
                         {"memory", record.specification.memory},
                         {"disks", record.disks.size()}});
@@ -109,8 +118,10 @@ Async<Result<void>> have_disks(Services& services, std::string name) {
 
 Async<Result<Json>> vm_suspend(Services& services, Json params) {
   const std::string name = text(params, "machine");
+  const std::string level = params.value("level", std::string("frozen"));
   CO_TRY(co_await have_disks(services, name));
-  CO_TRY(co_await services.machines.call(name, "machine.suspend", Json::object(), {}));
+  CO_TRY(co_await services.machines.call(name, "machine.suspend", {{"level", level}},
+                                         {.timeout = suspend_timeout}));
   co_return co_await shown_machine(services, name);
 }
 

@@ -16,7 +16,7 @@ namespace {
 
 using Json = nlohmann::json;
 using container::ContainerRecord;
-using container::PauseLevel;
+using machine::PauseLevel;
 
 constexpr Milliseconds info_timeout{3'000};
 
@@ -32,7 +32,7 @@ PauseLevel deepest_of(const container::ContainerSpecification& container) {
 std::optional<PauseLevel> level_of(const Json& info) {
   const std::string state = info.value("state", "");
   if (state == "running") return PauseLevel::none;
-  const auto level = container::parse_pause_level(state);
+  const auto level = machine::parse_pause_level(state);
   return level ? std::optional(*level) : std::nullopt;
 }
 

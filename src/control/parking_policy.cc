@@ -12,7 +12,7 @@
 namespace berth::control {
 namespace {
 
-using container::PauseLevel;
+using machine::PauseLevel;
 
 constexpr Duration interval_min = std::chrono::milliseconds(200);
 constexpr Duration interval_max = std::chrono::seconds(5);

@@ -31,15 +31,15 @@ class ParkingPolicy {
 
   struct Candidate {
     std::string name;
-    container::PauseLevel level = container::PauseLevel::none;
+    machine::PauseLevel level = machine::PauseLevel::none;
     Duration idle{};
     std::string park_after = {};  // of its specification
     // That it can be paused to; what is to be deeper goes as deep.
-    container::PauseLevel deepest = container::PauseLevel::hibernated;
+    machine::PauseLevel deepest = machine::PauseLevel::hibernated;
   };
   struct Decision {
     std::string name;
-    container::PauseLevel level = container::PauseLevel::none;
+    machine::PauseLevel level = machine::PauseLevel::none;
     Duration idle_min{};        // it must not have been used meanwhile
     bool for_pressure = false;  // else since it is idle
     friend bool operator==(const Decision&, const Decision&) = default;
@@ -61,11 +61,11 @@ class ParkingPolicy {
   std::optional<Decision> decide_idle(const Candidate& candidate) const;
   std::optional<Decision> decide_pressure(const std::vector<Candidate>& candidates, bool has_swap,
                                           Instant now) const;
-  bool failed_lately(const std::string& name, container::PauseLevel level, Instant now) const;
+  bool failed_lately(const std::string& name, machine::PauseLevel level, Instant now) const;
 
   const ParkingConfiguration configuration_;
   std::optional<Instant> pressed_at_;  // the last time that one was paused for pressure
-  std::map<std::pair<std::string, container::PauseLevel>, Instant> failures_;
+  std::map<std::pair<std::string, machine::PauseLevel>, Instant> failures_;
 };
 
 /// The percentage `some avg10` of the text of a pressure file (the kernel's

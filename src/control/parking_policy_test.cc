@@ -7,7 +7,7 @@ namespace berth::control {
 namespace {
 
 using namespace std::chrono_literals;
-using container::PauseLevel;
+using machine::PauseLevel;
 using testing::ElementsAre;
 using testing::IsEmpty;
 using Candidate = ParkingPolicy::Candidate;

@@ -51,6 +51,17 @@ std::vector<PageRange> in_page_files(const GuestMemory& memory) {
   return merged(std::move(ranges));
 }
 
+/// No more than the first `most` bytes of them.
+std::vector<PageRange> first_of(const std::vector<PageRange>& ranges, std::uint64_t most) {
+  std::vector<PageRange> first;
+  for (const PageRange& range : ranges) {
+    if (most == 0) break;
+    first.push_back({.offset = range.offset, .length = std::min(range.length, most)});
+    most -= first.back().length;
+  }
+  return first;
+}
+
 /// Calls `write(start, end)` for each run of pages that are not zero.
 template <typename Write>
 Result<void> write_runs(Bytes bytes, Write write) {
@@ -255,13 +266,14 @@ Result<void> map_saved(GuestMemory& memory, const std::string& path) {
   return memory.map(file.fd(), file.held().ranges());
 }
 
-Result<void> restore(GuestMemory& memory) {
+Result<bool> restore(GuestMemory& memory, std::uint64_t most) {
   if (memory.is_clone()) {
     return failure(ErrorKind::precondition,
                    "a clone has no memory object that its memory could go back to");
   }
   TRY(memory.look());
-  const auto ranges = elsewhere(memory);
+  const auto all = elsewhere(memory);
+  const auto ranges = first_of(all, most);
   // Zeros are not written: nothing may be there of an attempt that failed.
   TRY(punch(memory.file(), ranges));
   if (auto copied = copy_back(memory, ranges); !copied) {
@@ -269,7 +281,20 @@ Result<void> restore(GuestMemory& memory) {
     return failure(std::move(copied).error());
   }
   TRY(memory.map(memory.file().fd, ranges));
-  return memory.look();
+  TRY(memory.look());
+  return total_length(ranges) == total_length(all);
+}
+
+Result<void> read_in(GuestMemory& memory, std::uint64_t most) {
+  TRY(memory.look());
+  const AlignedBuffer buffer(unit);
+  for (const PageRange& range : first_of(elsewhere(memory), most)) {
+    for (std::uint64_t at = range.offset; at < range.offset + range.length; at += unit) {
+      const std::uint64_t left = range.offset + range.length - at;
+      TRY(memory.read(at, buffer.first(std::min<std::uint64_t>(unit, left))));
+    }
+  }
+  return {};
 }
 
 Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string& path) {

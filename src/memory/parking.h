@@ -54,8 +54,12 @@ Result<void> map_saved(GuestMemory& memory, const std::string& path);
 
 /// Brings all of it back into the memory object, and has it mapped and tracked as it was; page
 /// files are not needed any more. For machines with memory of their own, `precondition` for clones.
-/// `no_space` if the memory directory is full: the machine stays parked then.
-Result<void> restore(GuestMemory& memory);
+/// `no_space` if the memory directory is full: the machine stays parked then. Of `most` bytes
+/// (whole granules) a piece of it; whether all is there.
+Result<bool> restore(GuestMemory& memory, std::uint64_t most = UINT64_MAX);
+/// Has the next piece of that size in RAM, so that restore() need not wait for a disk. The machine
+/// may run.
+Result<void> read_in(GuestMemory& memory, std::uint64_t most);
 
 /// Whether any of the memory is mapped from this file: then it must stay, and stay as it is.
 Result<bool> is_mapped(GuestMemory& memory, const std::string& path);

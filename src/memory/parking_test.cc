@@ -349,6 +349,24 @@ TEST_P(OwnMemoryParkingTest, IsNotTrackedUntilItIsRestored) {
   EXPECT_EQ(total_length(MUST(again->take())), 2 * page);
 }
 
+TEST_P(OwnMemoryParkingTest, IsRestoredPieceByPieceWhileItRunsInBetween) {
+  store(0, MiB, 1);
+  store(4 * MiB, MiB, 2);
+  park_to(1);
+  int pieces = 1;
+  for (; !MUST(restore(*memory_, 512 * KiB)); ++pieces) {
+    store(0, page, static_cast<char>(pieces));
+    store(5 * MiB - page, page, static_cast<char>(pieces));
+    expect_unchanged();
+    MUST(read_in(*memory_, 512 * KiB));
+  }
+  EXPECT_EQ(pieces, 4);
+  EXPECT_FALSE(MUST(is_mapped(*memory_, page_file(1))));
+  expect_unchanged();
+  EXPECT_TRUE(read_at(file_, 0, size) == expected_);
+  EXPECT_TRUE(DirtyScan::attach(process_->pid(), file_));
+}
+
 // What is in the memory object below page files, of a restore that was cut short, is nothing.
 TEST_P(OwnMemoryParkingTest, WhatARestoreThatWasCutShortHasLeftDoesNoHarm) {
   store(0, MiB, 1);

@@ -294,7 +294,7 @@ def test_every_operation_on_a_machine_answers_as_documented(api, tmp_path):
     machine = machine_host.Machine(api.host, "vm2")
     machine.wait_for_agent()
     assert api("vm.info", machine="vm2")["agent"]
-    api("vm.suspend", machine="vm2")
+    assert api("vm.suspend", machine="vm2", level="frozen")["pause"]["level"] == "frozen"
     api("vm.resume", machine="vm2")
     api("vm.set", machine="vm2", cpus=1, memory=256 << 20, autostart="off", on_crash="preserve", stop_timeout_s=30,
         limit_cpus="0", limit_memory=0)

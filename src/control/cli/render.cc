@@ -95,6 +95,12 @@ std::string render_volume(const Json& volume) {
        {"served at", listeners_of(volume)}});
 }
 
+/// With how deep it is where that says more.
+std::string machine_state(const Json& state, const Json& level) {
+  if (level.is_null() || level == state) return text_of(state);
+  return fmt::format("{} ({})", text_of(state), text_of(level));
+}
+
 std::string render_machine(const Json& machine) {
   const Json& specification = machine["specification"];
   std::string addresses;
@@ -111,7 +117,8 @@ std::string render_machine(const Json& machine) {
   return pairs(
       {{"name", text_of(machine["name"])},
        {"id", text_of(machine["id"])},
-       {"state", text_of(machine["state"])},
+       {"state", machine_state(machine["state"],
+                               machine["pause"].is_object() ? machine["pause"]["level"] : Json())},
        {"CPUs, memory",
         fmt::format("{}, {}", text_of(specification["cpus"]), size_of(specification["memory"]))},
        {"disks", disks.empty() ? "-" : disks},
@@ -169,8 +176,9 @@ std::string render_machine_refpoints(const Json& list) {
 std::string render_machines(const Json& list) {
   std::vector<Row> rows;
   for (const Json& machine : list["machines"]) {
-    rows.push_back({text_of(machine["name"]), text_of(machine["state"]), text_of(machine["cpus"]),
-                    size_of(machine["memory"]), text_of(machine["disks"])});
+    rows.push_back({text_of(machine["name"]), machine_state(machine["state"], machine["level"]),
+                    text_of(machine["cpus"]), size_of(machine["memory"]),
+                    text_of(machine["disks"])});
   }
   return table({"NAME", "STATE", ">CPUS", ">MEMORY", ">DISKS"}, rows);
 }

@@ -222,6 +222,14 @@ Task<Result<std::vector<GuestAddress>>> GuestAgent::addresses(Duration timeout) 
       CO_TRY(co_await call("guest-network-get-interfaces", nullptr, timeout)));
 }
 
+Task<Result<void>> GuestAgent::set_time(std::chrono::system_clock::time_point time,
+                                        Duration timeout) {
+  const auto since_epoch =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch());
+  CO_TRY(co_await call("guest-set-time", {{"time", since_epoch.count()}}, timeout));
+  co_return Result<void>{};
+}
+
 Task<Result<void>> GuestAgent::shutdown(std::string mode, Duration timeout) {
   AgentExchange exchange(make_agent_token(), shutdown_command, {{"mode", mode}},
                          AgentExchange::Success::silent);

@@ -11,6 +11,7 @@
 // docs/interop/qemu-ga-ref (qga/qapi-schema.json).
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -49,6 +50,8 @@ class GuestAgent {
   Task<Result<bool>> is_frozen(Duration timeout);
   /// Global addresses of all interfaces but loopback.
   Task<Result<std::vector<GuestAddress>>> addresses(Duration timeout);
+  /// guest-set-time. An agent in a guest without hwclock has set it all the same when it fails.
+  Task<Result<void>> set_time(std::chrono::system_clock::time_point time, Duration timeout);
   /// Asks the guest to power off ("powerdown") or to restart ("reboot"), and stays connected until
   /// QEMU has gone or `timeout` is over: an agent that has something to say when nobody is
   /// connected tries again without a pause and without end (QEMU 7.2, ga_channel_write_all), and

@@ -73,6 +73,17 @@ TEST_F(GuestAgentTest, AsksAndDisconnects) {
   EXPECT_THAT(guest_->commands(), ElementsAre("guest-ping", "guest-ping"));
 }
 
+TEST_F(GuestAgentTest, TellsTheTime) {
+  std::int64_t told = 0;
+  guest_->on("guest-set-time", [&told](const Json& arguments) {
+    told = arguments.value("time", std::int64_t{0});
+    return std::string("{\"return\": {}}\n");
+  });
+  EXPECT_TRUE(
+      run(*loop_, agent_.set_time(std::chrono::system_clock::time_point(1700000000s), 20s)));
+  EXPECT_EQ(told, 1'700'000'000'000'000'000);
+}
+
 TEST_F(GuestAgentTest, FreezesAndThaws) {
   EXPECT_EQ(MUST(run(*loop_, agent_.is_frozen(20s))), false);
   EXPECT_EQ(MUST(run(*loop_, agent_.freeze(20s))), 2U);

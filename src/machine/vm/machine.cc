@@ -165,7 +165,8 @@ Task<Result<void>> Machine::try_launch() {
   const std::string library = preload_copy(memory_file_);
   if (tracks_memory()) {
     CO_TRY(copy_for_qemu(options_.preload, library, record_.uid, gid));
-    for (std::string& variable : CO_TRY(memory::preload_environment(library, memory_file_)))
+    for (std::string& variable :
+         CO_TRY(memory::preload_environment(library, memory_file_, memory_channel())))
       how.environment.push_back(std::move(variable));
   }
   CO_TRY(check_command(specification, start_.disks, places));
@@ -193,8 +194,10 @@ Task<Result<void>> Machine::try_launch() {
     if (!copy->empty()) ::unlink(copy->c_str());  // QEMU has read them
   if (wish_.suspended) {
     CO_TRY(co_await command("stop", Json::object()));
+    note_suspended();
   } else if (start_.restore) {
     CO_TRY(co_await command("cont", Json::object()));
+    went_on(false);
   }
   co_return Result<void>{};
 }
@@ -311,6 +314,7 @@ void Machine::clean_up() {
   if (const auto removed = memory::remove_memory_object(options_.memory_dir, memory_id_); !removed)
     log_warning("{}", removed.error().message());
   memory_file_.clear();
+  forget_pause();
   group_.remove();
   (void)remove_tree(qemu_directory());
   ::unlink((options_.run.machine(options_.name) + "/launch.json").c_str());
@@ -333,7 +337,10 @@ Task<Result<void>> Machine::stop(Duration timeout) {
   const Instant deadline = loop_.now() + timeout;
   if (timeout > Duration::zero() && phase_ == Phase::on) {
     expect_end("stopped, as asked");
-    (void)co_await go_on();  // a guest that stands still does not shut down
+    {
+      const auto guard = co_await changing_.lock();
+      (void)co_await go_on();  // a guest that stands still does not shut down
+    }
     // Both ways: a guest without an agent has ACPI, and one without ACPI may have an agent.
     (void)co_await command("system_powerdown", Json::object());
     if (record_.specification.agent && loop_.now() < deadline)
@@ -384,30 +391,11 @@ Task<Result<std::string>> Machine::guest_status() {
   co_return text_param(answer, "status");
 }
 
-/// Has it run unless it is meant to stand still.
+/// Has it run, whatever level it is at.
 Task<Result<void>> Machine::go_on() {
   const std::string status = CO_TRY(co_await guest_status());
   if (status == "running") co_return Result<void>{};
-  CO_TRY(co_await command("cont", Json::object()));
-  co_return Result<void>{};
-}
-
-Task<Result<void>> Machine::suspend() {
-  const auto guard = co_await changing_.lock();
-  CO_TRY(co_await command("stop", Json::object()));
-  wish_.suspended = true;
-  remember();
-  report_("machine_suspended", "");
-  co_return Result<void>{};
-}
-
-Task<Result<void>> Machine::resume() {
-  const auto guard = co_await changing_.lock();
-  CO_TRY(co_await command("cont", Json::object()));
-  wish_.suspended = false;
-  remember();
-  report_("machine_resumed", "");
-  co_return Result<void>{};
+  co_return co_await go_up();
 }
 
 void Machine::on_event(const std::string& event, const Json& data) {
@@ -454,8 +442,8 @@ Task<> Machine::retry_io() {
   for (Duration pause = io_retry_first; !closing_ && phase_ == Phase::on;
        pause = std::min<Duration>(pause * 2, io_retry_max)) {
     co_await loop_.sleep(pause);
-    if (wish_.suspended) break;
     const auto guard = co_await changing_.lock();
+    if (wish_.suspended) break;
     const auto status = co_await guest_status();
     if (!status) continue;
     if (*status != "io-error") break;
@@ -504,6 +492,8 @@ Task<Result<bool>> Machine::adopt() {
   CO_TRY(co_await connect_monitor(reconnect_patience));
   const std::string status = CO_TRY(co_await guest_status());
   log_info("found QEMU, process {}: {}", process_->pid, status);
+  if (status == "running") wish_.suspended = false;
+  co_await adopt_pause();
   if (status == "inmigrate") {
     // Its memory was being filled by somebody who is gone.
     expect_end("ended: what it was to go on from was not complete");

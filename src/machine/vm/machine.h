@@ -26,6 +26,7 @@
 #include "machine/vm/control_group.h"
 #include "machine/vm/guest_agent.h"
 #include "machine/vm/machine_store.h"
+#include "machine/vm/pause_record.h"
 #include "machine/vm/qemu_process.h"
 #include "machine/vm/qmp_client.h"
 #include "machine/vm/saved_guest.h"
@@ -72,7 +73,11 @@ class Machine final : public SavedGuest {
   /// Asks the guest to shut down, and ends QEMU when that takes longer; at once with a time-out of
   /// 0. Returns when it has ended.
   Task<Result<void>> stop(Duration timeout);
-  Task<Result<void>> suspend();
+  /// To this level, from a lighter one or none; `precondition` where it is deeper already. Where it
+  /// fails it is as it was: it runs on, or stays suspended. `no_space` for page files;
+  /// `unsupported` for levels below `frozen` where memory is not tracked.
+  Task<Result<void>> suspend(PauseLevel level);
+  /// It goes on from any level, as soon as it can; its guest's clock is set when the agent answers.
   Task<Result<void>> resume();
   /// A disk comes or goes while the machine runs. Detaching asks the guest, which may refuse or
   /// take its time (timed_out).
@@ -125,6 +130,9 @@ class Machine final : public SavedGuest {
   /// While it lives, nothing but its owner stops or continues the machine.
   Task<AsyncMutex::Guard> hold() override { co_return co_await changing_.lock(); }
   bool is_suspended() const override { return wish_.suspended; }
+  /// All of it is in the memory object, and tracked, also of one that was parked; one that is
+  /// suspended is `frozen` then. `no_space` in the memory directory: it stays as it was.
+  Task<Result<void>> bring_memory_back() override;
   /// How long its virtual CPUs stood when they stood last: between QEMU's events STOP and RESUME.
   Duration stood() const override { return stood_; }
 
@@ -150,6 +158,24 @@ class Machine final : public SavedGuest {
   void expect_end(std::string reason);
   void clean_up();
   bool may_restart();
+  // machine_pause.cc
+  PauseLevel pause_level() const;
+  memory::GuestProcess memory_process() const;
+  PageFiles page_files() const;
+  Task<Result<void>> go_down(PauseLevel level);
+  Task<Result<void>> await_quiet();
+  void note_suspended();
+  Task<Result<void>> go_up();
+  void went_on(bool was_parked);
+  Task<> set_guest_clock();
+  Task<> note_working_set();
+  Task<Result<bool>> bring_piece_back();
+  std::string memory_channel() const;
+  std::string pause_file() const;
+  void save_pause() const;
+  Task<> adopt_pause();
+  void forget_pause();
+
   Result<void> save_launch() const;
   Result<bool> load_launch();
   void remember();
@@ -168,6 +194,7 @@ class Machine final : public SavedGuest {
   MachineRecord record_;
   MachineState wish_;
   MachineStart start_;
+  PauseRecord pause_;
   Id128 memory_id_;
   std::string memory_file_;
   Instant stands_since_{};

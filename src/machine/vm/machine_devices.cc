@@ -131,6 +131,7 @@ Task<Json> Machine::info(bool with_addresses) {
     }
   }
   json["agent"] = answers;
+  json["pause"] = pause_level() == PauseLevel::none ? Json() : encode(pause_);
   json["addresses"] = std::move(addresses);
   co_return json;
 }

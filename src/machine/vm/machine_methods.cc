@@ -98,10 +98,12 @@ Task<Result<Json>> MachineMethods::stop(ControlCall& call) {
   co_return Json::object();
 }
 
-Task<Result<Json>> MachineMethods::suspend(ControlCall& /*call*/) {
+Task<Result<Json>> MachineMethods::suspend(ControlCall& call) {
+  const std::string word = CO_TRY(text_param(call.params(), "level"));
+  const PauseLevel level = CO_TRY(parse_pause_level(word.empty() ? "frozen" : word));
   if (save_.is_active() || quiescence_.is_frozen())
     co_return failure(ErrorKind::precondition, "a checkpoint is being made");
-  CO_TRY(co_await machine_.suspend());
+  CO_TRY(co_await machine_.suspend(level));
   co_return Json::object();
 }
 

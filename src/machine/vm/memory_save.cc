@@ -123,6 +123,7 @@ Task<Result<void>> MemorySave::copy_and_stop(const Report& report, const Check& 
   stop_copying_ = false;
   copied_ = 0;
   CO_TRY(machine_.check_runs());
+  CO_TRY(co_await machine_.bring_memory_back());
   scan_ = CO_TRY(co_await offload(loop_, [pid = machine_.pid(), file = machine_.memory_file()] {
     return memory::DirtyScan::attach(pid, file);
   }));

@@ -25,6 +25,8 @@ class SavedGuest : public QemuMonitor {
   virtual std::uint64_t memory_size() const = 0;
   /// Data files that QEMU flushes when it stops.
   virtual std::vector<std::string> disk_files() const = 0;
+  /// Under hold(): all of its memory is in memory_file(), wherever it was.
+  virtual Task<Result<void>> bring_memory_back() { co_return Result<void>{}; }
   /// While it lives, nothing but its owner stops or continues the guest.
   virtual Task<AsyncMutex::Guard> hold() = 0;
   /// Its virtual CPUs stand, and are to stay so.

@@ -65,7 +65,7 @@ Result<Json> run(const std::string& command, GuestMemory& memory, const std::str
                 {"same", report.back_to_source},    {"mappings", memory.pieces().size()}};
   }
   if (command == "restore") {
-    TRY(restore(memory));
+    (void)TRY(restore(memory));
     return Json::object();
   }
   if (command == "mapped") return Json{{"mapped", TRY(is_mapped(memory, path))}};

@@ -1,8 +1,7 @@
-// The memory of a container that is paused: where it goes, and how it comes back. Page files lie in
-// the container's own directory:
+// The memory of a guest that is paused, a machine's or a container's: where it goes, and how it
+// comes back. Page files lie in the guest's own directory:
 //
-//   STATE_DIR/containers/NAME/pages-N   the memory that was private when it was parked the N-th
-//   time
+//   DIRECTORY/pages-N   the memory that was private when it was parked the N-th time
 //
 // As many of them stay as the QEMU has anything mapped from (docs/formats/page-file.md).
 //
@@ -19,11 +18,11 @@
 #include "memory/guest_memory.h"
 #include "memory/memory_use.h"
 
-namespace berth::container {
+namespace berth::machine {
 
 class PageFiles {
  public:
-  /// `directory`: of the container.
+  /// `directory`: of the guest.
   explicit PageFiles(std::string directory) : directory_(std::move(directory)) {}
 
   struct Report {
@@ -53,12 +52,17 @@ class PageFiles {
   /// A machine with memory of its own is as if it had never been parked. Nothing to do for one that
   /// was not.
   Result<void> bring_back(const memory::GuestProcess& process) const;
+  /// A piece of that, no more than a machine may stand for; whether all is there. Page files stay.
+  Result<bool> bring_piece_back(const memory::GuestProcess& process) const;
+  /// Reads that piece from the disk, so that the other takes less long. The machine may run.
+  Result<void> prepare_piece(const memory::GuestProcess& process) const;
 
   /// Those of which nothing is mapped go. The machine may run.
   void remove_unused(const memory::GuestProcess& process) const;
   /// Of a QEMU that has ended.
   void remove_all() const;
   void remove_all_but(const std::string& name) const;
+  bool any() const { return !paths().empty(); }
   /// What they take on the disk, bytes; or one of them.
   std::uint64_t disk_bytes() const;
   std::uint64_t disk_bytes(const std::string& name) const;
@@ -72,4 +76,4 @@ class PageFiles {
   std::string directory_;
 };
 
-}  // namespace berth::container
+}  // namespace berth::machine

@@ -1,4 +1,4 @@
-#include "container/pause_record.h"
+#include "machine/vm/pause_record.h"
 
 #include <algorithm>
 #include <array>
@@ -7,10 +7,8 @@
 
 #include "machine/control_messages.h"
 
-namespace berth::container {
+namespace berth::machine {
 namespace {
-
-using machine::Json;
 
 constexpr std::array<std::string_view, 5> names = {"running", "frozen", "trimmed", "parked",
                                                    "hibernated"};
@@ -35,7 +33,7 @@ Result<memory::MemoryUse> decode_use(const Json& json, const char* name) {
     return failure(ErrorKind::invalid_argument, fmt::format("{}: expected an object", name));
   memory::MemoryUse use;
   for (const Field& field : fields)
-    use.*field.value = TRY(machine::required_number_param(*found, field.name));
+    use.*field.value = TRY(required_number_param(*found, field.name));
   return use;
 }
 
@@ -68,11 +66,11 @@ Json encode(const PauseRecord& record) {
 
 Result<PauseRecord> decode_pause_record(const Json& json) {
   PauseRecord record;
-  const std::string level = TRY(machine::required_text_param(json, "level"));
+  const std::string level = TRY(required_text_param(json, "level"));
   record.level = TRY(parse_pause_level(level));
-  record.since = TRY(machine::required_text_param(json, "since"));
-  record.took_ms = TRY(machine::required_number_param(json, "took_ms"));
-  record.page_file_bytes = TRY(machine::required_number_param(json, "page_file_bytes"));
+  record.since = TRY(required_text_param(json, "since"));
+  record.took_ms = TRY(required_number_param(json, "took_ms"));
+  record.page_file_bytes = TRY(required_number_param(json, "page_file_bytes"));
   if (json.contains("before") && !json["before"].is_null()) {
     record.memory = PageFiles::Report{.before = TRY(decode_use(json, "before")),
                                       .after = TRY(decode_use(json, "after"))};
@@ -80,4 +78,4 @@ Result<PauseRecord> decode_pause_record(const Json& json) {
   return record;
 }
 
-}  // namespace berth::container
+}  // namespace berth::machine

@@ -1,4 +1,4 @@
-#include "container/page_files.h"
+#include "machine/vm/page_files.h"
 
 #include <algorithm>
 #include <charconv>
@@ -13,10 +13,11 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
+#include "base/units.h"
 #include "memory/page_file.h"
 #include "memory/parking.h"
 
-namespace berth::container {
+namespace berth::machine {
 namespace {
 
 namespace fs = std::filesystem;
@@ -24,7 +25,8 @@ using memory::GuestMemory;
 using memory::GuestProcess;
 
 constexpr std::string_view name_begin = "pages-";
-constexpr std::uint64_t status_block = 512;  // of st_blocks, stat(2)
+constexpr std::uint64_t piece_max = 64 * MiB;  // copied in some tens of milliseconds
+constexpr std::uint64_t status_block = 512;    // of st_blocks, stat(2)
 
 /// By their numbers.
 std::map<std::uint64_t, std::string> page_files_in(const std::string& directory) {
@@ -122,9 +124,19 @@ void PageFiles::note_working_set(const GuestProcess& process) const {
 Result<void> PageFiles::bring_back(const GuestProcess& process) const {
   if (paths().empty()) return {};
   const auto memory = TRY(GuestMemory::open(process));
-  TRY(restore(*memory));
+  (void)TRY(restore(*memory));
   remove_all();
   return {};
+}
+
+Result<bool> PageFiles::bring_piece_back(const GuestProcess& process) const {
+  const auto memory = TRY(GuestMemory::open(process));
+  return restore(*memory, piece_max);
+}
+
+Result<void> PageFiles::prepare_piece(const GuestProcess& process) const {
+  const auto memory = TRY(GuestMemory::open(process));
+  return read_in(*memory, piece_max);
 }
 
 void PageFiles::remove_unused(const GuestProcess& process) const {
@@ -156,4 +168,4 @@ std::uint64_t PageFiles::disk_bytes(const std::string& name) const {
   return static_cast<std::uint64_t>(status.st_blocks) * status_block;
 }
 
-}  // namespace berth::container
+}  // namespace berth::machine

@@ -1,8 +1,8 @@
-#include "container/pause_record.h"
+#include "machine/vm/pause_record.h"
 
 #include <gmock/gmock.h>
 
-namespace berth::container {
+namespace berth::machine {
 namespace {
 
 TEST(PauseRecord, ComesBackFromItsDocument) {
@@ -29,11 +29,11 @@ TEST(PauseRecord, OneThatIsFrozenHasNoMemoryElsewhere) {
 TEST(PauseRecord, WhatIsNoneIsRefused) {
   EXPECT_EQ(parse_pause_level("running").error().kind(), ErrorKind::invalid_argument);
   EXPECT_EQ(parse_pause_level("").error().kind(), ErrorKind::invalid_argument);
-  machine::Json json = encode(
+  Json json = encode(
       PauseRecord{.level = PauseLevel::trimmed, .since = "t", .memory = PageFiles::Report{}});
   json["after"].erase("qemu");
   EXPECT_FALSE(decode_pause_record(json));
 }
 
 }  // namespace
-}  // namespace berth::container
+}  // namespace berth::machine

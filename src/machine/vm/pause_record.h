@@ -9,10 +9,10 @@
 #include <string_view>
 
 #include "base/result.h"
-#include "container/page_files.h"
 #include "machine/control_protocol.h"
+#include "machine/vm/page_files.h"
 
-namespace berth::container {
+namespace berth::machine {
 
 /// The further down the longer it takes to come back, and the less it takes meanwhile.
 enum class PauseLevel : std::uint8_t {
@@ -35,7 +35,7 @@ struct PauseRecord {
   std::uint64_t page_file_bytes = 0;  // on the disk
 };
 
-machine::Json encode(const PauseRecord& record);
-Result<PauseRecord> decode_pause_record(const machine::Json& json);
+Json encode(const PauseRecord& record);
+Result<PauseRecord> decode_pause_record(const Json& json);
 
-}  // namespace berth::container
+}  // namespace berth::machine
