@@ -27,27 +27,27 @@ Task<Result<void>> Container::save_everything(Instant begun) {
   const memory::GuestProcess process = microvm_->memory_process();
   HibernationRecord record{.image = image_,
                            .template_ = template_memory_,
-                           .qemu = microvm_->qemu_version(),
-                           .accelerator = microvm_->accelerator(),
-                           .memory = record_.specification.memory,
-                           .pages = {},
-                           .devices = {},
+                           .saved = {.qemu = microvm_->qemu_version(),
+                                     .accelerator = microvm_->accelerator(),
+                                     .memory = record_.specification.memory,
+                                     .pages = {},
+                                     .devices = {},
+                                     .pause = {}},
                            .started_at = started_at_,
                            .log_begins_at = log_begins_at_,
-                           .ports = ports_->ports(),
-                           .pause = {}};
+                           .ports = ports_->ports()};
   const auto pages = CO_TRY(co_await offload(loop_, [&] { return files.save(process); }));
-  record.pages = pages.name;
-  record.pause = {.level = PauseLevel::hibernated,
-                  .since = format_time(loop_.wall_time()),
-                  .memory = PageFiles::Report{.before = pages.before, .after = {}}};
+  record.saved.pages = pages.name;
+  record.saved.pause = {.level = PauseLevel::hibernated,
+                        .since = format_time(loop_.wall_time()),
+                        .memory = PageFiles::Report{.before = pages.before, .after = {}}};
   auto devices = co_await microvm_->save_devices();
   Result<void> saved = devices ? Result<void>() : failure(devices.error());
   if (saved) {
     record.log_positions = {log_->position(LogStream::output), log_->position(LogStream::errors)};
     saved = co_await offload(loop_, [&] {
-      record.pause.page_file_bytes = files.disk_bytes(record.pages);
-      record.pause.took_ms = static_cast<std::uint64_t>(
+      record.saved.pause.page_file_bytes = files.disk_bytes(record.saved.pages);
+      record.saved.pause.took_ms = static_cast<std::uint64_t>(
           std::chrono::duration_cast<std::chrono::milliseconds>(loop_.now() - begun).count());
       return write_hibernation(store_.directory(options_.name), record, *devices);
     });
@@ -66,8 +66,8 @@ Task<Result<void>> Container::leave_saved() {
   co_await offload(loop_, [files = page_files(), directory = store_.directory(options_.name)] {
     const auto record = read_hibernation(directory);
     if (!record) return;
-    files.remove_all_but(record->pages);
-    files.drop_cache(record->pages);
+    files.remove_all_but(record->saved.pages);
+    files.drop_cache(record->saved.pages);
   });
   co_return Result<void>{};
 }
@@ -116,9 +116,9 @@ Task<Result<void>> Container::go_on_hibernated(MicroVm::Start machine) {
 Task<Result<void>> Container::load_hibernated(MicroVm::Start machine) {
   const std::string directory = store_.directory(options_.name);
   HibernationRecord record = CO_TRY(read_hibernation(directory));
-  if (record.memory != record_.specification.memory) {
-    co_return failure(ErrorKind::corrupt,
-                      fmt::format("'{}' is of another container", hibernation_file(directory)));
+  if (record.saved.memory != record_.specification.memory) {
+    co_return failure(ErrorKind::corrupt, fmt::format("'{}' is of another container",
+                                                      machine::hibernation_file(directory)));
   }
   image_ = record.image;
   machine.image = record.image;
@@ -128,10 +128,10 @@ Task<Result<void>> Container::load_hibernated(MicroVm::Start machine) {
                       "memory: expected that of its template, where it is a clone");
   }
   *machine.restore = {.memory = template_memory_,
-                      .devices = CO_TRY(saved_devices(directory, record)),
-                      .pages = fmt::format("{}/{}", directory, record.pages),
-                      .qemu = record.qemu,
-                      .accelerator = record.accelerator,
+                      .devices = CO_TRY(machine::saved_devices(directory, record.saved)),
+                      .pages = fmt::format("{}/{}", directory, record.saved.pages),
+                      .qemu = record.saved.qemu,
+                      .accelerator = record.saved.accelerator,
                       .stands = true};
   co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
   record_.specification.ports = std::move(record.ports);
@@ -153,10 +153,10 @@ Task<Result<void>> Container::load_hibernated(MicroVm::Start machine) {
 
 Task<Result<void>> Container::run_again() {
   const std::string directory = store_.directory(options_.name);
-  CO_TRY(co_await offload(loop_, [&] { return end_hibernation(directory); }));
+  CO_TRY(co_await offload(loop_, [&] { return machine::end_hibernation(directory); }));
   is_hibernated_ = false;
   CO_TRY(co_await machine_->thaw());
-  remove_saved_devices(directory);
+  machine::remove_saved_devices(directory);
   CO_TRY(co_await connect(connect_patience, true));
   co_await set_guest_clock();
   CO_TRY(co_await find_processes());

@@ -359,10 +359,7 @@ Task<Result<void>> MicroVm::thaw() {
 }
 
 Task<Result<std::string>> MicroVm::save_devices() {
-  const auto receiver = CO_TRY(co_await machine::DeviceStateReceiver::prepare(loop_, *this));
-  std::string devices = CO_TRY(co_await receiver->receive());
-  CO_TRY(co_await receiver->completed());
-  co_return devices;
+  return machine::take_device_state(loop_, *this);
 }
 
 Task<Result<MicroVm::Saved>> MicroVm::become_template() {

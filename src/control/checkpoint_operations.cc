@@ -5,6 +5,7 @@
 
 #include "control/keeper_job.h"
 #include "control/keeper_lists.h"
+#include "control/machines.h"
 #include "control/operations.h"
 #include "control/point_operations.h"
 
@@ -39,6 +40,7 @@ Async<Result<Json>> checkpoint_info(Services& services, Json params) {
 Async<Result<Json>> checkpoint_revert(Services& services, Json params) {
   const std::string volume = text(params, "volume");
   CO_TRY(co_await checkpoint_info(services, params));
+  CO_TRY(co_await services.machines.check_disk_not_hibernated(volume));
   co_return co_await start_keeper_job(
       services, {.kind = "checkpoint.revert", .target = target_of(params), .volume = volume},
       "checkpoint.revert", {{"name", params["checkpoint"]}},

@@ -31,9 +31,8 @@ Async<Result<HibernationRecord>> Containers::hibernation(std::string name) {
 }
 
 Async<bool> Containers::has_hibernation(std::string name) {
-  co_return co_await on_worker(workers_, [store = &store_, name] {
-    return container::is_hibernated(store->directory(name));
-  });
+  co_return co_await on_worker(
+      workers_, [store = &store_, name] { return machine::is_hibernated(store->directory(name)); });
 }
 
 /// Its listening sockets, before its keeper gives them up: nobody who connects meanwhile is
@@ -111,8 +110,8 @@ Async<Result<void>> Containers::discard_hibernated(std::string name) {
   const std::string now = format_time(std::chrono::system_clock::now());
   CO_TRY(co_await on_worker(workers_, [store = &store_, name, now]() -> Result<void> {
     const std::string directory = store->directory(name);
-    TRY(container::end_hibernation(directory));
-    container::remove_saved_devices(directory);
+    TRY(machine::end_hibernation(directory));
+    machine::remove_saved_devices(directory);
     machine::PageFiles(directory).remove_all();
     container::ContainerState state = TRY(store->state(name));
     state.running = false;
@@ -151,7 +150,7 @@ Async<Containers::Status> Containers::hibernated_status(std::string name) {
   }
   status.info = {{"ports", container::encode_ports(record->ports)},
                  {"started_at", record->started_at},
-                 {"pause", machine::encode(record->pause)}};
+                 {"pause", machine::encode(record->saved.pause)}};
   co_return status;
 }
 

@@ -203,7 +203,7 @@ Async<void> Containers::take_over() {
 Async<void> Containers::note_lost_run(std::string name) {
   const auto noted = co_await on_worker(workers_, [store = &store_, name]() -> Result<void> {
     container::ContainerState state = TRY(store->state(name));
-    if (!state.running || container::is_hibernated(store->directory(name))) return {};
+    if (!state.running || machine::is_hibernated(store->directory(name))) return {};
     state.running = false;
     state.ended = true;
     state.exit_code = exit_code_lost;

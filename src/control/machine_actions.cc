@@ -68,7 +68,7 @@ std::vector<Action> machine_actions() {
       {.name = "vm.start",
        .method = Method::post,
        .path = "/v1/vms/{machine}/start",
-       .summary = "Start a machine",
+       .summary = "Start a machine, or have one go on that is hibernated",
        .precondition =
            "It is not running (precondition); its disks and ports are free (in_use); its "
            "memory fits beside that of the others into RAM and swap (limit)",
@@ -81,10 +81,11 @@ std::vector<Action> machine_actions() {
        .path = "/v1/vms/{machine}/stop",
        .summary =
            "Have the guest shut down, by ACPI and by its agent; after a time, end it by force",
-       .precondition = "It is running (precondition)",
+       .precondition = "It is running (precondition), or hibernated: then it goes on to shut down; "
+                       "with `force`, what was saved is given up",
        .result = "Machine",
        .parameters = {machine_in_path(), timeout(), force()},
-       .errors = {MACHINE_ERRORS}},
+       .errors = {MACHINE_ERRORS, ErrorKind::limit, ErrorKind::no_space, ErrorKind::corrupt}},
       {.name = "vm.restart",
        .method = Method::post,
        .path = "/v1/vms/{machine}/restart",
@@ -107,18 +108,22 @@ std::vector<Action> machine_actions() {
              Type::choice,
              false,
              "frozen (when left out): its virtual CPUs are not scheduled; trimmed: and its private "
-             "memory is swapped out; parked: or in page files in its directory",
-             {"frozen", "trimmed", "parked"}}},
+             "memory is swapped out; parked: or in page files in its directory; hibernated: and "
+             "its QEMU ends; it takes no memory, and survives a restart of the host, and its "
+             "disks are not written to before it goes on",
+             {"frozen", "trimmed", "parked", "hibernated"}}},
        .errors = {MACHINE_ERRORS, ErrorKind::no_space, ErrorKind::limit, ErrorKind::unsupported}},
       {.name = "vm.resume",
        .method = Method::post,
        .path = "/v1/vms/{machine}/resume",
        .summary = "Have a machine go on that stands still, and set its guest's clock where an "
                   "agent does so",
-       .precondition = "It is running or suspended (precondition)",
+       .precondition =
+           "It is running or suspended; of one that is hibernated: the host has QEMU and "
+           "accelerator as they were (precondition), and its memory fits, as at a start (limit)",
        .result = "Machine",
        .parameters = {machine_in_path()},
-       .errors = {MACHINE_ERRORS}},
+       .errors = {MACHINE_ERRORS, ErrorKind::limit, ErrorKind::no_space, ErrorKind::corrupt}},
       {.name = "vm.set",
        .method = Method::post,
        .path = "/v1/vms/{machine}/set",

@@ -209,6 +209,7 @@ Async<Result<Json>> make_checkpoint(Services& services, CheckpointWish wish,
         fmt::format("the machine '{}' has a checkpoint '{}' already", wish.machine, wish.name));
   }
   const bool runs = services.machines.is_on(wish.machine);
+  if (wish.memory) CO_TRY(services.machines.check_not_hibernated(wish.machine));
   if (wish.memory && !runs) {
     co_return failure(
         ErrorKind::precondition,
@@ -373,6 +374,8 @@ Async<Result<void>> revert_machine(Services& services, RevertWish wish,
                                    std::shared_ptr<JobProgress> job) {
   const MachinePoints points({services.state_dir}, wish.machine);
   const bool was_running = services.machines.is_on(wish.machine);
+  const bool was_hibernated = !was_running && services.machines.is_hibernated(wish.machine);
+  if (was_hibernated && !wish.force) CO_TRY(services.machines.check_not_hibernated(wish.machine));
   if (was_running && !wish.force) {
     co_return failure(
         ErrorKind::precondition,
@@ -387,10 +390,12 @@ Async<Result<void>> revert_machine(Services& services, RevertWish wish,
     for (const std::string& volume : checkpointed_volumes(checkpoint.disks))
       CO_TRY(co_await find_point(services, volume, checkpoint.name, PointKind::checkpoint));
   }
-  if (was_running) CO_TRY(co_await services.machines.stop(wish.machine, Milliseconds(0)));
+  if (was_running || was_hibernated)
+    CO_TRY(co_await services.machines.stop(wish.machine, Milliseconds(0)));
   fault_point("reverting.stopped");
   {
     const auto lock = co_await services.machines.lock(wish.machine);
+    CO_TRY(services.machines.check_not_hibernated(wish.machine));
     if (services.machines.is_on(wish.machine))
       co_return failure(ErrorKind::in_use,
                         fmt::format("somebody has started the machine '{}'", wish.machine));

@@ -215,6 +215,7 @@ Async<Result<std::vector<AsyncMutex::Lock>>> close_disks(Services& services,
     co_return failure(ErrorKind::precondition,
                       fmt::format("the machine '{}' is running: stop it first", name));
   }
+  CO_TRY(services.machines.check_not_hibernated(name));
   std::vector<AsyncMutex::Lock> closed;
   for (const machine::MachineDisk& disk : record.disks)
     if (disk.own) closed.push_back(CO_TRY(co_await services.keepers.close(disk.volume)));

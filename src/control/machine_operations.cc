@@ -19,7 +19,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::chrono::seconds stop_timeout_max{3600};
-constexpr Milliseconds suspend_timeout{600'000};  // memory goes to a disk
 
 std::string text(const Json& params, const char* name) { return params.value(name, std::string()); }
 
@@ -118,17 +117,21 @@ Async<Result<void>> have_disks(Services& services, std::string name) {
 
 Async<Result<Json>> vm_suspend(Services& services, Json params) {
   const std::string name = text(params, "machine");
-  const std::string level = params.value("level", std::string("frozen"));
-  CO_TRY(co_await have_disks(services, name));
-  CO_TRY(co_await services.machines.call(name, "machine.suspend", {{"level", level}},
-                                         {.timeout = suspend_timeout}));
+  const std::string word = params.value("level", std::string("frozen"));
+  const machine::PauseLevel level = CO_TRY(machine::parse_pause_level(word));
+  CO_TRY(co_await services.machines.record(name));
+  if (services.machines.is_on(name)) CO_TRY(co_await have_disks(services, name));
+  CO_TRY(co_await services.machines.suspend(name, level));
   co_return co_await shown_machine(services, name);
 }
 
 Async<Result<Json>> vm_resume(Services& services, Json params) {
   const std::string name = text(params, "machine");
   CO_TRY(co_await services.machines.record(name));
-  CO_TRY(co_await services.machines.call(name, "machine.resume", Json::object(), {}));
+  if (services.machines.is_hibernated(name) && !services.machines.is_on(name))
+    CO_TRY(co_await services.machines.start(name, {}));
+  else
+    CO_TRY(co_await services.machines.call(name, "machine.resume", Json::object(), {}));
   co_return co_await shown_machine(services, name);
 }
 
@@ -170,6 +173,8 @@ Async<Result<Json>> vm_set(Services& services, Json params) {
   {
     const auto lock = co_await services.machines.lock(name);
     auto record = CO_TRY(co_await services.machines.record(name));
+    if (params.contains("cpus") || params.contains("memory"))
+      CO_TRY(services.machines.check_not_hibernated(name));
     CO_TRY(change(params, record.specification));
     if (services.machines.is_on(name)) {
       const auto& limits = record.specification.limits;
@@ -207,6 +212,7 @@ Async<Result<Json>> vm_attach(Services& services, Json params) {
   {
     const auto lock = co_await services.machines.lock(name);
     auto record = CO_TRY(co_await services.machines.record(name));
+    CO_TRY(services.machines.check_not_hibernated(name));
     std::string called = text(params, "disk");
     if (called.empty()) called = volume;
     machine::MachineDisk disk{.node = machine::disk_node(called),
@@ -253,6 +259,7 @@ Async<Result<Json>> vm_detach(Services& services, Json params) {
   {
     const auto lock = co_await services.machines.lock(name);
     auto record = CO_TRY(co_await services.machines.record(name));
+    CO_TRY(services.machines.check_not_hibernated(name));
     const auto disk = std::ranges::find(record.disks, node, &machine::MachineDisk::node);
     if (disk == record.disks.end()) {
       co_return failure(ErrorKind::not_found, fmt::format("the machine '{}' has no disk '{}'", name,

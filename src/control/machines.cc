@@ -123,7 +123,7 @@ Async<void> Machines::autostart() {
     const std::string& name = record.specification.name;
     const auto state = co_await this->state(name);
     const bool was_running = state && state->running;  // and a power loss ended it
-    if ((!record.specification.autostart && !was_running) || is_on(name)) continue;
+    if ((!record.specification.autostart && !was_running) || has_disks(name)) continue;
     if (const auto started = co_await this->start(name, {}); !started) {
       events_.publish("machine_failed", {.machine = name}, started.error().message());
     }
@@ -160,7 +160,7 @@ Async<void> Machines::release_disks(std::string name) {
 /// end.
 Async<bool> Machines::release_ended(std::string name) {
   const auto state = co_await this->state(name);
-  if ((state && state->running) || guests_.has_qemu(name)) co_return false;
+  if ((state && state->running && !is_hibernated(name)) || guests_.has_qemu(name)) co_return false;
   co_await release_disks(name);
   co_return true;
 }
@@ -178,7 +178,7 @@ Async<Result<std::string>> Machines::user_of(std::string volume) {
   for (const machine::MachineRecord& record : CO_TRY(co_await list())) {
     for (const machine::MachineDisk& disk : record.disks) {
       if (disk.volume != volume) continue;
-      if (disk.own || is_on(record.specification.name)) co_return record.specification.name;
+      if (disk.own || has_disks(record.specification.name)) co_return record.specification.name;
     }
   }
   co_return std::string();
@@ -197,7 +197,7 @@ Async<Result<void>> Machines::check_disks_free(machine::MachineRecord record) {
   }
   for (const machine::MachineRecord& other : CO_TRY(co_await list())) {
     const std::string& name = other.specification.name;
-    if (name == record.specification.name || !is_on(name)) continue;
+    if (name == record.specification.name || !has_disks(name)) continue;
     for (const machine::MachineDisk& theirs : other.disks) {
       for (const machine::MachineDisk& ours : record.disks) {
         if (ours.volume != theirs.volume || (ours.read_only && theirs.read_only)) continue;
@@ -278,6 +278,7 @@ Async<Result<void>> Machines::start_locked(GuestKeepers::Guest machine, Start ho
                     "again first",
                     name, reverting));
   }
+  const bool wake = is_hibernated(name);
   CO_TRY(co_await check_disks_free(record));
   CO_TRY(co_await check_memory(machine::memory_of(record.specification, machine::has_kvm())));
   CO_TRY(machine::check_host_ports(record.specification));
@@ -296,7 +297,7 @@ Async<Result<void>> Machines::start_locked(GuestKeepers::Guest machine, Start ho
   if (done) done = co_await guests_.launch(machine);
   fault_point("resuming.keeper-there");
   if (done) {
-    Json request = {{"disks", std::move(disks)}, {"suspended", how.suspended}};
+    Json request = {{"disks", std::move(disks)}, {"suspended", how.suspended}, {"wake", wake}};
     if (!how.memory.empty()) {
       request.update({{"memory", how.memory},
                       {"devices", how.devices},
@@ -314,12 +315,16 @@ Async<Result<void>> Machines::start_locked(GuestKeepers::Guest machine, Start ho
     co_return done;
   }
   start_numbers_[name] = ++starts_;
-  events_.publish("machine_started", {.machine = name}, "");
+  events_.publish(wake ? "machine_resumed" : "machine_started", {.machine = name}, "");
   co_return Result<void>();
 }
 
 Async<Result<void>> Machines::stop(std::string name, Milliseconds timeout) {
   CO_TRY(co_await record(name));
+  if (is_hibernated(name) && !is_on(name)) {
+    if (timeout == Milliseconds(0)) co_return co_await discard_hibernated(name);
+    CO_TRY(co_await start(name, {}));
+  }
   const auto machine = guests_.of(name);
   const auto channel = CO_TRY(connection(name));
   auto stopped = co_await channel->call("machine.stop", {{"timeout_ms", timeout.count()}},
@@ -371,6 +376,8 @@ Async<Result<Json>> Machines::info(machine::MachineRecord known, bool with_addre
     if (running) json = std::move(*running);
     if (!running && running.error().kind() != ErrorKind::disconnected)
       json["state"] = "unreachable";
+  } else if (is_hibernated(name)) {
+    json = co_await hibernated_info(name);
   } else if (state.running) {
     json["state"] = "starting";  // it has no keeper for the moment
   }

@@ -25,6 +25,7 @@
 #include "control/volumes.h"
 #include "machine/vm/admission.h"
 #include "machine/vm/machine_store.h"
+#include "machine/vm/pause_record.h"
 
 namespace berth::control {
 
@@ -60,6 +61,12 @@ class Machines {
   /// As QEMU and the guest say; of one that does not run, as its directory says.
   Async<Result<nlohmann::json>> info(machine::MachineRecord known, bool with_addresses);
   bool is_on(const std::string& name) const { return guests_.is_on(name); }
+  /// Nothing runs, and what it goes on from is in its directory: its disks stay as they are.
+  bool is_hibernated(const std::string& name) const;
+  /// `precondition` for one that is, with how to go on.
+  Result<void> check_not_hibernated(const std::string& name) const;
+  /// `in_use` for a disk of one that is: what is written to it is not in the memory that was saved.
+  Async<Result<void>> check_disk_not_hibernated(std::string volume);
 
   struct Start {
     bool suspended = false;
@@ -68,8 +75,12 @@ class Machines {
     std::string qemu;  // version and accelerator that these are of
     std::string accelerator;
   };
+  /// One that is hibernated goes on; where it cannot, it stays as it is.
   Async<Result<void>> start(std::string name, Start how);
-  /// A time-out of 0: at once, by force.
+  /// To this level, from a lighter one or none.
+  Async<Result<void>> suspend(std::string name, machine::PauseLevel level);
+  /// A time-out of 0: at once, by force. One that is hibernated goes on first, to shut down; by
+  /// force, what was saved goes.
   Async<Result<void>> stop(std::string name, Milliseconds timeout);
   /// One method of its keeper's. `precondition` where it does not run.
   Async<Result<nlohmann::json>> call(std::string name, std::string method, nlohmann::json params,
@@ -86,7 +97,8 @@ class Machines {
   Async<void> rest(std::string name);
   /// Held while a machine is started, ended, changed, checkpointed.
   Async<AsyncMutex::Lock> lock(std::string name);
-  /// The machine that has the volume as a disk of its own, or runs with it; "" for none.
+  /// The machine that has the volume as a disk of its own, or runs with it, or is hibernated with
+  /// it; "" for none.
   Async<Result<std::string>> user_of(std::string volume);
 
   /// Every machine that runs, the last one that was started first, each with its own time to shut
@@ -103,6 +115,10 @@ class Machines {
   Async<Result<void>> look_at_memory(machine::MachineMemory one_more);
   Async<Result<void>> start_locked(GuestKeepers::Guest machine, Start how);
   Async<Result<void>> check_disks_free(machine::MachineRecord record);
+  bool has_disks(const std::string& name) const { return is_on(name) || is_hibernated(name); }
+  Async<Result<void>> hibernate(std::string name);
+  Async<Result<void>> discard_hibernated(std::string name);
+  Async<nlohmann::json> hibernated_info(std::string name);
   Async<void> release_disks(std::string name);
   Async<bool> release_ended(std::string name);
   Async<void> autostart();

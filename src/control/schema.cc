@@ -122,9 +122,11 @@ std::vector<Schema> make_schemas() {
        {{"name", "string", "Name of the machine"},
         {"id", "id", "Stays the same for the machine's life"},
         {"state", "string",
-         "stopped, crashed, starting, running, suspended, paused, stopping, io_error, panicked or "
+         "stopped, crashed, hibernated, starting, running, suspended, paused, stopping, io_error, "
+         "panicked or "
          "unreachable"},
-        {"level", "string?", "How deep it is suspended: frozen, trimmed or parked; or null"},
+        {"level", "string?",
+         "How deep it is suspended: frozen, trimmed, parked or hibernated; or null"},
         {"cpus", "integer", "Virtual CPUs"},
         {"memory", "integer", "Memory, bytes"},
         {"disks", "integer", "How many disks and drives it has"}}},
@@ -134,7 +136,8 @@ std::vector<Schema> make_schemas() {
        {{"name", "string", "Name of the machine"},
         {"id", "id", "Stays the same for the machine's life"},
         {"state", "string",
-         "stopped, crashed, starting, running, suspended, paused, stopping, io_error, panicked or "
+         "stopped, crashed, hibernated, starting, running, suspended, paused, stopping, io_error, "
+         "panicked or "
          "unreachable"},
         {"created_at", "time", "When it was made"},
         {"started_at", "string?", "When QEMU was started; null while it does not run"},

@@ -132,7 +132,7 @@ Async<std::set<Id128>> Templates::ids_in_use() {
     if (record.specification.template_name.empty()) continue;
     const std::string& name = record.specification.name;
     for (const std::string& path :
-         {run.launch_file(name), container::hibernation_file(store.directory(name))}) {
+         {run.launch_file(name), machine::hibernation_file(store.directory(name))}) {
       const auto text = machine::read_small_file(path);
       const Json json = text ? Json::parse(*text, nullptr, false) : Json();
       if (const auto id = id_of_memory(json.is_object() ? json.value("template", "") : ""))

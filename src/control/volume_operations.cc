@@ -106,6 +106,7 @@ Async<Result<Json>> volume_create(Services& services, Json params) {
 Async<Result<Json>> volume_resize(Services& services, Json params) {
   const std::string volume = text(params, "volume");
   const auto size = params["size"].get<std::uint64_t>();
+  CO_TRY(co_await services.machines.check_disk_not_hibernated(volume));
   auto keeper = CO_TRY(co_await services.keepers.use(volume));
   CO_TRY(co_await keeper.call("volume.resize", {{"size", size}}, {}));
   services.events.publish("volume_resized", {.volume = volume, .job = {}},
@@ -256,6 +257,7 @@ Async<Result<Json>> volume_check(Services& services, Json params) {
   const std::string volume = text(params, "volume");
   const bool repair = params.value("repair", false);
   CO_TRY(services.volumes.check_exists(volume));
+  if (repair) CO_TRY(co_await services.machines.check_disk_not_hibernated(volume));
   // So that a volume that is in use is refused at once.
   {
     const auto closed = CO_TRY(co_await services.keepers.close(volume));
@@ -274,6 +276,8 @@ Async<Result<Json>> volume_serve(Services& services, Json params) {
   if (params.contains("unix") && params.contains("tcp")) {
     co_return failure(ErrorKind::invalid_argument, "give one of unix and tcp");
   }
+  if (!params.value("read_only", false))
+    CO_TRY(co_await services.machines.check_disk_not_hibernated(volume));
   Json request = {{"insecure", params.value("insecure", false)},
                   {"read_only", params.value("read_only", false)}};
   if (params.contains("tls_dir")) request["tls_dir"] = params["tls_dir"];

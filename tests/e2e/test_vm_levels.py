@@ -1,23 +1,27 @@
-"""Machines that are suspended, deeper and deeper: frozen, trimmed, parked; and what goes on from each level. The guest
+"""Machines that are suspended, deeper and deeper: frozen, trimmed, parked, hibernated; and what goes on from each. The guest
 writes its memory all the while and compares what it reads with what it wrote; from the host, all of it is summed before
 and after every move, while the machine stands still."""
 
+import contextlib
 import hashlib
+import itertools
 import os
 import pathlib
+import random
+import re
 import signal
 import subprocess
 import time
 
 import pytest
 
-from berth_host import BerthHost, wait_for_exit
+from berth_host import BerthHost, program, wait_for_exit
 from machine_host import Machine
 from volume_tools import log_on_failure, wait_until
 
 MIB = 1 << 20
-MEMORY = 256 * MIB
-WORDS = "berth.load=off berth.dirty=16:48"  # MiB a second, MiB in all
+MEMORY = 160 * MIB
+WORDS = "berth.load=off berth.dirty=16:32"  # MiB a second, MiB in all
 
 
 @pytest.fixture(scope="module", name="host")
@@ -30,7 +34,7 @@ def _host():
 
 @pytest.fixture(scope="module", name="web")
 def _web(host):
-    machine = Sleeper.create(host, "web", words=WORDS)
+    machine = Sleeper.create(host, "web", words=WORDS, memory="160M")
     machine.start()
     wait_until(machine.agent().dirty, "the guest's writing its memory")
     return machine
@@ -84,6 +88,25 @@ class Sleeper(Machine):
         """Its clock's, in seconds."""
         return abs(float(self.agent().run("date +%s.%N")[1]) - time.time())
 
+    def qemu_pid(self):
+        return next((pid for pid, words in self.host.processes().items() if words.startswith("qemu") or "/qemu-system" in words.split()[0]), None)
+
+    def assert_files_alone(self):
+        """Neither process nor memory nor open disk is left of it; all that it goes on from is there."""
+        wait_until(lambda: not any(f"machines/{self.name}" in words or f"--machine {self.name} " in words or f"{self.name}.root" in words
+                                   for words in self.host.processes().values()), "the end of its processes")
+        assert not list(self.host.memory_dir.glob("*/*"))
+        names = {path.name for path in self.directory().iterdir()}
+        assert {"hibernation.json", "hibernated-devices"} <= names and len(self.pages()) == 1, names
+
+    def settle(self):
+        """After a process has died: somebody knows what it is doing."""
+        wait_until(lambda: self.state in ("running", "suspended", "hibernated"), "its having a state")
+
+    def come_back(self):
+        if self.state != "running":
+            self.resume()
+
     def kill_keeper(self):
         mark = self.host.last_event()
         pid = self.keeper_pid()
@@ -134,7 +157,7 @@ def test_parked_its_memory_is_on_the_disk_and_comes_back_as_it_was(host, web):
     info = web.suspend("parked")
     pause = info["pause"]
     assert info["state"] == "suspended" and pause["level"] == "parked"
-    assert pause["before"]["memory"] > 48 * MIB and pause["after"]["memory"] == 0 and pause["page_file_bytes"] > 48 * MIB
+    assert pause["before"]["memory"] > 32 * MIB and pause["after"]["memory"] == 0 and pause["page_file_bytes"] > 32 * MIB
     assert web.pages() == ["pages-1"]
     assert web.resident() == 0
     assert web.memory()[0] == before
@@ -196,17 +219,18 @@ def test_a_full_disk_leaves_it_as_it_was(tmp_path):
         with BerthHost(state_dir=tmp_path / "state") as host:
             machine = Sleeper.create(host, "small", toml=SMALL)
             machine.start(wait=False)
-            wait_until(lambda: machine.resident() > 2 * MIB, "the firmware's having written something")
+            wait_until(lambda: machine.resident() > 64 << 10, "the firmware's having written something")
             rest = tmp_path / "rest"
             subprocess.run(["dd", "if=/dev/zero", f"of={rest}", "bs=1M"], capture_output=True, check=False)
-            for state in ("running", "suspended"):
+            for state, level in itertools.product(("running", "suspended"), ("parked", "hibernated")):
                 if state == "suspended":
                     machine.suspend()
-                refused = host.refused("vm", "suspend", "small", "--level", "parked")
+                refused = host.refused("vm", "suspend", "small", "--level", level)
                 assert "No space left" in refused.stderr, refused.stderr
-                assert machine.state == state and machine.pages() == []
+                assert machine.state == state and machine.pages() == [] and not list(machine.directory().glob("hibernat*"))
             rest.unlink()
             assert machine.suspend("parked")["pause"]["level"] == "parked"
+            assert machine.suspend("hibernated")["pause"]["level"] == "hibernated"
             machine.stop("--force")
             assert machine.pages() == []
     finally:
@@ -235,16 +259,159 @@ def test_a_keeper_dies_at(host, web, point):
         web.check()
 
 
+# --- Hibernated.
+
+def test_hibernated_it_is_files_alone_and_goes_on_as_it_was(host, web):
+    written = web.agent().run("head -c 8000000 /dev/urandom >/var/written; sha256sum /var/written")[1]
+    web.suspend()
+    before, _ = web.memory()
+    info = web.suspend("hibernated")
+    assert info["state"] == "hibernated" and info["pid"] is None and info["pause"]["level"] == "hibernated"
+    assert info["pause"]["page_file_bytes"] > 32 * MIB
+    assert host.json("vm", "list")["machines"][0]["level"] == "hibernated"
+    web.assert_files_alone()
+    host.restart(kill=True)
+    web.suspend("hibernated")  # it is
+    assert "hibernated already" in host.refused("vm", "suspend", "web").stderr
+    assert web.state == "hibernated"
+    host.cli("vm", "start", "web", "--suspended")
+    assert web.info()["pause"]["level"] == "parked" and web.memory()[0] == before
+    assert not (web.directory() / "hibernation.json").exists()
+    web.suspend("hibernated")
+    web.assert_files_alone()
+    begun = time.monotonic()
+    web.resume()
+    web.agent().ping()
+    print("went on and answered after", round((time.monotonic() - begun) * 1000), "ms")
+    wait_until(lambda: web.time_off() < 1, "the guest's clock's being right")
+    web.check()
+    # What it had not written out is, and its disk is the one that it remembers.
+    assert web.agent().run("sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum /var/written")[1] == written
+    web.checkpoint("after", "--memory")
+    host.cli("checkpoint", "delete", "web@after")
+    web.check()
+
+
+def test_while_it_is_hibernated_nothing_changes_under_it(host, web, tmp_path):
+    web.checkpoint("before", "--no-quiesce")
+    host.create("other", "16M")
+    web.suspend("hibernated")
+    for command in (["delete", "web"], ["set", "web", "--memory", "256M"], ["set", "web", "--cpus", "2"], ["attach", "web", "other"],
+                    ["detach", "web", "root"]):
+        refused = host.refused("vm", *command)
+        assert refused.returncode == 4 and "hibernated: resume it first" in refused.stderr, (command, refused.stderr)
+    assert "hibernated" in host.refused("vm", "export", "web", tmp_path / "export").stderr
+    assert "hibernated" in host.refused("checkpoint", "revert", "web@before").stderr
+    assert "hibernated" in host.refused("checkpoint", "create", "web", "--name", "memory", "--memory").stderr
+    for command in (["volume", "serve", "web.root"], ["volume", "resize", "web.root", "--size", "2G"], ["checkpoint", "revert", "web.root@before"],
+                    ["volume", "check", "web.root", "--repair"], ["volume", "delete", "web.root"]):
+        refused = host.refused(*command)
+        assert "machine 'web'" in refused.stderr, (command, refused.stderr)
+    web.checkpoint("meanwhile")  # the disks alone, which stay as they are
+    host.cli("vm", "set", "web", "--autostart", "on")
+    web.assert_files_alone()
+    web.resume()
+    web.check()
+    for name in ("before", "meanwhile"):
+        host.cli("checkpoint", "delete", f"web@{name}")
+    host.cli("volume", "delete", "other")
+
+
+def test_what_cannot_go_on_stays_hibernated_and_says_why(host, web):
+    web.suspend("hibernated")
+    record = web.directory() / "hibernation.json"
+    devices = web.directory() / "hibernated-devices"
+    pages = web.directory() / web.pages()[0]
+    text = record.read_text()
+    whole = devices.read_bytes()
+
+    def refused(words):
+        for verb in ("resume", "start"):
+            says = host.refused("vm", verb, "web")
+            assert words in says.stderr, says.stderr
+            assert web.state == "hibernated"
+        web.assert_files_alone()
+
+    record.write_text(re.sub(r'"qemu": "[^"]*"', '"qemu": "1.2.3"', text, count=1))
+    refused("of QEMU 1.2.3")
+    record.write_text(re.sub(r'"accelerator": "[^"]*"', '"accelerator": "none"', text))
+    refused("(none)")
+    record.write_text(text.replace('"root"', '"boot"').replace("disk-root", "disk-boot").replace("web.root", "web.boot"))
+    refused("disks are another now")
+    record.write_text("{")
+    refused("cannot be read")
+    record.write_text(text)
+    devices.write_bytes(whole[:-1] + b"?")
+    refused("is not what was written to it")
+    devices.write_bytes(whole)
+    pages.rename(pages.with_suffix(".away"))
+    refused("pages-")
+    pages.with_suffix(".away").rename(pages)
+    web.resume()
+    web.check()
+
+
+@pytest.mark.parametrize("point", ["suspending.pages-saved", "suspending.devices-saved", "suspending.recorded", "waking.loaded",
+                                   "waking.about-to-run"])
+def test_a_keeper_dies_while_it_hibernates_or_wakes_it(host, web, point):
+    with log_on_failure(host):
+        if point.startswith("waking"):
+            web.suspend("hibernated")
+        (host.directory / "fault").write_text(point)
+        host.run("vm", *(["suspend", "web", "--level", "hibernated"] if point.startswith("suspending") else ["resume", "web"]), timeout_s=60)
+        assert not (host.directory / "fault").exists()
+        web.settle()
+        hibernated = (web.directory() / "hibernation.json").exists()
+        assert hibernated == (point in ("suspending.recorded", "waking.loaded"))
+        web.come_back()
+        web.check()
+
+
+def test_processes_die_at_any_moment_of_it(host, web):
+    chance = random.Random(14)
+    with log_on_failure(host):
+        for victim in ("keeper", "daemon", "qemu", "keeper"):
+            # QEMU's death while it runs is a crash; when it is saved, or while it is brought back, it is none.
+            verb = "resume" if victim == "qemu" else chance.choice(["suspend", "resume"])
+            if verb == "resume":
+                web.suspend("hibernated")
+            arguments = ["vm", verb, "web"] + (["--level", "hibernated"] if verb == "suspend" else [])
+            running = subprocess.Popen([program(), *arguments], env=host.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                if victim == "qemu":
+                    pid = wait_until(lambda: running.poll() is not None or web.qemu_pid(), "QEMU")
+                    pid = web.qemu_pid() if (web.directory() / "hibernation.json").exists() else None
+                else:
+                    time.sleep(chance.uniform(0.02, 0.6))
+                    pid = web.keeper_pid()
+                if victim == "daemon":
+                    host.restart(kill=True)
+                elif pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                    wait_for_exit(pid)
+            finally:
+                running.wait(60)
+            web.settle()
+            web.come_back()
+            web.check()
+
+
 def test_it_is_stopped_from_any_level_and_nothing_is_left(host, web):
     web.suspend("parked")
-    web.stop()
-    assert web.state == "stopped" and web.pages() == []
-    web.start()
-    web.suspend("parked")
-    os.kill(web.info()["pid"], signal.SIGKILL)
-    web.wait_for_state("suspended")  # its on_crash: it is started again, and stands still
-    wait_until(lambda: web.info().get("pause") and web.info()["pause"]["level"] == "frozen", "the next QEMU")
+    os.kill(web.info()["pid"], signal.SIGKILL)  # its on_crash: it is started again, and stands still
+    wait_until(lambda: (web.info().get("pause") or {}).get("level") == "frozen", "the next QEMU")
     assert web.pages() == []
+    web.resume()
+    web.wait_for_agent()
+    web.suspend("hibernated")
+    web.stop()  # it goes on, to shut down
+    info = web.info()
+    assert info["state"] == "stopped" and web.pages() == []
+    web.start(wait=False)
+    web.suspend("hibernated")
     web.stop("--force")
+    assert web.state == "stopped" and "it was hibernated" in web.info()["last_end"]
+    assert web.pages() == [] and not list(web.directory().glob("hibernat*"))
     host.cli("vm", "delete", "web")
     assert not list((host.state_dir / "machines").iterdir())

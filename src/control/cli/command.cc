@@ -383,11 +383,12 @@ void add_machine_commands(std::vector<Command>& all) {
   all.push_back(make({.action = "vm.restart",
                       .positionals = {machine()},
                       .spellings = {{"timeout_s", "--timeout", "SECONDS"}}}));
-  all.push_back(
-      make({.action = "vm.suspend",
-            .positionals = {machine()},
-            .examples = {{"berth vm suspend web", ""},
-                         {"berth vm suspend web --level parked", "its memory on disk"}}}));
+  all.push_back(make(
+      {.action = "vm.suspend",
+       .positionals = {machine()},
+       .examples = {{"berth vm suspend web", ""},
+                    {"berth vm suspend web --level parked", "its memory on disk"},
+                    {"berth vm suspend web --level hibernated", "nothing but files is left"}}}));
   all.push_back(make({.action = "vm.resume", .positionals = {machine()}}));
   all.push_back(make({.action = "vm.set",
                       .positionals = {machine()},

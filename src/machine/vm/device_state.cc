@@ -104,6 +104,13 @@ Task<Result<void>> DeviceStateReceiver::completed() {
   co_return co_await await_migration(loop_, machine_);
 }
 
+Task<Result<std::string>> take_device_state(UringLoop& loop, QemuMonitor& machine) {
+  const auto receiver = CO_TRY(co_await DeviceStateReceiver::prepare(loop, machine));
+  std::string state = CO_TRY(co_await receiver->receive());
+  CO_TRY(co_await receiver->completed());
+  co_return state;
+}
+
 Task<Result<void>> load_device_state(UringLoop& loop, QemuMonitor& machine, std::string state) {
   CO_TRY(co_await machine.command("migrate-set-capabilities", ignore_shared()));
   const std::string path = device_state_socket(machine.qemu_directory());

@@ -44,6 +44,9 @@ class DeviceStateReceiver {
   std::unique_ptr<SocketListener> listener_;
 };
 
+/// All of that, of a machine that stands still, and stays so.
+Task<Result<std::string>> take_device_state(UringLoop& loop, QemuMonitor& machine);
+
 /// Gives it to a QEMU that was started with `-incoming defer`; the machine stands still afterwards.
 /// A state that does not fit is `precondition`, with QEMU's words.
 Task<Result<void>> load_device_state(UringLoop& loop, QemuMonitor& machine, std::string state);

@@ -20,6 +20,7 @@
 #include "machine/host/accelerator.h"
 #include "machine/small_file.h"
 #include "machine/vm/device_state.h"
+#include "machine/vm/hibernation.h"
 #include "machine/vm/qemu_files.h"
 #include "machine/volume_directory.h"
 #include "memory/memory_image.h"
@@ -91,6 +92,11 @@ Task<Result<void>> Machine::start(MachineStart start) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the machine '{}' is running already", options_.name));
   }
+  if (start.wake != is_hibernated(directory())) {
+    co_return failure(ErrorKind::precondition,
+                      fmt::format("the machine '{}' is {}hibernated", options_.name,
+                                  start.wake ? "not " : ""));
+  }
   record_ = CO_TRY(store_.record(options_.name));
   wish_ = CO_TRY(store_.state(options_.name));
   start_ = std::move(start);
@@ -98,7 +104,12 @@ Task<Result<void>> Machine::start(MachineStart start) {
   wish_.suspended = start_.suspended;
   wish_.crashed = false;
   restarts_.clear();
-  CO_TRY(co_await launch());
+  if (start_.wake) CO_TRY(co_await prepare_wake());
+  if (auto launched = co_await launch(); !launched) {
+    wish_.running = false;
+    if (start_.wake) remember();  // it was to run already
+    co_return launched;
+  }
   remember();
   co_return Result<void>{};
 }
@@ -140,7 +151,7 @@ Task<Result<void>> Machine::try_launch() {
                 : memory::MemoryOwner{.uid = ::geteuid(), .gid = ::getegid()};
   memory_file_ = CO_TRY(
       memory::create_memory_object(options_.memory_dir, memory_id_, specification.memory, owner));
-  if (start_.restore) {
+  if (start_.restore && !start_.restore->memory.empty()) {
     const auto load = [image = start_.restore->memory, file = memory_file_] {
       return memory::load_memory_image(image, file);
     };
@@ -177,27 +188,21 @@ Task<Result<void>> Machine::try_launch() {
   if (start_.restore) fault_point("resuming.qemu-there");
   ::unlink(library.c_str());  // it has been loaded
   if (start_.restore) {
-    const std::string accelerator = kvm_ ? "kvm" : "tcg";
-    if (start_.restore->qemu != qemu_version_ || start_.restore->accelerator != accelerator) {
-      co_return failure(
-          ErrorKind::precondition,
-          fmt::format("the saved memory is of QEMU {} ({}), and this is QEMU {} ({}): revert "
-                      "with --disks-only, or use that QEMU",
-                      start_.restore->qemu, start_.restore->accelerator, qemu_version_,
-                      accelerator));
-    }
+    CO_TRY(check_restore(*start_.restore));
+    if (!start_.restore->pages.empty()) CO_TRY(co_await map_pages());
     std::string devices = CO_TRY(read_device_state(start_.restore->devices));
     CO_TRY(co_await load_device_state(loop_, *this, std::move(devices)));
     fault_point("resuming.devices-there");
   }
   for (const std::string* copy : {&places.kernel, &places.initrd})
     if (!copy->empty()) ::unlink(copy->c_str());  // QEMU has read them
+  if (start_.wake) CO_TRY(co_await run_again());
   if (wish_.suspended) {
     CO_TRY(co_await command("stop", Json::object()));
-    note_suspended();
+    note_suspended(start_.wake ? PauseLevel::parked : PauseLevel::frozen);
   } else if (start_.restore) {
     CO_TRY(co_await command("cont", Json::object()));
-    went_on(false);
+    went_on(start_.wake);
   }
   co_return Result<void>{};
 }
@@ -274,6 +279,7 @@ Task<> Machine::after_end() {
       phase_ = Phase::starting;
       co_await loop_.sleep(restart_pause);
       start_.restore.reset();
+      start_.wake = false;
       const auto guard = co_await changing_.lock();
       if (!closing_ && wish_.running) {
         const auto launched = co_await launch();
@@ -470,6 +476,10 @@ Task<Result<bool>> Machine::adopt() {
   const bool was_launched = CO_TRY(load_launch());
   process_ = find_qemu(qemu_directory() + '/');
   group_ = ControlGroup::open(group_name());
+  if (is_hibernated(directory()) && (process_ || was_launched)) {
+    co_await end_saved();
+    co_return true;
+  }
   if (!process_) {
     if (was_launched) {
       // It ended while nobody looked.
@@ -526,7 +536,11 @@ Task<> Machine::close() {
 Result<void> Machine::save_launch() const {
   Json disks = Json::array();
   for (const AttachedDisk& disk : start_.disks) disks.push_back(encode(disk));
-  const Json json = {{"memory", memory_id_.to_string()}, {"disks", std::move(disks)}};
+  const MachineSpecification& specification = record_.specification;
+  const Json json = {{"memory", memory_id_.to_string()},
+                     {"memory_size", specification.memory},
+                     {"cpus", specification.cpus},
+                     {"disks", std::move(disks)}};
   return write_small_file(options_.run.machine(options_.name) + "/launch.json", format_json(json));
 }
 
@@ -538,6 +552,11 @@ Result<bool> Machine::load_launch() {
   const std::string memory_id = TRY(required_text_param(json, "memory"));
   memory_id_ = TRY(Id128::parse(memory_id));
   memory_file_ = memory::memory_object_path(options_.memory_dir, memory_id_);
+  // Of a QEMU that runs, whatever it is to have from its next start on.
+  MachineSpecification& specification = record_.specification;
+  specification.memory = TRY(number_param(json, "memory_size")).value_or(specification.memory);
+  const auto cpus = TRY(number_param(json, "cpus"));
+  if (cpus) specification.cpus = static_cast<unsigned>(*cpus);
   start_.disks.clear();
   for (const Json& disk : json.value("disks", Json::array()))
     start_.disks.push_back(TRY(decode_attached_disk(disk)));

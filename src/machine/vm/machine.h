@@ -35,7 +35,8 @@ namespace berth::machine {
 
 /// A machine that does not start, but goes on from where it was saved.
 struct MachineRestore {
-  std::string memory;       // a memory image
+  std::string memory;       // a memory image; "" for what is in
+  std::string pages = {};   // a page file: mapped, and read as the guest comes to it
   std::string devices;      // the device state that belongs to it
   std::string qemu;         // the QEMU that it is of
   std::string accelerator;  // likewise
@@ -45,6 +46,7 @@ struct MachineStart {
   std::vector<AttachedDisk> disks;
   std::optional<MachineRestore> restore;
   bool suspended = false;  // does not run until resume()
+  bool wake = false;       // it is hibernated, and goes on
 };
 
 class Machine final : public SavedGuest {
@@ -68,14 +70,16 @@ class Machine final : public SavedGuest {
   /// keeper had started one, which may have ended. Before anything else.
   Task<Result<bool>> adopt();
 
-  /// Returns when QEMU runs and answers. Nothing is left behind if it does not.
+  /// Returns when QEMU runs and answers. Nothing is left behind if it does not. One that is
+  /// hibernated stays so where it cannot go on.
   Task<Result<void>> start(MachineStart start);
   /// Asks the guest to shut down, and ends QEMU when that takes longer; at once with a time-out of
   /// 0. Returns when it has ended.
   Task<Result<void>> stop(Duration timeout);
   /// To this level, from a lighter one or none; `precondition` where it is deeper already. Where it
   /// fails it is as it was: it runs on, or stays suspended. `no_space` for page files;
-  /// `unsupported` for levels below `frozen` where memory is not tracked.
+  /// `unsupported` for levels below `frozen` where memory is not tracked. One that is hibernated
+  /// has ended with that.
   Task<Result<void>> suspend(PauseLevel level);
   /// It goes on from any level, as soon as it can; its guest's clock is set when the agent answers.
   Task<Result<void>> resume();
@@ -162,9 +166,9 @@ class Machine final : public SavedGuest {
   PauseLevel pause_level() const;
   memory::GuestProcess memory_process() const;
   PageFiles page_files() const;
-  Task<Result<void>> go_down(PauseLevel level);
+  Task<Result<void>> go_down(PauseLevel level, Instant begun);
   Task<Result<void>> await_quiet();
-  void note_suspended();
+  void note_suspended(PauseLevel level);
   Task<Result<void>> go_up();
   void went_on(bool was_parked);
   Task<> set_guest_clock();
@@ -175,6 +179,16 @@ class Machine final : public SavedGuest {
   void save_pause() const;
   Task<> adopt_pause();
   void forget_pause();
+  // machine_hibernate.cc
+  std::string directory() const { return options_.state.machine(options_.name); }
+  const char* accelerator() const { return kvm_ ? "kvm" : "tcg"; }
+  Task<Result<void>> save_everything(Instant begun);
+  Task<Result<void>> leave_saved();
+  Task<Result<void>> prepare_wake();
+  Result<void> check_restore(const MachineRestore& restore) const;
+  Task<Result<void>> map_pages();
+  Task<Result<void>> run_again();
+  Task<> end_saved();
 
   Result<void> save_launch() const;
   Result<bool> load_launch();

@@ -112,7 +112,7 @@ Task<Json> Machine::info(bool with_addresses) {
   for (const AttachedDisk& disk : start_.disks) disks.push_back(encode(disk));
   json.update({{"pid", pid()},
                {"started_at", started_at_},
-               {"accelerator", kvm_ ? "kvm" : "tcg"},
+               {"accelerator", accelerator()},
                {"qemu", qemu_version_},
                {"disks", std::move(disks)},
                {"memory_used", usage.memory_bytes ? Json(*usage.memory_bytes) : Json()},

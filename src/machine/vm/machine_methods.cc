@@ -29,6 +29,7 @@ Result<MachineStart> decode_start(const Json& params) {
     return failure(ErrorKind::invalid_argument, "disks: expected a list of disks");
   for (const Json& disk : *disks) start.disks.push_back(TRY(decode_attached_disk(disk)));
   start.suspended = TRY(flag_param(params, "suspended"));
+  start.wake = TRY(flag_param(params, "wake"));
   const std::string memory = TRY(text_param(params, "memory"));
   if (!memory.empty()) {
     start.restore = MachineRestore{.memory = memory,

@@ -13,6 +13,7 @@
 #include "base/units.h"
 #include "machine/control_messages.h"
 #include "machine/small_file.h"
+#include "machine/vm/hibernation.h"
 #include "machine/vm/machine.h"
 #include "memory/parking.h"
 
@@ -34,7 +35,7 @@ memory::GuestProcess Machine::memory_process() const {
   return {.pid = pid(), .memory_file = memory_file_, .channel = memory_channel()};
 }
 
-PageFiles Machine::page_files() const { return PageFiles(options_.state.machine(options_.name)); }
+PageFiles Machine::page_files() const { return PageFiles(directory()); }
 
 // --- Down.
 
@@ -54,7 +55,8 @@ Task<Result<void>> Machine::suspend(PauseLevel level) {
         "its memory cannot be moved: QEMU runs without the library that is loaded into it");
   }
   const Instant begun = loop_.now();
-  auto suspended = co_await go_down(level);
+  auto suspended = co_await go_down(level, begun);
+  if (suspended && level == PauseLevel::hibernated) co_return co_await leave_saved();
   if (!suspended) {
     if (before == PauseLevel::none && phase_ != Phase::off) {
       if (const auto resumed = co_await go_up(); !resumed)
@@ -70,16 +72,17 @@ Task<Result<void>> Machine::suspend(PauseLevel level) {
   co_return Result<void>{};
 }
 
-Task<Result<void>> Machine::go_down(PauseLevel level) {
+Task<Result<void>> Machine::go_down(PauseLevel level, Instant begun) {
   if (pause_level() == PauseLevel::none) {
     CO_TRY(co_await command("stop", Json::object()));
     wish_.suspended = true;
-    note_suspended();
+    note_suspended(PauseLevel::frozen);
     remember();
     fault_point("suspending.stands");
   }
   if (level == PauseLevel::frozen) co_return Result<void>{};
   CO_TRY(co_await await_quiet());
+  if (level == PauseLevel::hibernated) co_return co_await save_everything(begun);
   const PageFiles files = page_files();
   const bool parks = level == PauseLevel::parked;
   const auto report = CO_TRY(co_await offload(loop_, [&, process = memory_process()] {
@@ -101,9 +104,8 @@ Task<Result<void>> Machine::await_quiet() {
   co_return Result<void>{};
 }
 
-/// Its virtual CPUs stand, and nothing else was done.
-void Machine::note_suspended() {
-  pause_ = {.level = PauseLevel::frozen, .since = format_time(loop_.wall_time()), .memory = {}};
+void Machine::note_suspended(PauseLevel level) {
+  pause_ = {.level = level, .since = format_time(loop_.wall_time()), .memory = {}};
   save_pause();
 }
 
@@ -177,7 +179,7 @@ Task<Result<void>> Machine::bring_memory_back() {
     is_all_there = CO_TRY(std::move(brought));
   }
   co_await offload(loop_, [&] { files.remove_unused(process); });
-  if (!runs) note_suspended();  // and no deeper
+  if (!runs) note_suspended(PauseLevel::frozen);
   co_return Result<void>{};
 }
 
@@ -219,7 +221,9 @@ Task<> Machine::adopt_pause() {
 void Machine::forget_pause() {
   pause_ = {};
   ::unlink(pause_file().c_str());
+  if (is_hibernated(directory())) return;
   page_files().remove_all();
+  remove_saved_devices(directory());
 }
 
 }  // namespace berth::machine
