@@ -19,6 +19,8 @@ using machine::PauseLevel;
 
 namespace {
 
+constexpr Milliseconds settle_patience{60'000};  // QEMU starts, and loads; emulated, on a busy host
+constexpr Milliseconds settle_poll{20};
 constexpr Milliseconds suspend_timeout{600'000};  // memory goes to a disk
 
 Json suspend_request(PauseLevel level) { return {{"level", to_string(level)}}; }
@@ -30,7 +32,7 @@ bool Machines::is_hibernated(const std::string& name) const {
 }
 
 Result<void> Machines::check_not_hibernated(const std::string& name) const {
-  if (is_on(name) || !is_hibernated(name)) return {};
+  if (!is_hibernated(name)) return {};
   return failure(ErrorKind::precondition,
                  fmt::format("the machine '{}' is hibernated: resume it first, or stop it", name));
 }
@@ -38,7 +40,7 @@ Result<void> Machines::check_not_hibernated(const std::string& name) const {
 Async<Result<void>> Machines::check_disk_not_hibernated(std::string volume) {
   for (const machine::MachineRecord& record : CO_TRY(co_await list())) {
     const std::string& name = record.specification.name;
-    if (is_on(name) || !is_hibernated(name) ||
+    if (!is_hibernated(name) ||
         std::ranges::find(record.disks, volume, &machine::MachineDisk::volume) ==
             record.disks.end())
       continue;
@@ -51,7 +53,7 @@ Async<Result<void>> Machines::check_disk_not_hibernated(std::string volume) {
 }
 
 Async<Result<void>> Machines::suspend(std::string name, PauseLevel level) {
-  if (is_hibernated(name) && !is_on(name)) {
+  if (is_hibernated(name)) {
     if (level == PauseLevel::hibernated) co_return Result<void>();
     co_return failure(ErrorKind::precondition,
                       fmt::format("the machine '{}' is hibernated already: resume it first", name));
@@ -87,8 +89,21 @@ Async<Result<void>> Machines::hibernate(std::string name) {
   co_return done;
 }
 
+/// With its lock held. What was saved decides: a keeper that is still there is about to end, or to
+/// have it go on, as somebody had asked an earlier daemon; a QEMU that a dead one has left is ended
+/// by the next.
+Async<void> Machines::end_saved(GuestKeepers::Guest machine) {
+  const auto deadline = std::chrono::steady_clock::now() + settle_patience;
+  while (machine->alive && is_hibernated(machine->name) &&
+         std::chrono::steady_clock::now() < deadline)
+    co_await machine->process_ended.wait_for(settle_poll);
+  if (!machine->alive && guests_.has_qemu(machine->name)) (void)co_await guests_.launch(machine);
+}
+
 Async<Result<void>> Machines::discard_hibernated(std::string name) {
-  const auto lock = co_await this->lock(name);
+  const auto machine = guests_.of(name);
+  const auto lock = co_await machine->mutex.lock();
+  if (is_hibernated(name)) co_await end_saved(machine);
   if (is_on(name) || !is_hibernated(name)) {
     co_return failure(ErrorKind::in_use,
                       fmt::format("somebody has resumed the machine '{}'", name));

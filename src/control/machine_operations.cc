@@ -59,6 +59,12 @@ Json level_of(const Json& info) {
   return pause != info.end() && pause->is_object() ? pause->value("level", Json()) : Json();
 }
 
+/// As far as it is known without its guest, whose agent may be setting the clock just now.
+Async<Result<Json>> shown_at_once(Services& services, std::string name) {
+  const auto record = CO_TRY(co_await services.machines.record(std::move(name)));
+  co_return shown_info(CO_TRY(co_await services.machines.info(record, false)));
+}
+
 Async<Result<Json>> vm_info(Services& services, Json params) {
   co_return co_await shown_machine(services, text(params, "machine"));
 }
@@ -83,7 +89,7 @@ Async<Result<Json>> vm_list(Services& services, Json /*params*/) {
 Async<Result<Json>> vm_start(Services& services, Json params) {
   const std::string name = text(params, "machine");
   CO_TRY(co_await services.machines.start(name, {.suspended = params.value("suspended", false)}));
-  co_return co_await shown_machine(services, name);
+  co_return co_await shown_at_once(services, name);
 }
 
 Async<Result<void>> stop(Services& services, Json params) {
@@ -128,11 +134,18 @@ Async<Result<Json>> vm_suspend(Services& services, Json params) {
 Async<Result<Json>> vm_resume(Services& services, Json params) {
   const std::string name = text(params, "machine");
   CO_TRY(co_await services.machines.record(name));
-  if (services.machines.is_hibernated(name) && !services.machines.is_on(name))
-    CO_TRY(co_await services.machines.start(name, {}));
-  else
-    CO_TRY(co_await services.machines.call(name, "machine.resume", Json::object(), {}));
-  co_return co_await shown_machine(services, name);
+  if (!services.machines.is_hibernated(name)) {
+    const auto resumed =
+        co_await services.machines.call(name, "machine.resume", Json::object(), {});
+    // Or it was being hibernated, and is by now.
+    if (!resumed && !services.machines.is_hibernated(name)) co_return failure(resumed.error());
+    if (resumed) co_return co_await shown_at_once(services, name);
+  }
+  const auto started = co_await services.machines.start(name, {});
+  // Or somebody else had it go on.
+  const bool runs = services.machines.is_on(name) && !services.machines.is_hibernated(name);
+  if (!started && !runs) co_return failure(started.error());
+  co_return co_await shown_at_once(services, name);
 }
 
 // --- Changing.

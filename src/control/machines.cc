@@ -262,6 +262,8 @@ Async<Result<void>> Machines::start(std::string name, Start how) {
 Async<Result<void>> Machines::start_locked(GuestKeepers::Guest machine, Start how) {
   const std::string name = machine->name;
   if (guests_.is_quitting()) co_return failure(ErrorKind::disconnected, "the daemon is ending");
+  const bool wake = is_hibernated(name);
+  if (wake) co_await end_saved(machine);
   if (machine->is_open()) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the machine '{}' is running already", name));
@@ -278,7 +280,6 @@ Async<Result<void>> Machines::start_locked(GuestKeepers::Guest machine, Start ho
                     "again first",
                     name, reverting));
   }
-  const bool wake = is_hibernated(name);
   CO_TRY(co_await check_disks_free(record));
   CO_TRY(co_await check_memory(machine::memory_of(record.specification, machine::has_kvm())));
   CO_TRY(machine::check_host_ports(record.specification));
@@ -321,7 +322,7 @@ Async<Result<void>> Machines::start_locked(GuestKeepers::Guest machine, Start ho
 
 Async<Result<void>> Machines::stop(std::string name, Milliseconds timeout) {
   CO_TRY(co_await record(name));
-  if (is_hibernated(name) && !is_on(name)) {
+  if (is_hibernated(name)) {
     if (timeout == Milliseconds(0)) co_return co_await discard_hibernated(name);
     CO_TRY(co_await start(name, {}));
   }
@@ -370,14 +371,14 @@ Async<Result<Json>> Machines::info(machine::MachineRecord known, bool with_addre
   const std::string name = known.specification.name;
   const machine::MachineState state = CO_TRY(co_await this->state(name));
   Json json = {{"state", state.crashed ? "crashed" : "stopped"}};
-  if (is_on(name)) {
+  if (is_hibernated(name)) {
+    json = co_await hibernated_info(name);
+  } else if (is_on(name)) {
     auto running = co_await call(name, "machine.info", {{"addresses", with_addresses}},
                                  {.timeout = hello_timeout});
     if (running) json = std::move(*running);
     if (!running && running.error().kind() != ErrorKind::disconnected)
       json["state"] = "unreachable";
-  } else if (is_hibernated(name)) {
-    json = co_await hibernated_info(name);
   } else if (state.running) {
     json["state"] = "starting";  // it has no keeper for the moment
   }

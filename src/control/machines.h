@@ -119,6 +119,7 @@ class Machines {
   Async<Result<void>> hibernate(std::string name);
   Async<Result<void>> discard_hibernated(std::string name);
   Async<nlohmann::json> hibernated_info(std::string name);
+  Async<void> end_saved(GuestKeepers::Guest machine);
   Async<void> release_disks(std::string name);
   Async<bool> release_ended(std::string name);
   Async<void> autostart();
