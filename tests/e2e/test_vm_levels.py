@@ -78,8 +78,8 @@ class Sleeper(Machine):
 
     def check(self):
         """It runs, it writes, and what it reads is what it wrote."""
-        info = self.info()
-        assert info["state"] == "running" and info["pause"] is None
+        self.wait_for_state("running")
+        assert self.info()["pause"] is None
         self.wait_for_agent(30)
         swept = self.agent().sweep_memory(30)
         assert swept["mismatches"] == 0, swept

@@ -93,9 +93,9 @@ Task<Result<void>> Machine::start(MachineStart start) {
                       fmt::format("the machine '{}' is running already", options_.name));
   }
   if (start.wake != is_hibernated(directory())) {
-    co_return failure(ErrorKind::precondition,
-                      fmt::format("the machine '{}' is {}hibernated", options_.name,
-                                  start.wake ? "not " : ""));
+    co_return failure(
+        ErrorKind::precondition,
+        fmt::format("the machine '{}' is {}hibernated", options_.name, start.wake ? "not " : ""));
   }
   record_ = CO_TRY(store_.record(options_.name));
   wish_ = CO_TRY(store_.state(options_.name));
@@ -202,7 +202,7 @@ Task<Result<void>> Machine::try_launch() {
     note_suspended(start_.wake ? PauseLevel::parked : PauseLevel::frozen);
   } else if (start_.restore) {
     CO_TRY(co_await command("cont", Json::object()));
-    went_on(start_.wake);
+    if (start_.wake) went_on(true);
   }
   co_return Result<void>{};
 }
