@@ -2,7 +2,9 @@
 """Container benchmarks: from nothing and from templates to a service's first answer, beside runc, what clones and paused containers
 take of memory, and whether clones can be told apart (make bench-containers).
 
-    bench/containers.py [--rounds 20] [--quick] [--only PART,…] [--output FILE]
+    bench/containers.py [--rounds 20] [--quick] [--only PART,…] [--add-to FILE] [--output FILE]
+
+With --add-to the parts that an earlier run has found, which is of the same machine and of as many rounds, are in the result too.
 
 Two images of Debian's packages (scripts/service-images): nginx, and a search in Python (bench/search_service.py), which takes its
 time to start. runc runs the same images: its times are of a process on this kernel, Berth's of a whole machine, emulated where
@@ -39,6 +41,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -399,8 +402,18 @@ def measure(setting, result, berth, runc, parts):
         except FAILURES as error:
             say(f"failed: {part}: {error}")
             setting.failed.append(f"{part}: {error}")
-    if "cold" in result and "clone" in result:
-        result["faster"] = faster(result)
+
+
+def add_earlier(result, path, setting):
+    """Parts of another run that this one has not measured."""
+    earlier = json.loads(path.read_text())
+    if unlike := [what for what in ("rounds", "quick", "machine") if earlier[what] != result[what]]:
+        sys.exit(f"bench-containers: {path} is of a run that differs from this one: {', '.join(unlike)}")
+    parts = [part for part in PARTS if part in earlier and part not in result]
+    result.update({part: earlier[part] for part in parts})
+    result["other_runs"] = [*earlier.get("other_runs", []),
+                            {**{what: earlier[what] for what in ("date", "load_before", "load_after")}, "parts": parts}]
+    setting.skipped += [line for line in earlier["skipped"] if line not in setting.skipped]
 
 
 def faster(result):
@@ -414,6 +427,7 @@ def faster(result):
 def arguments_of():
     made = report.parser(__doc__)
     made.add_argument("--only", default=",".join(PARTS))
+    made.add_argument("--add-to", type=pathlib.Path)
     arguments = report.parse(made, rounds=20, quick_rounds=2)
     arguments.only = arguments.only.split(",")
     if unknown := set(arguments.only) - set(PARTS):
@@ -438,6 +452,10 @@ def main():
             with berth.cold("nginx") as started:
                 bench.result["accelerator"] = berth.inspect(started.name)["accelerator"]
             measure(setting, bench.result, berth, runc, arguments.only)
+    if arguments.add_to:
+        add_earlier(bench.result, arguments.add_to, setting)
+    if "cold" in bench.result and "clone" in bench.result:
+        bench.result["faster"] = faster(bench.result)
     bench.result["skipped"] = setting.skipped
     show(bench.result)
     for line in setting.skipped:

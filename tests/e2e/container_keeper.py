@@ -215,11 +215,14 @@ class KeptContainer:
         self.close(check=kind is None)
 
     def start_keeper(self):
+        self._spawn_keeper()
+        self.control = self.new_control()
+
+    def _spawn_keeper(self):
         with open(self.directory / "keeper.log", "ab") as log:
             self._keeper = subprocess.Popen([program(), "keeper", "--state-dir", self.state, "--run-dir", self.run,
                                              "--memory-dir", self.memory, "--container", NAME,
                                              "--preload", agent_machine.BUILD / "libberth-preload.so"], stderr=log)
-        self.control = self.new_control()
 
     def new_control(self):
         """A client that has said hello. The socket of a keeper that was killed may take one more, and then hang up."""
@@ -234,6 +237,9 @@ class KeptContainer:
                 if time.monotonic() > deadline:
                     raise
             control.close()
+            # A child of the last one, on its way to becoming QEMU, may have its lock for an instant. The daemon tries again, too.
+            if self._keeper.poll() is not None and "another keeper has" in (self.directory / "keeper.log").read_text()[-300:]:
+                self._spawn_keeper()
             time.sleep(0.01)
 
     def make_room(self, room):
