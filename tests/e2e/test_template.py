@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import time
 
 import pytest
@@ -158,6 +159,48 @@ def test_a_damaged_image_of_its_memory_is_found(host):
     assert not memory_of(host, made).exists()
     assert host.json("container", "ps", "-a")["containers"] == []
     host.cli("template", "delete", "damaged")
+
+
+@contextlib.contextmanager
+def small(place, size):
+    """So that a disk or the memory directory fills up."""
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0711", "none", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_makes_no_template_and_leaves_nothing():
+    with ContainerHost() as host, small(host.state_dir / "templates", "8m"):
+        refused = host.refused("template", "create", "none", "--image", "busybox:1", "--pool", "0", "--ready", "tcp:7", "--",
+                               "/bin/sh", "-c", SERVICE, timeout_s=LIMIT_S)
+        assert "No space left on device" in refused.stderr and len(refused.stderr.splitlines()) <= 3, refused.stderr
+        assert host.json("template", "list")["templates"] == [] and host.json("container", "ps", "-a")["containers"] == []
+        assert list((host.state_dir / "templates").iterdir()) == [] and not list(host.memory_dir.glob("*/*"))
+        # Of a container that runs it makes none either, and that runs on.
+        host.cli("container", "run", "-d", "--name", "source", "busybox:1", "sh", "-c", SERVICE)
+        count = len(host.wait_for_lines("source", 2))
+        assert "No space left on device" in host.refused("template", "create", "none", "--from", "source").stderr
+        host.wait_for_lines("source", count + 3)
+        assert list((host.state_dir / "templates").iterdir()) == []
+        remove(host, "source")
+
+
+def test_a_full_memory_directory_is_said_and_nothing_is_left():
+    with ContainerHost() as host:
+        create(host, "held", "-m", "128M", "--ready", "tcp:7")
+        memory_of(host, host.json("template", "inspect", "held")).unlink()
+        with small(host.memory_dir, "24m"):
+            for command in (("container", "clone", "held"), ("container", "run", "-m", "128M", "busybox:1", "true")):
+                refused = host.refused(*command, timeout_s=LIMIT_S)
+                assert "memory" in refused.stderr and len(refused.stderr.splitlines()) <= 3, refused.stderr
+                assert not list(host.memory_dir.glob("*/*"))
+        [name] = clone(host, "held")
+        assert host.berth("exec", name, "echo", "there")[1] == "there\n"
+        remove(host, name)
+        host.cli("template", "delete", "held")
 
 
 def test_what_a_command_leaves_running_is_not_waited_for(host):

@@ -79,6 +79,8 @@ constexpr std::array probes = {
     Probe{"skopeo", tools, useful, probe_skopeo},
     Probe{"umoci", tools, useful, probe_umoci},
     Probe{"mkfs_erofs", tools, useful, probe_mkfs_erofs},
+    Probe{"runc", tools, optional, probe_runc},
+    Probe{"slirp4netns", tools, optional, probe_slirp4netns},
 
     Probe{"open_files", limits, useful, probe_open_files},
     Probe{"locked_memory", limits, optional, probe_locked_memory},

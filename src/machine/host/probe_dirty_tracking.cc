@@ -11,7 +11,7 @@ namespace berth::machine {
 
 Finding probe_userfaultfd(const HostView& host) {
   constexpr const char* cost =
-      "memory of machines can be neither moved nor checkpointed while they run (planned)";
+      "memory of machines can be neither moved nor checkpointed while they run";
   const auto opened = open_userfaultfd();
   const auto features = opened ? userfaultfd_features(*opened) : failure(opened.error());
   if (!features) {
@@ -48,7 +48,7 @@ Finding probe_pagemap_scan(const HostView& /*host*/) {
   return missing(
       tried.error().message(),
       "what a guest wrote is not found: no move and no checkpoint of its memory while it "
-      "runs (planned)",
+      "runs",
       "Use Linux 6.7 or later with CONFIG_PROC_PAGE_MONITOR and CONFIG_PTE_MARKER_UFFD_WP");
 }
 

@@ -69,9 +69,8 @@ Finding probe_memory_maps(const HostView& host) {
   if (*count >= memory_maps_wanted) return found(std::move(detail));
   return degraded(
       std::move(detail),
-      fmt::format(
-          "a machine with more than {} of scattered private memory cannot be parked (planned)",
-          format_size(*count * (64 * KiB))),
+      fmt::format("a machine with more than {} of scattered private memory cannot be parked",
+                  format_size(*count * (64 * KiB))),
       fmt::format("sysctl vm.max_map_count={}, in /etc/sysctl.d too", memory_maps_wanted));
 }
 

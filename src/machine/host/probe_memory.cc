@@ -129,7 +129,7 @@ Finding probe_pageout(const HostView& /*host*/) {
   const long advised = ::syscall(SYS_process_madvise, self.get(), &range, 1, advice_pageout, 0);
   if (advised == static_cast<long>(memory.size())) return found("a process's pages were let go");
   return missing(fmt::format("process_madvise: {}", std::strerror(errno)),
-                 "idle machines cannot be trimmed without their help (planned)",
+                 "idle machines cannot be trimmed without their help",
                  "Use Linux 5.10 or later, as root or with CAP_SYS_NICE and CAP_SYS_PTRACE");
 }
 

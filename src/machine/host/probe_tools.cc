@@ -17,7 +17,7 @@ constexpr Version oldest_qemu = {7, 2, 0};
 constexpr const char* qemu_name = "qemu-system-x86_64";
 constexpr const char* qemu_remedy = "apt-get install qemu-system-x86";
 constexpr const char* image_cost = "no container image can be pulled or imported";
-constexpr const char* qemu_cost = "no virtual machine can be started (planned)";
+constexpr const char* qemu_cost = "no virtual machine and no container in a microVM can be started";
 
 struct Tool {
   const char* name;
@@ -108,6 +108,17 @@ Finding probe_skopeo(const HostView& /*host*/) {
 
 Finding probe_umoci(const HostView& /*host*/) {
   return look_for({"umoci", {}, image_cost, "umoci"});
+}
+
+Finding probe_runc(const HostView& /*host*/) {
+  return look_for({"runc", {}, "no containers in the host's kernel (--isolation process)", "runc"});
+}
+
+Finding probe_slirp4netns(const HostView& /*host*/) {
+  return look_for({"slirp4netns",
+                   {},
+                   "containers in the host's kernel have no network (--net none)",
+                   "slirp4netns"});
 }
 
 Finding probe_mkfs_erofs(const HostView& /*host*/) {

@@ -62,6 +62,8 @@ Finding probe_nbdinfo(const HostView& host);
 Finding probe_skopeo(const HostView& host);
 Finding probe_umoci(const HostView& host);
 Finding probe_mkfs_erofs(const HostView& host);
+Finding probe_runc(const HostView& host);
+Finding probe_slirp4netns(const HostView& host);
 
 // Limits and access: probe_limits.cc, probe_access.cc.
 Finding probe_open_files(const HostView& host);
