@@ -12,6 +12,7 @@ from report import Goal
 MIB = 1 << 20
 IMAGES = {"nginx": "nginx", "search": "a search in Python"}
 POOLS = {"pool": "from the pool", "no_pool": "without the pool"}
+POOLED = {"clones": "a pool of 2", "pooled": "all of them wait"}
 COLD_TIMES = ("command_ms", "answer_ms", "again_ms", "execute_ms")
 
 LOAD_GOAL_MS = 10
@@ -55,11 +56,12 @@ def clone_goals(result):
 
 def density_goals(density):
     for image, sides in density.items():
-        if clones := sides.get("clones"):
-            yield Goal(f"{IMAGES[image]}: {clones['count']} clones at once, each", clones["each_ms"], EACH_GOAL_MS, at_most=True,
-                       unit="ms")
-            yield at_most(f"{IMAGES[image]}: private memory of an idle clone", clones["qemu_private_bytes"], IDLE_GOAL_MIB,
-                          "MiB", MIB)
+        for side, name in POOLED.items():
+            if clones := sides.get(side):
+                title = f"{IMAGES[image]}, {name}"
+                yield Goal(f"{title}: {clones['count']} clones at once, each", clones["each_ms"], EACH_GOAL_MS, at_most=True,
+                           unit="ms")
+                yield at_most(f"{title}: private memory of an idle clone", clones["qemu_private_bytes"], IDLE_GOAL_MIB, "MiB", MIB)
 
 
 def idle_goals(idle):
@@ -129,7 +131,8 @@ def show_starts(cold, clone):
 def show_density(density):
     rows = []
     for image, sides in density.items():
-        for side, name in (("runc", "runc"), ("berth_cold", "Berth, from nothing"), ("clones", "Berth, clones")):
+        for side, name in (("runc", "runc"), ("berth_cold", "Berth, from nothing"), ("clones", "Berth, clones"),
+                           ("pooled", "Berth, clones that waited")):
             if found := sides.get(side):
                 rows.append([f"{IMAGES[image]}: {name}", found["count"],
                              *(f"{found[what] / MIB / found['count']:.1f}" for what in ("proportional_bytes", "host_bytes"))])

@@ -343,6 +343,14 @@ class Berth:
             if done.returncode not in (0, 3):
                 raise PeerError(f"the template cannot be deleted: {done.stderr}")
 
+    def wait_until_full(self, template, count):
+        """So many clones of it wait."""
+        deadline = time.monotonic() + START_LIMIT_S + count
+        while self.host.json("template", "inspect", template)["waiting"] < count:
+            if time.monotonic() > deadline:
+                raise PeerError(f"the pool of {template} does not fill")
+            time.sleep(0.1)
+
     def _check_template(self, name):
         """No clone has written to it."""
         if self.has("template", "check", "TEMPLATE") and not self.host.json("template", "check", name)["untouched"]:

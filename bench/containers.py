@@ -17,7 +17,8 @@ there is no KVM. Parts, each of which can be run alone:
   clone    from the command (`berth container clone`) to its return, which is the agent's answer, and to the service's first
            answer; by the command line, and by one request to the daemon. Against the starts from nothing that have all of it
            in the page cache too
-  density  100 clones at once, and what they take of memory; against containers that started from nothing, of Berth and of runc
+  density  100 clones at once, of a pool of 2 and of one in which all of them wait, and what they take of memory; against
+           containers that started from nothing, of Berth and of runc
   levels   one container that has touched 64, 256, 1024 MiB (half of each page random, half text), paused and resumed: how long,
            what is left in memory and where the rest is, the first answer after it, and the answer to a request that reads every
            page; and the answer to a request that finds it paused, which resumes it. Between rounds the service writes every page.
@@ -177,6 +178,7 @@ def measure_density(setting, berth, runc):
                           "berth_cold": density_cold(setting, berth, image, setting.clones)}
         try:
             results[image]["clones"] = density_clones(setting, berth, image)
+            results[image]["pooled"] = density_clones(setting, berth, image, setting.clones)
         except Missing as error:
             setting.skip("density: clones", error)
     return results
@@ -198,9 +200,10 @@ def density_cold(setting, side, image, count):
         return {"count": len(names), "proportional_bytes": side.proportional(names), "host_bytes": before - available_bytes()}
 
 
-def density_clones(setting, berth, image):
-    with berth.template(image, memory=SMALL) as (template, _):
+def density_clones(setting, berth, image, pool=2):
+    with berth.template(image, "--pool", pool, memory=SMALL) as (template, _):
         before = available_bytes()
+        berth.wait_until_full(template, pool)
         say(f"density: {image}, {setting.clones} clones")
         with berth.clones(template, setting.clones) as clones:
             names = [clone.name for clone in clones]

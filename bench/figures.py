@@ -114,7 +114,8 @@ def density_table(density):
     yield row("idle containers, MiB for each", "how many", "processes, shared memory shared out", "what the host has less")
     yield "|---|---|---|---|"
     for image, sides in density.items():
-        for side, name in (("clones", "Berth, clones"), ("berth_cold", "Berth, from nothing"), ("runc", "runc")):
+        for side, name in (("clones", "Berth, clones"), ("pooled", "Berth, clones that waited"), ("berth_cold", "Berth, from nothing"),
+                           ("runc", "runc")):
             if found := sides.get(side):
                 yield row(f"{IMAGES[image]}: {name}", str(found["count"]),
                           *(f"{found[what] / (1 << 20) / found['count']:,.1f}" for what in ("proportional_bytes", "host_bytes")))

@@ -19,7 +19,7 @@ namespace berth::container {
 constexpr std::size_t template_name_length_max = 32;  // bytes
 constexpr std::size_t template_warm_max = 32;         // commands
 constexpr std::uint32_t template_pool_default = 2;
-constexpr std::uint32_t template_pool_max = 64;
+constexpr std::uint32_t template_pool_max = 256;
 constexpr std::uint32_t template_timeout_s_default = 120;
 constexpr std::uint32_t template_timeout_s_max = 24 * 60 * 60;
 

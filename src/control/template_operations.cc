@@ -292,7 +292,7 @@ std::vector<Action> template_actions() {
              Place::body,
              Type::count,
              false,
-             "How many clones of it wait for a name, up to 64; 2 when left out",
+             "How many clones of it wait for a name, up to 256; 2 when left out",
              {}},
             {"specification",
              Place::body,
