@@ -205,6 +205,7 @@ class Container {
   Task<> set_guest_clock();
   Task<Result<void>> go_up();
   Task<Result<void>> stand_still();
+  bool is_quiet() const;
   Task<Result<void>> await_quiet();
   Task<> note_working_set();
   PageFiles page_files() const;

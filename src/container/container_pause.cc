@@ -50,7 +50,12 @@ Task<Result<void>> Container::pause(PauseLevel level, Duration idle_min) {
   CO_TRY(check_level(level));
   const Instant begun = loop_.now();
   is_pausing_ = true;
-  auto paused = co_await go_down(level, begun);
+  // Frozen without its agent's word it could go no deeper: where nobody has asked for it to stand
+  // still, it gets another moment to say so.
+  Result<void> paused;
+  if (idle_min > Duration::zero() && before != PauseLevel::none && !is_quiet())
+    paused = co_await go_up();
+  if (paused) paused = co_await go_down(level, begun);
   is_pausing_ = false;
   if (!paused && before == PauseLevel::none && machine_->is_on()) {
     if (const auto resumed = co_await go_up(); !resumed)
@@ -102,10 +107,13 @@ Task<Result<void>> Container::stand_still() {
   co_return Result<void>{};
 }
 
+/// Nothing is on its way to the agent, nor from it; as far as there is one to know.
+bool Container::is_quiet() const { return !link_ || !link_->is_open() || link_->is_quiet(); }
+
 /// What QEMU's devices write into the guest's memory while that is moved would be lost: nothing is
 /// sent to them (stand_still()), and they have done what they had to do.
 Task<Result<void>> Container::await_quiet() {
-  if (link_ && link_->is_open() && !link_->is_quiet()) {
+  if (!is_quiet()) {
     co_return failure(ErrorKind::timed_out,
                       "its agent has not answered before it was paused: resume it, and try again");
   }

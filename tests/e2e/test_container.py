@@ -85,10 +85,10 @@ class ContainerHost(BerthHost):
         self.ids.setdefault(name, set()).add(shown["id"])
         return shown
 
-    def wait_for_state(self, name, state):
-        deadline = time.monotonic() + LIMIT_S
+    def wait_for_state(self, name, state, limit_s=LIMIT_S):
+        deadline = time.monotonic() + limit_s
         while (now := self.inspect(name))["state"] != state:
-            assert time.monotonic() < deadline, now
+            assert time.monotonic() < deadline, f"{now['state']}: {now}\n{self.log()[-3000:]}"
             time.sleep(0.02)
         return now
 
