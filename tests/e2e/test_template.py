@@ -16,7 +16,7 @@ import time
 import pytest
 from berth_host import BerthError, wait_for_exit
 from oci_images import Image, directory, file, layer, symlink, write_layout
-from test_container import LIMIT_S, ContainerHost
+from test_container import LIMIT_S, ContainerHost, dial
 
 SERVICE = "nc -ll -p 7 -e cat & i=0; while true; do i=$((i+1)); echo line $i; sleep 0.05; done"
 IDENTITY = ("hostname; cat /etc/machine-id; cat /sys/class/net/eth0/address; hostname -i; head -c 32 /dev/urandom | sha256sum; "
@@ -369,9 +369,7 @@ def test_a_container_that_runs_becomes_a_template_and_runs_on(host):
     with host.container("--name", "origin", "-p", "7", "busybox:1", "/bin/sh", "-c", writing) as name:
         host.berth("exec", name, "sh", "-c", "echo mine >/tmp/own")
         port = host.inspect(name)["ports"][0]["host_port"]
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-            client.sendall(b"before")
-            assert client.recv(100) == b"before"
+        with dial(port) as client:
             host.cli("template", "create", "taken", "--from", name, "--pool", "0", timeout_s=LIMIT_S)
             client.sendall(b"after")
             assert client.recv(100) == b"after"
