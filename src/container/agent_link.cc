@@ -269,6 +269,24 @@ Result<agent::Stream*> AgentLink::open_stream(std::uint32_t number, std::functio
   return stream;
 }
 
+Task<Result<void>> AgentLink::connect_stream(std::uint32_t number, std::uint64_t port,
+                                             std::function<void()> changed, Duration timeout) {
+  agent::Stream* stream = CO_TRY(open_stream(number, std::move(changed)));
+  stream->out.emplace(0, agent::stream_window);
+  stream->in.emplace(0, agent::stream_window, agent::IncomingStream::Gaps::refused);
+  agent::FieldWriter connect(agent::Operation::connect);
+  connect.number(agent::Tag::stream, number).number(agent::Tag::port, port);
+  CO_TRY(co_await request(std::move(connect), timeout));
+  co_return Result<void>{};
+}
+
+Task<> AgentLink::abandon_stream(std::uint32_t number, Duration timeout) {
+  if (!is_open()) co_return;
+  agent::FieldWriter close(agent::Operation::close_stream);
+  close.number(agent::Tag::stream, number);
+  (void)co_await request(std::move(close), timeout);
+}
+
 void AgentLink::close_stream(std::uint32_t number) {
   watchers_.erase(number);
   session_.close(number);

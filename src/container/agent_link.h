@@ -83,6 +83,12 @@ class AgentLink {
   /// A stream that the caller fills and empties; `changed` is called when something is new about
   /// it, and once when the link is over. `limit` where there are too many.
   Result<agent::Stream*> open_stream(std::uint32_t number, std::function<void()> changed);
+  /// The same, both ways, to a port of the guest's loopback. Where it fails the stream may be there
+  /// nevertheless: close_stream().
+  Task<Result<void>> connect_stream(std::uint32_t number, std::uint64_t port,
+                                    std::function<void()> changed, Duration timeout);
+  /// Of one whose other end may not be done with it: the agent is told.
+  Task<> abandon_stream(std::uint32_t number, Duration timeout);
   /// Null where it is not there.
   agent::Stream* stream(std::uint32_t number) { return session_.find(number); }
   void close_stream(std::uint32_t number);

@@ -173,8 +173,8 @@ class Container {
   Result<std::optional<Id128>> load_launch();
   Task<Result<void>> connect(Duration patience, bool in_step = false);
   Task<Result<void>> prepare_guest();
-  Task<> rehearse();
-  Task<> ask_stand_in(std::uint32_t number, std::uint64_t port, Event& changed);
+  Task<Result<void>> rehearse();
+  Task<> ask_stand_in(std::uint64_t port);
   Task<Result<void>> become_clone(bool may_be_done);
   Task<Result<void>> ask_to_become_clone();
   Task<Result<bool>> is_workload_frozen();
@@ -198,6 +198,7 @@ class Container {
   Task<Result<void>> run_again();
   Task<Result<void>> save_everything(Instant begun);
   Task<Result<void>> leave_saved();
+  Task<> leave_saved_pages();
   Task<> end_saved();
   // container_pause.cc
   PauseLevel pause_level() const;

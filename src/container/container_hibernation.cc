@@ -63,13 +63,14 @@ Task<Result<void>> Container::leave_saved() {
   report_("container_paused", std::string(to_string(PauseLevel::hibernated)));
   co_await machine_->end();
   while (phase_ != Phase::off && !closing_) co_await changed_.wait();
-  co_await offload(loop_, [files = page_files(), directory = store_.directory(options_.name)] {
-    const auto record = read_hibernation(directory);
-    if (!record) return;
-    files.remove_all_but(record->saved.pages);
-    files.drop_cache(record->saved.pages);
-  });
+  co_await leave_saved_pages();
   co_return Result<void>{};
+}
+
+Task<> Container::leave_saved_pages() {
+  co_await offload(loop_, [files = page_files(), directory = store_.directory(options_.name)] {
+    if (const auto record = read_hibernation(directory)) files.leave_only(record->saved.pages);
+  });
 }
 
 /// A keeper has died while it saved one, or before it set one going: what its QEMU has is saved.

@@ -11,8 +11,6 @@
 #include "base/units.h"
 #include "container/container.h"
 #include "container/guest_clock.h"
-#include "machine/control_messages.h"
-#include "machine/small_file.h"
 #include "memory/parking.h"
 
 namespace berth::container {
@@ -79,16 +77,11 @@ Task<Result<void>> Container::go_down(PauseLevel level, Instant begun) {
   if (microvm_ == nullptr) co_return co_await trim_processes();
   CO_TRY(co_await await_quiet());
   if (level == PauseLevel::hibernated) co_return co_await save_everything(begun);
-  const PageFiles files = page_files();
-  const bool parks = level == PauseLevel::parked;
-  const auto report = CO_TRY(co_await offload(loop_, [&, process = microvm_->memory_process()] {
-    return parks ? files.park(process) : files.trim(process);
-  }));
-  const std::uint64_t bytes = co_await offload(loop_, [&] { return files.disk_bytes(); });
-  pause_.level = level;
+  pause_ = CO_TRY(
+      co_await offload(loop_, [level, files = page_files(), process = microvm_->memory_process()] {
+        return machine::move_memory(files, process, level);
+      }));
   pause_.since = format_time(loop_.wall_time());
-  pause_.memory = report;
-  pause_.page_file_bytes = bytes;
   co_return Result<void>{};
 }
 
@@ -223,9 +216,7 @@ Task<Result<void>> Container::bring_memory_back() {
 PageFiles Container::page_files() const { return PageFiles(store_.directory(options_.name)); }
 
 void Container::save_pause() const {
-  const auto saved = machine::write_small_file(options_.run.pause_file(options_.name),
-                                               encode(pause_).dump(2) + '\n');
-  if (!saved) log_warning("{}", saved.error().message());
+  machine::save_pause_record(options_.run.pause_file(options_.name), pause_);
 }
 
 /// Of a QEMU that another keeper has left: what it has paused, and page files that it came to have
@@ -234,11 +225,7 @@ Task<> Container::adopt_pause() {
   const std::string path = options_.run.pause_file(options_.name);
   pause_ = {};
   if (machine_->is_frozen()) {
-    pause_.level = PauseLevel::frozen;
-    const auto text = machine::read_small_file(path);
-    const auto json = text ? machine::parse_json(*text) : failure(text.error());
-    if (auto record = json ? machine::decode_pause_record(*json) : failure(json.error()))
-      pause_ = *std::move(record);
+    pause_ = machine::load_pause_record(path);
   } else {
     ::unlink(path.c_str());
   }

@@ -21,7 +21,7 @@ using agent::Operation;
 using agent::Tag;
 using machine::Json;
 
-constexpr Duration rehearsal_patience = std::chrono::seconds(10);
+constexpr Duration rehearsal_patience = std::chrono::seconds(20);
 constexpr Duration stand_in_end = std::chrono::milliseconds(20);  // it takes less
 constexpr Duration prepare_patience = std::chrono::seconds(120);
 
@@ -57,51 +57,45 @@ Task<Result<void>> Container::prepare_clone(MicroVm::Start machine) {
   CO_TRY(co_await machine_->start(std::move(machine), memory_id_));
   tasks_.spawn(watch_machine());
   CO_TRY(co_await connect(prepare_patience, true));
-  CO_TRY(co_await prepare_guest());
-  co_await rehearse();
+  CO_TRY(co_await rehearse());
   co_return co_await machine_->freeze();
 }
 
-/// What a clone does first, by a process of the agent's own (agent/program/rehearsal.h): it is done
-/// sooner when it has been done before. A guest that cannot is a clone all the same.
-Task<> Container::rehearse() {
+/// What a clone does first, its identity included, by a process of the agent's own
+/// (agent/program/rehearsal.h): it is done sooner when it has been done before.
+Task<Result<void>> Container::rehearse() {
   FieldWriter request(Operation::rehearse);
   add_identity(request);
   add_network(request);
-  const auto answer = co_await link_->request(std::move(request), rehearsal_patience);
-  if (!answer) co_return;
-  const auto port = answer->fields().number(Tag::port);
-  if (!port) co_return;
-  const std::uint32_t number = ports_->next_stream();
-  Event changed(loop_);
-  const auto opened = link_->open_stream(number, [&changed] { changed.notify_all(); });
-  if (!opened) co_return;
-  co_await ask_stand_in(number, *port, changed);
-  FieldWriter close(Operation::close_stream);
-  close.number(Tag::stream, number);
-  (void)co_await link_->request(std::move(close), rehearsal_patience);
-  link_->close_stream(number);
+  const AgentAnswer answer =
+      CO_TRY(co_await link_->request(std::move(request), rehearsal_patience));
+  const std::uint64_t port = CO_TRY(answer.fields().number(Tag::port));
+  // A guest that cannot be asked is a clone all the same.
+  co_await ask_stand_in(port);
   co_await loop_.sleep(stand_in_end);
   (void)co_await link_->request(FieldWriter(Operation::list), rehearsal_patience);
+  co_return Result<void>{};
 }
 
 /// As a client of a published port would, until there is an answer.
-Task<> Container::ask_stand_in(std::uint32_t number, std::uint64_t port, Event& changed) {
+Task<> Container::ask_stand_in(std::uint64_t port) {
+  const std::uint32_t number = ports_->next_stream();
+  Event changed(loop_);
   const auto stream = [this, number] { return link_->is_open() ? link_->stream(number) : nullptr; };
-  stream()->out.emplace(0, agent::stream_window);
-  stream()->in.emplace(0, agent::stream_window, agent::IncomingStream::Gaps::refused);
-  FieldWriter connect(Operation::connect);
-  connect.number(Tag::stream, number).number(Tag::port, port);
-  const auto connected = co_await link_->request(std::move(connect), rehearsal_patience);
-  if (!connected || stream() == nullptr) co_return;
-  stream()->out->add(as_bytes("GET / HTTP/1.1\r\n\r\n"));
-  link_->wake();
-  Deadline deadline(loop_, rehearsal_patience, [&changed] { changed.notify_all(); });
-  while (stream() != nullptr && stream()->in->readable().empty() && !stream()->in->is_at_end() &&
-         !deadline.expired()) {
-    co_await changed.wait();
+  const auto connected = co_await link_->connect_stream(
+      number, port, [&changed] { changed.notify_all(); }, rehearsal_patience);
+  if (connected && stream() != nullptr) {
+    stream()->out->add(as_bytes("GET / HTTP/1.1\r\n\r\n"));
+    link_->wake();
+    Deadline deadline(loop_, rehearsal_patience, [&changed] { changed.notify_all(); });
+    while (stream() != nullptr && stream()->in->readable().empty() && !stream()->in->is_at_end() &&
+           !deadline.expired()) {
+      co_await changed.wait();
+    }
+    co_await deadline.stop();
   }
-  co_await deadline.stop();
+  co_await link_->abandon_stream(number, rehearsal_patience);
+  link_->close_stream(number);
 }
 
 Task<Result<void>> Container::assume(std::string name) {

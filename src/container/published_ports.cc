@@ -12,10 +12,6 @@
 namespace berth::container {
 namespace {
 
-using agent::FieldWriter;
-using agent::Operation;
-using agent::Tag;
-
 constexpr Duration accept_pause = std::chrono::milliseconds(100);
 constexpr Duration guest_patience = std::chrono::seconds(60);
 constexpr Duration connect_timeout = std::chrono::seconds(15);
@@ -37,13 +33,8 @@ class PublishedPorts::Connection {
   Task<> run(std::shared_ptr<AgentLink> link, std::uint32_t number, std::uint16_t port) {
     link_ = std::move(link);
     stream_ = number;
-    auto opened = link_->open_stream(stream_, [this] { changed_.notify_all(); });
-    if (!opened) co_return shutdown();
-    (*opened)->out.emplace(0, agent::stream_window);
-    (*opened)->in.emplace(0, agent::stream_window, agent::IncomingStream::Gaps::refused);
-    FieldWriter request(Operation::connect);
-    request.number(Tag::stream, stream_).number(Tag::port, port);
-    const auto connected = co_await link_->request(std::move(request), connect_timeout);
+    const auto connected = co_await link_->connect_stream(
+        stream_, port, [this] { changed_.notify_all(); }, connect_timeout);
     if (connected && !is_over_) {
       tasks_.spawn(carry_in());
       co_await carry_out();
@@ -58,11 +49,7 @@ class PublishedPorts::Connection {
     }
     const bool is_broken = is_over_;
     shutdown();
-    if (is_broken && link_->is_open()) {
-      FieldWriter close(Operation::close_stream);
-      close.number(Tag::stream, stream_);
-      (void)co_await link_->request(std::move(close), connect_timeout);
-    }
+    if (is_broken) co_await link_->abandon_stream(stream_, connect_timeout);
     co_await tasks_.drained();
     link_->close_stream(stream_);
   }

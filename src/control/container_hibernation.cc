@@ -10,7 +10,6 @@
 #include "base/units.h"
 #include "control/containers.h"
 #include "control/spawn.h"
-#include "machine/vm/page_files.h"
 
 namespace berth::control {
 using Json = nlohmann::json;
@@ -109,10 +108,7 @@ Async<Result<void>> Containers::discard_hibernated(std::string name) {
   if (!is_hibernated(name)) co_return failure(ErrorKind::precondition, "it is not hibernated");
   const std::string now = format_time(std::chrono::system_clock::now());
   CO_TRY(co_await on_worker(workers_, [store = &store_, name, now]() -> Result<void> {
-    const std::string directory = store->directory(name);
-    TRY(machine::end_hibernation(directory));
-    machine::remove_saved_devices(directory);
-    machine::PageFiles(directory).remove_all();
+    TRY(machine::discard_hibernation(store->directory(name)));
     container::ContainerState state = TRY(store->state(name));
     state.running = false;
     state.ended = true;

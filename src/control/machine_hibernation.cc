@@ -1,8 +1,6 @@
 // Machines: those that are suspended, above all those that are hibernated, which have neither
 // keeper nor QEMU. What they keep is their place: a name, a directory, their disks as they are.
 
-#include "machine/vm/machine_hibernation.h"
-
 #include <algorithm>
 
 #include <fmt/format.h>
@@ -12,6 +10,7 @@
 #include "base/units.h"
 #include "control/machines.h"
 #include "control/spawn.h"
+#include "machine/vm/machine_hibernation_record.h"
 
 namespace berth::control {
 using Json = nlohmann::json;
@@ -27,8 +26,12 @@ Json suspend_request(PauseLevel level) { return {{"level", to_string(level)}}; }
 
 }  // namespace
 
+std::string Machines::directory(const std::string& name) const {
+  return machine::StateLayout{guests_.policy().state_dir}.machine(name);
+}
+
 bool Machines::is_hibernated(const std::string& name) const {
-  return machine::is_hibernated(machine::StateLayout{guests_.policy().state_dir}.machine(name));
+  return machine::is_hibernated(directory(name));
 }
 
 Result<void> Machines::check_not_hibernated(const std::string& name) const {
@@ -115,22 +118,20 @@ Async<Result<void>> Machines::discard_hibernated(std::string name) {
   state.clean = false;
   state.last_end = "ended by force, as asked: it was hibernated";
   state.last_end_at = format_time(std::chrono::system_clock::now());
-  const std::string directory = machine::StateLayout{guests_.policy().state_dir}.machine(name);
-  CO_TRY(co_await on_worker(workers_, [store = &store_, name, state, directory]() -> Result<void> {
-    TRY(machine::end_hibernation(directory));
-    machine::remove_saved_devices(directory);
-    machine::PageFiles(directory).remove_all();
-    return store->save_state(name, state);
-  }));
+  CO_TRY(co_await on_worker(
+      workers_, [store = &store_, name, state, directory = directory(name)]() -> Result<void> {
+        TRY(machine::discard_hibernation(directory));
+        return store->save_state(name, state);
+      }));
   events_.publish("machine_stopped", {.machine = name}, state.last_end);
   co_await release_disks(name);
   co_return Result<void>();
 }
 
 Async<Json> Machines::hibernated_info(std::string name) {
-  const std::string directory = machine::StateLayout{guests_.policy().state_dir}.machine(name);
-  const auto record = co_await on_worker(
-      workers_, [directory] { return machine::read_machine_hibernation(directory); });
+  const auto record = co_await on_worker(workers_, [directory = directory(name)] {
+    return machine::read_machine_hibernation(directory);
+  });
   if (!record) log_warning("{}", record.error().message());
   co_return Json{{"state", "hibernated"},
                  {"pause", record ? machine::encode(record->saved.pause) : Json()}};

@@ -115,6 +115,7 @@ class Machines {
   Async<Result<void>> look_at_memory(machine::MachineMemory one_more);
   Async<Result<void>> start_locked(GuestKeepers::Guest machine, Start how);
   Async<Result<void>> check_disks_free(machine::MachineRecord record);
+  std::string directory(const std::string& name) const;  // of its files
   bool has_disks(const std::string& name) const { return is_on(name) || is_hibernated(name); }
   Async<Result<void>> hibernate(std::string name);
   Async<Result<void>> discard_hibernated(std::string name);

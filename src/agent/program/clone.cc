@@ -16,6 +16,11 @@ constexpr milliseconds freeze_limit{10'000};
 constexpr std::uint64_t default_hook_ms = 10'000;
 constexpr std::uint64_t hook_max_ms = 600'000;
 
+Result<void> change_identity(const Fields& fields) {
+  TRY(set_identity(fields));
+  return set_network(fields);
+}
+
 std::vector<std::string> environment_of_hooks() {
   return {"BERTH_CLONE_HOSTNAME=" + read_line("/proc/sys/kernel/hostname"),
           "BERTH_CLONE_MACHINE_ID=" + read_line("/etc/machine-id")};
@@ -29,7 +34,10 @@ Result<void> Clone::begin(Bytes payload, Done done) {
   done_ = std::move(done);
   // From a template it comes frozen; then this is done at once.
   auto begun = workload_.freeze(freeze_limit, [this](Result<void> frozen) {
-    if (frozen) frozen = change_identity();
+    if (frozen) {
+      const auto fields = Fields::decode(payload_);
+      frozen = fields ? change_identity(*fields) : std::unexpected(fields.error());
+    }
     if (!frozen) return finish(std::move(frozen));
     run_hooks();
   });
@@ -38,19 +46,13 @@ Result<void> Clone::begin(Bytes payload, Done done) {
 }
 
 Result<std::uint16_t> Clone::rehearse(const Fields& fields) {
+  if (is_running()) return failure(ErrorKind::in_use, "it becomes a clone");
   if (!workload_.is_frozen()) return failure(ErrorKind::precondition, "its workload runs");
-  TRY(set_identity(fields));
-  TRY(set_network(fields));
+  TRY(change_identity(fields));
   (void)environment_of_hooks();
   (void)Hooks::found();
   TRY(workload_.adopt_hooks());
   return agent::rehearse(workload_);
-}
-
-Result<void> Clone::change_identity() {
-  const Fields fields = TRY(Fields::decode(payload_));
-  TRY(set_identity(fields));
-  return set_network(fields);
 }
 
 void Clone::run_hooks() {

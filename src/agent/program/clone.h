@@ -24,13 +24,12 @@ class Clone {
   /// Whatever fails leaves the workload frozen.
   Result<void> begin(Bytes payload, Done done);
   /// The same identity, and whatever else can be done while the workload stays frozen; again and
-  /// again. The port to try. `precondition` where the workload runs.
+  /// again. The port to try. `precondition` where the workload runs, `in_use` while begin() does.
   Result<std::uint16_t> rehearse(const Fields& fields);
   bool is_running() const { return done_ != nullptr; }
   bool reaped(pid_t pid, int status) { return hooks_.reaped(pid, status); }
 
  private:
-  Result<void> change_identity();
   void run_hooks();
   void finish(Result<void> result);
 

@@ -230,8 +230,8 @@ Result<void> Server::serve(const Message& message, const Fields& fields, FieldWr
     case Operation::mount: return mounts_.mount(fields);
     case Operation::freeze:
     case Operation::thaw:
-    case Operation::rehearse:
-    case Operation::become_clone: return serve_workload(message, fields, answer, is_answered);
+    case Operation::become_clone: return serve_workload(message, fields, is_answered);
+    case Operation::rehearse: answer.number(Tag::port, TRY(clone_.rehearse(fields))); return {};
     case Operation::archive_read:
       is_answered = false;
       return transfers_.start(message.channel, fields, TransferTable::Direction::from_guest);
@@ -245,21 +245,17 @@ Result<void> Server::serve(const Message& message, const Fields& fields, FieldWr
 }
 
 Result<void> Server::serve_workload(const Message& message, const Fields& fields,
-                                    FieldWriter& answer, bool& is_answered) {
+                                    bool& is_answered) {
   if (clone_.is_running()) return failure(ErrorKind::in_use, "it becomes a clone");
   const auto operation = static_cast<Operation>(message.head);
   if (operation == Operation::thaw) return workload_.thaw();
-  if (operation == Operation::rehearse) {
-    answer.number(Tag::port, TRY(clone_.rehearse(fields)));
-    return {};
-  }
   const std::uint64_t limit_ms =
       std::min(TRY(fields.number_or(Tag::timeout_ms, default_freeze_ms)), freeze_max_ms);
   is_answered = false;
   const auto finish = [this, request = message.channel](const Result<void>& result,
-                                                        FieldWriter said) {
-    if (!result) write_error(said, result.error());
-    session_.answer(request, said);
+                                                        FieldWriter answer) {
+    if (!result) write_error(answer, result.error());
+    session_.answer(request, answer);
   };
   if (operation == Operation::become_clone) return clone_.begin(message.fields, finish);
   return workload_.freeze(milliseconds(limit_ms),

@@ -46,8 +46,7 @@ class Server {
   void take_request(const Message& message);
   Result<void> serve(const Message& message, const Fields& fields, FieldWriter& answer,
                      bool& is_answered);
-  Result<void> serve_workload(const Message& message, const Fields& fields, FieldWriter& answer,
-                              bool& is_answered);
+  Result<void> serve_workload(const Message& message, const Fields& fields, bool& is_answered);
   Result<void> close_stream(const Fields& fields);
   Result<void> begin_power_off(const Fields& fields);
   void look_at_the_time();

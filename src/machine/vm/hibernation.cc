@@ -92,4 +92,11 @@ void remove_saved_devices(const std::string& directory) {
   ::unlink(fmt::format("{}/{}", directory, devices_name).c_str());
 }
 
+Result<void> discard_hibernation(const std::string& directory) {
+  TRY(end_hibernation(directory));
+  remove_saved_devices(directory);
+  PageFiles(directory).remove_all();
+  return {};
+}
+
 }  // namespace berth::machine

@@ -52,5 +52,7 @@ Result<std::string> saved_devices(const std::string& directory, const SavedGuest
 Result<void> end_hibernation(const std::string& directory);
 /// What saved its devices: of one that has gone on, or is not to.
 void remove_saved_devices(const std::string& directory);
+/// Durable: it never goes on from that, and nothing of it is left.
+Result<void> discard_hibernation(const std::string& directory);
 
 }  // namespace berth::machine

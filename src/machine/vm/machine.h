@@ -179,11 +179,12 @@ class Machine final : public SavedGuest {
   void save_pause() const;
   Task<> adopt_pause();
   void forget_pause();
-  // machine_hibernate.cc
+  // machine_hibernation.cc
   std::string directory() const { return options_.state.machine(options_.name); }
   const char* accelerator() const { return kvm_ ? "kvm" : "tcg"; }
   Task<Result<void>> save_everything(Instant begun);
   Task<Result<void>> leave_saved();
+  Task<> leave_saved_pages();
   Task<Result<void>> prepare_wake();
   Result<void> check_restore(const MachineRestore& restore) const;
   Task<Result<void>> map_pages();

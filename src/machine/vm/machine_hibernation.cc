@@ -1,86 +1,142 @@
-#include "machine/vm/machine_hibernation.h"
+// Machine: hibernated, it is files alone; and how it goes on from them, in another keeper.
 
 #include <algorithm>
+#include <csignal>
 #include <utility>
 
 #include <fmt/format.h>
 
-#include "machine/control_messages.h"
+#include "base/fault_point.h"
+#include "base/log.h"
+#include "base/process.h"
+#include "base/units.h"
+#include "machine/vm/device_state.h"
+#include "machine/vm/machine.h"
+#include "machine/vm/machine_hibernation_record.h"
+#include "memory/parking.h"
 
 namespace berth::machine {
 namespace {
 
-constexpr const char* record_format = "berth-machine-hibernation";
-constexpr unsigned record_version = 1;
-constexpr std::size_t disks_max = 64;
-
-Result<MachineHibernation> decode(const Json& json) {
-  if (!json.is_object() || TRY(text_param(json, "format")) != record_format)
-    return failure(ErrorKind::invalid_argument, "it is no record of a machine that is hibernated");
-  if (TRY(required_number_param(json, "version")) != record_version)
-    return failure(ErrorKind::unsupported, "it is of a newer version of Berth");
-  MachineHibernation record;
-  record.saved = TRY(decode_saved_guest_state(json));
-  record.machine_type = TRY(text_param(json, "machine"));
-  record.cpu_model = TRY(text_param(json, "cpu"));
-  record.cpus = static_cast<unsigned>(TRY(required_number_param(json, "cpus")));
-  const Json disks = json.value("disks", Json::array());
-  if (!disks.is_array() || disks.size() > disks_max)
-    return failure(ErrorKind::invalid_argument, "disks: expected a list of disks");
-  for (const Json& disk : disks) record.disks.push_back(TRY(decode_attached_disk(disk)));
-  return record;
-}
-
-bool is_same_disk(const AttachedDisk& one, const AttachedDisk& other) {
-  return one.node == other.node && one.export_name == other.export_name &&
-         one.read_only == other.read_only && one.kind == other.kind && one.slot == other.slot;
-}
+constexpr Duration end_poll = std::chrono::milliseconds(10);
+constexpr const char* hibernated_end = "hibernated, as asked";
 
 }  // namespace
 
-Json encode(const MachineHibernation& record) {
-  Json disks = Json::array();
-  for (const AttachedDisk& disk : record.disks) disks.push_back(encode(disk));
-  Json json = encode(record.saved);
-  json.update({{"format", record_format},
-               {"version", record_version},
-               {"machine", record.machine_type},
-               {"cpu", record.cpu_model},
-               {"cpus", record.cpus},
-               {"disks", std::move(disks)}});
-  return json;
-}
+// --- Down.
 
-Result<MachineHibernation> decode_machine_hibernation(std::string_view text) {
-  const auto json = parse_json(text);
-  auto record = json ? decode(*json) : failure(json.error());
-  if (record || record.error().kind() == ErrorKind::unsupported) return record;
-  return failure(ErrorKind::corrupt, record.error().message());
-}
-
-Result<void> check_fits(const MachineHibernation& record, const MachineSpecification& specification,
-                        const std::vector<AttachedDisk>& disks) {
-  std::string differs;
-  if (record.machine_type != specification.machine_type) differs = "machine type";
-  if (record.cpu_model != specification.cpu_model) differs = "CPU model";
-  const auto had = [&record](const AttachedDisk& disk) {
-    return std::ranges::any_of(
-        record.disks, [&disk](const AttachedDisk& each) { return is_same_disk(each, disk); });
-  };
-  if (record.disks.size() != disks.size() || !std::ranges::all_of(disks, had)) differs = "disks";
-  if (differs.empty()) return {};
-  return failure(ErrorKind::precondition,
-                 fmt::format("what was saved does not fit: the machine's {} {} another now",
-                             differs, differs == "disks" ? "are" : "is"));
-}
-
-Result<MachineHibernation> read_machine_hibernation(const std::string& directory) {
-  auto record = decode_machine_hibernation(TRY(read_hibernation_file(directory)));
-  if (!record) {
-    return failure(std::move(record).error().with_context(
-        fmt::format("'{}' cannot be read", hibernation_file(directory))));
+/// It stands still, and stays so whatever comes of this.
+Task<Result<void>> Machine::save_everything(Instant begun) {
+  const PageFiles files = page_files();
+  const memory::GuestProcess process = memory_process();
+  const MachineSpecification& specification = record_.specification;
+  MachineHibernation record{.saved = {.qemu = qemu_version_,
+                                      .accelerator = accelerator(),
+                                      .memory = specification.memory,
+                                      .pages = {},
+                                      .devices = {},
+                                      .pause = {}},
+                            .machine_type = specification.machine_type,
+                            .cpu_model = specification.cpu_model,
+                            .cpus = specification.cpus,
+                            .disks = start_.disks};
+  const auto pages = CO_TRY(co_await offload(loop_, [&] { return files.save(process); }));
+  record.saved.pages = pages.name;
+  fault_point("suspending.pages-saved");
+  auto devices = co_await take_device_state(loop_, *this);
+  Result<void> saved = devices ? Result<void>() : failure(devices.error());
+  if (saved) {
+    record.saved.pause = {
+        .level = PauseLevel::hibernated,
+        .since = format_time(loop_.wall_time()),
+        .took_ms = static_cast<std::uint64_t>(
+            std::chrono::duration_cast<std::chrono::milliseconds>(loop_.now() - begun).count()),
+        .memory = PageFiles::Report{.before = pages.before, .after = {}}};
+    saved = co_await offload(loop_, [&]() -> Result<void> {
+      record.saved.pause.page_file_bytes = files.disk_bytes(record.saved.pages);
+      TRY(save_devices(directory(), *devices, record.saved));
+      fault_point("suspending.devices-saved");
+      return write_hibernation_file(directory(), encode(record));
+    });
   }
-  return record;
+  if (!saved) co_await offload(loop_, [&] { files.remove_unused(process); });
+  co_return saved;
+}
+
+/// All is saved: QEMU ends, and with it what this keeper is for.
+Task<Result<void>> Machine::leave_saved() {
+  fault_point("suspending.recorded");
+  expect_end(hibernated_end);
+  report_("machine_suspended", std::string(to_string(PauseLevel::hibernated)));
+  CO_TRY(co_await end_now());
+  co_await leave_saved_pages();
+  co_return Result<void>{};
+}
+
+Task<> Machine::leave_saved_pages() {
+  co_await offload(loop_, [files = page_files(), place = directory()] {
+    if (const auto record = read_machine_hibernation(place)) files.leave_only(record->saved.pages);
+  });
+}
+
+/// A keeper has died while it saved one, or before it set one going: what its QEMU has is saved.
+Task<> Machine::end_saved() {
+  phase_ = Phase::on;
+  expected_end_ = hibernated_end;
+  if (process_) {
+    (void)send_signal(process_->pidfd, SIGKILL);
+    while (!has_ended(process_->pidfd)) co_await loop_.sleep(end_poll);
+  } else {
+    process_ = QemuProcess{};
+  }
+  co_await after_end();
+  co_await leave_saved_pages();
+}
+
+// --- Up.
+
+/// What it is to go on from, before anything is started.
+Task<Result<void>> Machine::prepare_wake() {
+  const MachineHibernation record = CO_TRY(read_machine_hibernation(directory()));
+  CO_TRY(check_fits(record, record_.specification, start_.disks));
+  record_.specification.memory = record.saved.memory;
+  record_.specification.cpus = record.cpus;
+  start_.restore = MachineRestore{.memory = {},
+                                  .pages = page_files().path_of(record.saved.pages),
+                                  .devices = CO_TRY(saved_devices(directory(), record.saved)),
+                                  .qemu = record.saved.qemu,
+                                  .accelerator = record.saved.accelerator};
+  co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
+  co_return Result<void>{};
+}
+
+Result<void> Machine::check_restore(const MachineRestore& restore) const {
+  if (restore.qemu == qemu_version_ && restore.accelerator == accelerator()) return {};
+  return failure(
+      ErrorKind::precondition,
+      fmt::format("the saved memory is of QEMU {} ({}), and this is QEMU {} ({}): {}", restore.qemu,
+                  restore.accelerator, qemu_version_, accelerator(),
+                  restore.pages.empty()
+                      ? "revert with --disks-only, or use that QEMU"
+                      : "use that QEMU, or give the memory up with `berth vm stop --force`"));
+}
+
+Task<Result<void>> Machine::map_pages() {
+  co_return co_await offload(
+      loop_, [process = memory_process(), pages = start_.restore->pages]() -> Result<void> {
+        const auto memory = TRY(memory::GuestMemory::open(process));
+        return memory::map_saved(*memory, pages);
+      });
+}
+
+/// It is hibernated no more: whatever comes now, what was saved is not gone on from again.
+Task<Result<void>> Machine::run_again() {
+  fault_point("waking.loaded");
+  remember();
+  CO_TRY(co_await offload(loop_, [place = directory()] { return end_hibernation(place); }));
+  remove_saved_devices(directory());
+  fault_point("waking.about-to-run");
+  co_return Result<void>{};
 }
 
 }  // namespace berth::machine

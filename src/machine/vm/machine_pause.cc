@@ -11,8 +11,6 @@
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/units.h"
-#include "machine/control_messages.h"
-#include "machine/small_file.h"
 #include "machine/vm/hibernation.h"
 #include "machine/vm/machine.h"
 #include "memory/parking.h"
@@ -83,16 +81,13 @@ Task<Result<void>> Machine::go_down(PauseLevel level, Instant begun) {
   if (level == PauseLevel::frozen) co_return Result<void>{};
   CO_TRY(co_await await_quiet());
   if (level == PauseLevel::hibernated) co_return co_await save_everything(begun);
-  const PageFiles files = page_files();
-  const bool parks = level == PauseLevel::parked;
-  const auto report = CO_TRY(co_await offload(loop_, [&, process = memory_process()] {
-    return parks ? files.park(process) : files.trim(process);
-  }));
+  auto moved =
+      CO_TRY(co_await offload(loop_, [level, files = page_files(), process = memory_process()] {
+        return move_memory(files, process, level);
+      }));
   fault_point("suspending.moved");
-  pause_ = {.level = level,
-            .since = format_time(loop_.wall_time()),
-            .memory = report,
-            .page_file_bytes = co_await offload(loop_, [&] { return files.disk_bytes(); })};
+  pause_ = std::move(moved);
+  pause_.since = format_time(loop_.wall_time());
   co_return Result<void>{};
 }
 
@@ -195,21 +190,14 @@ Task<Result<bool>> Machine::bring_piece_back() {
 std::string Machine::memory_channel() const { return qemu_directory() + "/memory.sock"; }
 std::string Machine::pause_file() const { return run_directory() + "/pause.json"; }
 
-void Machine::save_pause() const {
-  if (const auto saved = write_small_file(pause_file(), encode(pause_).dump(2) + '\n'); !saved)
-    log_warning("{}", saved.error().message());
-}
+void Machine::save_pause() const { save_pause_record(pause_file(), pause_); }
 
 /// Of a QEMU that another keeper has left: what it has paused, and page files that it came to have
 /// no more use for. When this has returned, nothing that it had asked for is under way in QEMU.
 Task<> Machine::adopt_pause() {
   pause_ = {};
   if (wish_.suspended) {
-    pause_.level = PauseLevel::frozen;
-    const auto text = read_small_file(pause_file());
-    const auto json = text ? parse_json(*text) : failure(text.error());
-    if (auto record = json ? decode_pause_record(*json) : failure(json.error()))
-      pause_ = *std::move(record);
+    pause_ = load_pause_record(pause_file());
   } else {
     ::unlink(pause_file().c_str());
   }

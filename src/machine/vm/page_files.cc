@@ -100,7 +100,8 @@ Result<PageFiles::Saved> PageFiles::save(const GuestProcess& process) const {
   return Saved{.name = name_of(path), .before = saved.before};
 }
 
-void PageFiles::drop_cache(const std::string& name) const {
+void PageFiles::leave_only(const std::string& name) const {
+  remove_all_but(name);
   auto file = memory::PageFile::open(path_of(name));
   if (!file) return log_failure(file.error());
   file->drop_cache();

@@ -42,8 +42,9 @@ class PageFiles {
     memory::MemoryUse before;
   };
   Result<Saved> save(const memory::GuestProcess& process) const;
-  /// What is saved there takes no memory.
-  void drop_cache(const std::string& name) const;
+  /// Of a QEMU that has ended, and all of whose memory is saved there: the others go, and what is
+  /// saved takes no memory.
+  void leave_only(const std::string& name) const;
 
   /// Has the kernel read what the machine will need first. Does not wait.
   void read_ahead() const;
@@ -61,7 +62,6 @@ class PageFiles {
   void remove_unused(const memory::GuestProcess& process) const;
   /// Of a QEMU that has ended.
   void remove_all() const;
-  void remove_all_but(const std::string& name) const;
   bool any() const { return !paths().empty(); }
   /// What they take on the disk, bytes; or one of them.
   std::uint64_t disk_bytes() const;
@@ -71,6 +71,7 @@ class PageFiles {
   /// The oldest first.
   std::vector<std::string> paths() const;
   std::string next_path() const;
+  void remove_all_but(const std::string& name) const;
   static void log_failure(const Error& error);
 
   std::string directory_;

@@ -5,7 +5,9 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "machine/control_messages.h"
+#include "machine/small_file.h"
 
 namespace berth::machine {
 namespace {
@@ -76,6 +78,27 @@ Result<PauseRecord> decode_pause_record(const Json& json) {
                                       .after = TRY(decode_use(json, "after"))};
   }
   return record;
+}
+
+Result<PauseRecord> move_memory(const PageFiles& files, const memory::GuestProcess& process,
+                                PauseLevel level) {
+  PauseRecord record{.level = level, .since = {}, .memory = {}};
+  record.memory = TRY(level == PauseLevel::parked ? files.park(process) : files.trim(process));
+  record.page_file_bytes = files.disk_bytes();
+  return record;
+}
+
+void save_pause_record(const std::string& path, const PauseRecord& record) {
+  if (const auto saved = write_small_file(path, encode(record).dump(2) + '\n'); !saved)
+    log_warning("{}", saved.error().message());
+}
+
+PauseRecord load_pause_record(const std::string& path) {
+  const auto text = read_small_file(path);
+  const auto json = text ? parse_json(*text) : failure(text.error());
+  auto record = json ? decode_pause_record(*json) : failure(json.error());
+  if (record) return *std::move(record);
+  return {.level = PauseLevel::frozen, .since = {}, .memory = {}};
 }
 
 }  // namespace berth::machine

@@ -1,6 +1,6 @@
-// How deep a container is paused, and what that has brought: kept in
-// RUN_DIR/containers/NAME/pause.json while it is paused, for a next keeper, and shown by
-// `container.info`. Pure.
+// How deep a guest is paused, a machine or a container, and what that has brought: kept in
+// pause.json of its run directory meanwhile, for a next keeper, and shown by `machine.info` and
+// `container.info`.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ enum class PauseLevel : std::uint8_t {
 };
 
 std::string_view to_string(PauseLevel level);
-/// `invalid_argument` for what is none that a container can be paused to.
+/// `invalid_argument` for what is none that a guest can be paused to.
 Result<PauseLevel> parse_pause_level(std::string_view word);
 
 struct PauseRecord {
@@ -37,5 +37,17 @@ struct PauseRecord {
 
 Json encode(const PauseRecord& record);
 Result<PauseRecord> decode_pause_record(const Json& json);
+
+/// Memory goes where `level` says, trimmed or parked; `since` and `took_ms` are left to the caller.
+/// As PageFiles: blocking.
+Result<PauseRecord> move_memory(const PageFiles& files, const memory::GuestProcess& process,
+                                PauseLevel level);
+
+// --- pause.json, of a guest that stands still. Blocking.
+
+/// What cannot be written is logged: it is for people alone, but for the level.
+void save_pause_record(const std::string& path, const PauseRecord& record);
+/// One that was frozen where nothing else is known.
+PauseRecord load_pause_record(const std::string& path);
 
 }  // namespace berth::machine

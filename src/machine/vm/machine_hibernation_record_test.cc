@@ -1,4 +1,4 @@
-#include "machine/vm/machine_hibernation.h"
+#include "machine/vm/machine_hibernation_record.h"
 
 #include <gmock/gmock.h>
 
