@@ -79,6 +79,7 @@ Task<> Container::end_saved() {
   const auto found = co_await machine_->adopt(memory_id_, template_memory_, true);
   if (!found) log_warning("'{}': {}", options_.name, found.error().message());
   if (machine_->is_on()) co_await machine_->end();
+  co_await leave_saved_pages();
   set_end({}, "it is hibernated: resume it, and attach again");
   finish("");
 }
