@@ -4,7 +4,8 @@ take of memory, and whether clones can be told apart (make bench-containers).
 
     bench/containers.py [--rounds 20] [--quick] [--only PART,…] [--add-to FILE] [--output FILE]
 
-With --add-to the parts that an earlier run has found, which is of the same machine and of as many rounds, are in the result too.
+With --add-to the parts that an earlier run has found, which is of the same machine (but for the build of its kernel) and of as many
+rounds, are in the result too.
 
 Two images of Debian's packages (scripts/service-images): nginx, and a search in Python (bench/search_service.py), which takes its
 time to start. runc runs the same images: its times are of a process on this kernel, Berth's of a whole machine, emulated where
@@ -273,6 +274,7 @@ def measure_levels(setting, berth):
 
 def level_rounds(setting, berth, one, level, mib):
     dirtied(one, mib)
+    drop_caches()  # a clone's first writes leave empty pages in its template's memory object, which the kernel can have back
     stores = berth.stores()
     rounds = []
     for turn in range(setting.rounds):
@@ -407,15 +409,23 @@ def measure(setting, result, berth, runc, parts):
             setting.failed.append(f"{part}: {error}")
 
 
+def kind_of(run):
+    """What runs have to have in common to be one result: which build of the kernel it was, and what that left of the memory, is
+    told beside their parts."""
+    machine = {**run["machine"], "kernel": None, "memory_bytes": run["machine"]["memory_bytes"] >> 30}
+    return {"rounds": run["rounds"], "quick": run["quick"], "machine": machine}
+
+
 def add_earlier(result, path, setting):
     """Parts of another run that this one has not measured."""
     earlier = json.loads(path.read_text())
-    if unlike := [what for what in ("rounds", "quick", "machine") if earlier[what] != result[what]]:
+    ours, theirs = kind_of(result), kind_of(earlier)
+    if unlike := [what for what, found in ours.items() if theirs[what] != found]:
         sys.exit(f"bench-containers: {path} is of a run that differs from this one: {', '.join(unlike)}")
     parts = [part for part in PARTS if part in earlier and part not in result]
     result.update({part: earlier[part] for part in parts})
     result["other_runs"] = [*earlier.get("other_runs", []),
-                            {**{what: earlier[what] for what in ("date", "load_before", "load_after")}, "parts": parts}]
+                            {**{what: earlier[what] for what in ("date", "machine", "load_before", "load_after")}, "parts": parts}]
     setting.skipped += [line for line in earlier["skipped"] if line not in setting.skipped]
 
 

@@ -154,6 +154,12 @@ BENCHMARKS = {"disk": (disk_tables, ["qemu", "fio"]), "vm": (vm_tables, ["qemu"]
               "containers": (container_tables, ["qemu", "runc"])}
 
 
+def of_other_kernels(result):
+    """In words, which parts were measured under another build of the kernel."""
+    return "".join(f" Under Linux {run['machine']['kernel']}: {', '.join(run['parts'])}." for run in result.get("other_runs", [])
+                   if run.get("machine", result["machine"])["kernel"] != result["machine"]["kernel"])
+
+
 def block(benchmark, path, result):
     """What one benchmark found."""
     machine, (tables, used) = result["machine"], BENCHMARKS[benchmark]
@@ -161,7 +167,7 @@ def block(benchmark, path, result):
     yield ""
     yield (f"Median and spread of {result['rounds']} interleaved rounds of `make bench-{benchmark}` "
            f"({path.relative_to(ROOT)}): {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] >> 30} GiB, "
-           f"Linux {machine['kernel']}, {machine['file_system'].split()[0]} on a virtual disk; {programs}.")
+           f"Linux {machine['kernel']}, {machine['file_system'].split()[0]} on a virtual disk; {programs}.{of_other_kernels(result)}")
     for table in (*tables(result), goal_table(result["goals"])):
         yield ""
         yield from table

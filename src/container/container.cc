@@ -101,7 +101,7 @@ void Container::open_ports() {
         auto found = link();
         return found && phase_ == Phase::running ? *std::move(found) : nullptr;
       },
-      [this] { awaken_soon(); }, [this] { touch(); });
+      [this] { awaken_soon(); }, [this] { note_answer(); });
 }
 
 // --- Starting.

@@ -208,6 +208,7 @@ class Container {
   Task<Result<void>> stand_still();
   bool is_quiet() const;
   Task<Result<void>> await_quiet();
+  void note_answer();
   Task<> note_working_set();
   PageFiles page_files() const;
   void save_pause() const;
@@ -263,6 +264,7 @@ class Container {
   bool is_saving_ = false;       // and goes on when that is done
   bool is_waiting_ = false;      // for a name
   bool is_hibernated_ = false;   // QEMU may go: the rest is in files
+  bool has_answered_ = false;    // since it was resumed
   bool is_waking_ = false;       // it was hibernated, and is about to run
   bool is_pausing_ = false;
   bool is_awaking_ = false;

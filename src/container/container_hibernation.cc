@@ -32,7 +32,8 @@ Task<Result<void>> Container::save_everything(Instant begun) {
                                      .memory = record_.specification.memory,
                                      .pages = {},
                                      .devices = {},
-                                     .pause = {}},
+                                     .pause = {},
+                                     .programs = machine::programs_of(process.pid)},
                            .started_at = started_at_,
                            .log_begins_at = log_begins_at_,
                            .ports = ports_->ports()};
@@ -135,7 +136,6 @@ Task<Result<void>> Container::load_hibernated(MicroVm::Start machine) {
                       .qemu = record.saved.qemu,
                       .accelerator = record.saved.accelerator,
                       .stands = true};
-  co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
   record_.specification.ports = std::move(record.ports);
   CO_TRY(ports_->open(record_.specification.ports, std::move(options_.listening)));
   log_begins_at_ = record.log_begins_at;

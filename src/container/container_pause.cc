@@ -11,6 +11,7 @@
 #include "base/units.h"
 #include "container/container.h"
 #include "container/guest_clock.h"
+#include "machine/vm/hibernation.h"
 #include "memory/parking.h"
 
 namespace berth::container {
@@ -188,11 +189,19 @@ Task<> Container::awaken_for_port() {
   is_awaking_ = false;
 }
 
-/// Once it has had time to come to what it needs first: the next time that is read ahead.
+/// Through a published port.
+void Container::note_answer() {
+  touch();
+  if (!std::exchange(has_answered_, true)) changed_.notify_all();
+}
+
+/// When it has answered somebody, or has had time to come to what it needs first: the next time
+/// that is read ahead.
 Task<> Container::note_working_set() {
+  has_answered_ = false;
   {
     Deadline deadline(loop_, working_set_delay, [this] { changed_.notify_all(); });
-    while (!deadline.expired() && !closing_ && is_on()) co_await changed_.wait();
+    while (!deadline.expired() && !has_answered_ && !closing_ && is_on()) co_await changed_.wait();
     co_await deadline.stop();
   }
   const auto guard = co_await changing_.lock();
@@ -239,7 +248,7 @@ Task<> Container::adopt_pause() {
 void Container::forget_pause() {
   pause_ = {};
   ::unlink(options_.run.pause_file(options_.name).c_str());
-  if (!is_hibernated_) page_files().remove_all();
+  if (!is_hibernated_) machine::remove_saved(store_.directory(options_.name));
 }
 
 }  // namespace berth::container

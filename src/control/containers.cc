@@ -5,6 +5,7 @@
 
 #include <signal.h>
 
+#include <boost/asio/post.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -15,8 +16,8 @@
 #include "control/container_creation.h"
 #include "control/spawn.h"
 #include "machine/host/accelerator.h"
+#include "machine/vm/hibernation.h"
 #include "machine/vm/machine_store.h"
-#include "machine/vm/page_files.h"
 
 namespace berth::control {
 using Json = nlohmann::json;
@@ -208,7 +209,7 @@ Async<void> Containers::note_lost_run(std::string name) {
     state.ended = true;
     state.exit_code = exit_code_lost;
     state.error = "the host went down while it ran";
-    machine::PageFiles(store->directory(name)).remove_all();
+    machine::remove_saved(store->directory(name));
     return store->save_state(name, state);
   });
   if (!noted) log_warning("{}", noted.error().message());
@@ -294,6 +295,10 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
                                   how.wake ? "not hibernated" : "hibernated: resume it"));
   }
   const ContainerRecord record = CO_TRY(co_await find(name));
+  if (how.wake) {
+    boost::asio::post(
+        workers_, [directory = store_.directory(name)] { machine::read_ahead_saved(directory); });
+  }
   starting_.insert(name);
   auto done = co_await machines_.check_memory(memory_of(record));
   Result<std::vector<Json>> disks = std::vector<Json>();

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -24,6 +25,7 @@
 #include "control/configuration.h"
 #include "control/exit_code.h"
 #include "control/http_server.h"
+#include "control/keeper_process.h"
 #include "control/machine_steps.h"
 #include "control/operations.h"
 #include "control/parking.h"
@@ -159,6 +161,7 @@ class Daemon {
   Async<Result<void>> live() {
     auto started = co_await begin();
     if (started) {
+      asio::post(workers_, hold_program);
       signals_.async_wait([this](const boost::system::error_code& error, int /*signal*/) {
         if (!error) services_.request_end();
       });

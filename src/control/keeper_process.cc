@@ -6,12 +6,16 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
+
+#include "base/log.h"
+#include "memory/process_maps.h"
 
 namespace berth::control {
 namespace {
@@ -104,6 +108,17 @@ Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch) {
   process.pid = TRY(actions.spawn(launch.program, arguments));
   process.pidfd = TRY(open_pidfd(process.pid));  // our child: the pid is its own until it is reaped
   return process;
+}
+
+void hold_program() {
+  auto maps = memory::ProcessMaps::open(::getpid(), "program");
+  const auto mappings = maps ? maps->read() : failure(maps.error());
+  if (!mappings) return log_warning("{}", mappings.error().message());
+  for (const memory::Mapping& mapping : *mappings) {
+    // A kernel before 5.14 does not know it, and a part that is no file's is nothing to wait for.
+    if (mapping.inode != 0 && !mapping.is_writable)
+      ::madvise(reinterpret_cast<void*>(mapping.address), mapping.length, MADV_POPULATE_READ);
+  }
 }
 
 Result<Fd> duplicate_from(const Fd& pidfd, int fd) {

@@ -33,6 +33,10 @@ struct KeeperProcess {
 
 Result<KeeperProcess> launch_keeper(const KeeperLaunch& launch);
 
+/// Maps all of this program and its libraries, which are the keepers' too: one that is started does
+/// not wait for the disk, as long as the kernel has the memory for it. Blocking, as the disk takes.
+void hold_program();
+
 /// A duplicate of the descriptor `fd` of that process.
 Result<Fd> duplicate_from(const Fd& pidfd, int fd);
 /// Takes the exit status of a child that has ended, so that no zombie stays; for a person: "exit

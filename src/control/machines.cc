@@ -6,6 +6,7 @@
 #include <sys/statvfs.h>
 #include <sys/sysinfo.h>
 
+#include <boost/asio/post.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -18,6 +19,7 @@
 #include "machine/layout.h"
 #include "machine/small_file.h"
 #include "machine/vm/admission.h"
+#include "machine/vm/hibernation.h"
 #include "machine/vm/host_ports.h"
 #include "machine/vm/machine_points.h"
 
@@ -263,7 +265,10 @@ Async<Result<void>> Machines::start_locked(GuestKeepers::Guest machine, Start ho
   const std::string name = machine->name;
   if (guests_.is_quitting()) co_return failure(ErrorKind::disconnected, "the daemon is ending");
   const bool wake = is_hibernated(name);
-  if (wake) co_await end_saved(machine);
+  if (wake) {
+    co_await end_saved(machine);
+    boost::asio::post(workers_, [of = directory(name)] { machine::read_ahead_saved(of); });
+  }
   if (machine->is_open()) {
     co_return failure(ErrorKind::precondition,
                       fmt::format("the machine '{}' is running already", name));

@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "base/checksum.h"
+#include "base/read_ahead.h"
 #include "base/units.h"
 #include "memory/memory_file.h"
 #include "memory/preload/channel_format.h"
@@ -28,10 +29,6 @@ constexpr std::size_t checksum_at = 8;
 constexpr std::size_t granules_at = 2048;
 static_assert(granules_at + GranuleSet::encoded_size == record_size);
 static_assert(PageFile::trailer_size == 2 * record_size);
-
-// Of one request the kernel reads no more than a disk's read-ahead, 128 KiB unless somebody has set
-// it lower.
-constexpr std::uint64_t readahead_max = 128 * KiB;
 
 /// With the field itself zero.
 std::uint64_t checksum_of(Bytes record) {
@@ -210,12 +207,8 @@ Result<void> PageFile::set_working_set(const GranuleSet& granules) {
 Result<std::uint64_t> PageFile::prefetch() {
   const auto ranges = working_set_.ranges();
   for (const PageRange& range : ranges) {
-    for (std::uint64_t done = 0; done < range.length; done += readahead_max) {
-      const int error = ::posix_fadvise(
-          fd_.get(), static_cast<off_t>(range.offset + done),
-          static_cast<off_t>(std::min(readahead_max, range.length - done)), POSIX_FADV_WILLNEED);
-      if (error != 0) return errno_failure(error, fmt::format("cannot read '{}' ahead", path_));
-    }
+    if (auto asked = read_ahead(fd_, range.offset, range.length); !asked)
+      return failure(std::move(asked).error().with_context(fmt::format("'{}'", path_)));
   }
   return total_length(ranges);
 }

@@ -66,6 +66,7 @@ class PageFile {
 
   std::uint64_t memory_size() const { return memory_size_; }
   const GranuleSet& held() const { return held_; }
+  const GranuleSet& working_set() const { return working_set_; }
   /// For MemoryChannel::map(): nothing can be written through it.
   const Fd& fd() const { return fd_; }
 

@@ -312,8 +312,11 @@ Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string&
     if (piece.device != status.st_dev || piece.inode != status.st_ino) continue;
     for (const PageRange& range : TRY(memory.present_pages(piece))) found.add(range);
   }
-  TRY(file.set_working_set(found));
-  return total_length(found.ranges());
+  const std::uint64_t length = total_length(found.ranges());
+  GranuleSet all = found;
+  for (const PageRange& range : file.working_set().ranges()) all.add(range);
+  TRY(file.set_working_set(total_length(all.ranges()) <= working_set_max ? all : found));
+  return length;
 }
 
 Result<bool> release_unmapped(GuestMemory& memory, const std::string& path) {

@@ -70,8 +70,10 @@ Result<bool> release_unmapped(GuestMemory& memory, const std::string& path);
 
 /// Notes in a page file which of its granules the machine has come to since it was last parked, for
 /// PageFile::prefetch() before the next resume; how many bytes. The machine runs. Best done once it
-/// has run for a while (working_set_delay_ms): what it touches later is not what it waits for.
+/// has run for a while (working_set_delay_ms): what it touches later is not what it waits for. What
+/// was noted before stays, for not every resume comes to all of it, up to working_set_max bytes.
 Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string& path);
 constexpr int working_set_delay_ms = 1000;
+constexpr std::uint64_t working_set_max = std::uint64_t{96} << 20;
 
 }  // namespace berth::memory

@@ -316,6 +316,19 @@ TEST_P(ParkingTest, WhatWasReadInAfterTheFirstResumeIsReadAheadLater) {
   expect_unchanged();
 }
 
+TEST_P(ParkingTest, WhatSeveralResumesCameToIsReadAhead) {
+  store(0, 8 * MiB, 1);
+  park_to(1);
+  process_->tell("load", 4 * MiB, page);
+  EXPECT_EQ(MUST(record_working_set(*memory_, page_file(1))), granule);
+  store(7 * MiB, MiB, 2);
+  park_to(2);
+  process_->tell("load", 2 * MiB, page);
+  EXPECT_EQ(MUST(record_working_set(*memory_, page_file(1))), granule);
+  auto first = MUST(PageFile::open(page_file(1)));
+  EXPECT_EQ(MUST(first.prefetch()), 2 * granule);
+}
+
 TEST_P(ParkingTest, WhatWasReadInIsForgottenWhenItIsParkedAgain) {
   store(0, 8 * MiB, 1);
   park_to(1);

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <charconv>
 #include <optional>
+#include <set>
 
 #include <fcntl.h>
 #include <sys/sysmacros.h>
@@ -57,6 +58,7 @@ std::optional<Mapping> parse_mapping(std::string_view line) {
       makedev(static_cast<unsigned>(device_major), static_cast<unsigned>(device_minor));
   mapping.is_shared = permissions[3] == 's';
   mapping.is_writable = permissions[1] == 'w';
+  mapping.is_code = permissions[2] == 'x';
   std::string_view name = fields.text('\n');
   name.remove_prefix(std::min(name.find_first_not_of(' '), name.size()));
   mapping.is_named = !name.empty() && name != "[heap]";
@@ -80,6 +82,24 @@ Result<std::vector<Mapping>> ProcessMaps::read() {
     text.remove_prefix(std::min(line.size() + 1, text.size()));
   }
   return mappings;
+}
+
+Result<std::map<std::string, std::uint64_t>> ProcessMaps::programs() {
+  std::string_view text = TRY(read_text());
+  std::map<std::string, std::uint64_t> files;
+  std::set<std::string> with_code;
+  while (!text.empty()) {
+    const auto line = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(line.size() + 1, text.size()));
+    const auto mapping = parse_mapping(line);
+    const auto path = line.substr(std::min(line.find('/'), line.size()));
+    if (!mapping || path.empty()) continue;
+    std::uint64_t& end = files[std::string(path)];
+    end = std::max(end, mapping->offset + mapping->length);
+    if (mapping->is_code) with_code.emplace(path);
+  }
+  std::erase_if(files, [&](const auto& file) { return !with_code.contains(file.first); });
+  return files;
 }
 
 /// Good until the next call.

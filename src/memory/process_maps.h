@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,7 @@ struct Mapping {
   ino_t inode = 0;  // 0: of no file
   bool is_shared = false;
   bool is_writable = false;
+  bool is_code = false;
   bool is_named = false;  // a file, or something of the kernel's but for the heap
 };
 
@@ -34,6 +36,9 @@ class ProcessMaps {
 
   /// All of them, in order. `disconnected` if the process has ended, `limit` if there are too many.
   Result<std::vector<Mapping>> read();
+  /// The files that its program is made of, itself and its libraries: paths, and where what is
+  /// mapped of each ends, bytes.
+  Result<std::map<std::string, std::uint64_t>> programs();
 
  private:
   ProcessMaps(std::string name, Fd maps) : name_(std::move(name)), maps_(std::move(maps)) {}

@@ -154,6 +154,33 @@ def test_from_a_lighter_level(container, lighter):
     end(container)
 
 
+def working_set(container):
+    """How many granules are read ahead (docs/formats/page-file.md)."""
+    record = (container.place / container.pages()[0]).read_bytes()[-4096:]
+    assert record[:8] == b"BRTHPGW\0"
+    return int.from_bytes(record[40:48], "little")
+
+
+def test_what_it_came_to_first_is_read_ahead_also_when_it_has_written_it_since(container):
+    fill(container, 8)
+    container.hibernate()
+    assert working_set(container) == 0
+    container.wake()
+    with dial(container.port) as client:
+        client.sendall(b"words")
+        assert client.recv(100) == b"words"
+    shell(container, "md5sum /data/* >/dev/null; cp /data/a /data/c")
+    time.sleep(1)
+    container.hibernate()
+    first = working_set(container)
+    assert first > 0
+    container.wake()
+    container.hibernate()  # at once
+    assert working_set(container) >= first / 2
+    container.wake()
+    end(container)
+
+
 def test_a_host_that_restarts_meanwhile_loses_nothing(container):
     """RUN_DIR and MEMORY_DIR are in memory: they are empty then, but for a template's memory, which is loaded again."""
     before = fill(container, 8)
@@ -226,6 +253,15 @@ def test_a_keeper_may_die_at_any_time_while_one_is_woken(container, chance):
         container.come_back()
         assert sums(container) == before
     print("still hibernated", still, "of 6")
+    end(container)
+
+
+def test_what_a_keeper_that_died_has_left_goes_with_the_run(container):
+    """It had taken hibernation.json away, and not yet what it named."""
+    (container.place / "hibernated-devices").write_bytes(b"of a run before")
+    container.kill_keeper()
+    container.start_keeper()
+    container.wait_for_state("running")
     end(container)
 
 

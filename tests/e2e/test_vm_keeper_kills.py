@@ -1,4 +1,4 @@
-"""Keepers that die under a guest which writes: SIGKILL, twenty times, at the keeper of its disk, and every fourth time at the
+"""Keepers that die under a guest which writes: SIGKILL, at least twenty times, at the keeper of its disk, and every fourth time at the
 machine's own keeper as well. The guest sees a disk that stalls, no longer than the keeper takes to be back and 100 ms more;
 nothing that it was told is written is lost; QEMU answers its monitor throughout; and what changed is still known exactly."""
 
@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 
 import volume_tools
@@ -14,6 +15,7 @@ from berth_host import wait_for_exit
 from machine_host import Machine
 
 _KILLS = 20
+_MAX_KILLS = 60  # until so many have met with a host that was quiet
 _SEED = 41
 _GRACE_MS = 100
 _QMP_MS = 1000
@@ -82,6 +84,42 @@ class _Writer:
         return took
 
 
+class _HostProbe:
+    """What this host alone does to one who writes and waits for its disk, beside the keepers: a small write, every 5 ms."""
+
+    _PERIOD_S = 0.005
+
+    def __init__(self, path):
+        self._delays = []  # when it was over, and ms
+        self._over = threading.Event()
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+        os.close(self._file)
+
+    def _run(self):
+        while not self._over.is_set():
+            begun = time.monotonic()
+            time.sleep(self._PERIOD_S)
+            os.pwrite(self._file, b"berth" * 100, 0)
+            os.fdatasync(self._file)
+            over = time.monotonic()
+            self._delays.append((over, (over - begun - self._PERIOD_S) * 1000))
+
+    def worst_ms(self, since):
+        """Of those that were under way at `since` or later, and the one that is."""
+        known = list(self._delays)
+        last = known[-1][0] if known else since
+        return max([delay for over, delay in known if over >= since] + [(time.monotonic() - last - self._PERIOD_S) * 1000])
+
+
 class _Killer:
     """Kills keepers, and measures how long each is away."""
 
@@ -148,7 +186,7 @@ def _check_records(content, acknowledged):
     assert len(content) <= len(expected) + _RECORD
 
 
-def test_twenty_keepers_are_killed_under_a_guest_that_writes(shared_host, tmp_path, capsys, record_property):
+def test_keepers_are_killed_under_a_guest_that_writes(shared_host, tmp_path, capsys, record_property):
     chance = random.Random(_SEED)
     machine = Machine.create(shared_host, "web")
     machine.start()
@@ -160,36 +198,41 @@ def test_twenty_keepers_are_killed_under_a_guest_that_writes(shared_host, tmp_pa
     os.sync()  # what earlier tests have left for the disk would stall the guest, keeper or none
     writer, killer = _Writer(machine), _Killer(shared_host, machine)
     quiet = writer.take_after(100)
-    restarts, events, stalls, monitors = [], [], [], []
-    for number in range(1, _KILLS + 1):
-        time.sleep(chance.uniform(0.05, 0.5))
-        writer.take()
-        restart, event = killer.kill(both=number % 4 == 0)
-        # Two that have not begun before the event: what was under way when the keeper died has returned by then.
-        monitors.append(killer.monitor_answers())
-        took = writer.take()
-        took += writer.take_after(2)
-        restarts.append(restart)
-        events.append(event)
-        stalls.append(max(took))
+    restarts, events, stalls, monitors, noise = [], [], [], [], []
+    with _HostProbe(shared_host.state_dir / "probe") as probe:
+        while sum(delay <= _GRACE_MS / 2 for delay in noise) < _KILLS and len(noise) < _MAX_KILLS:
+            time.sleep(chance.uniform(0.05, 0.5))
+            writer.take()
+            begun = time.monotonic()
+            restart, event = killer.kill(both=len(noise) % 4 == 3)
+            # Two that have not begun before the event: what was under way when the keeper died has returned by then.
+            monitors.append(killer.monitor_answers())
+            took = writer.take()
+            took += writer.take_after(2)
+            noise.append(probe.worst_ms(begun))
+            restarts.append(restart)
+            events.append(event)
+            stalls.append(max(took))
     writer.stop()
     acknowledged = writer.acknowledged
 
-    figures = {"seed": _SEED, "records": acknowledged, "quiet_ms": volume_tools.quantiles(quiet),
-               "restart_ms": restarts, "event_ms": events, "stall_ms": stalls, "monitor_ms": monitors}
+    beyond = [stall - restart for stall, restart in zip(stalls, restarts)]
+    figures = {"seed": _SEED, "records": acknowledged, "quiet_ms": volume_tools.quantiles(quiet), "restart_ms": restarts,
+               "event_ms": events, "stall_ms": stalls, "monitor_ms": monitors, "host_ms": noise}
     record_property("keeper_kills", json.dumps(figures))
     with capsys.disabled():
-        print(f"\n{_KILLS} kills (seed {_SEED}), {acknowledged} records; median and worst, ms:", "; ".join(
+        print(f"\n{len(noise)} kills (seed {_SEED}), {acknowledged} records; median and worst, ms:", "; ".join(
             f"{what} {volume_tools.quantiles(values)[1]:.0f}, {max(values):.0f}" for what, values in
             (("a write without kills", quiet), ("restart", restarts), ("until the event", events), ("stall", stalls),
-             ("stall beyond the restart", [stall - restart for stall, restart in zip(stalls, restarts)]),
-             ("QEMU's answer", monitors))))
+             ("stall beyond the restart", beyond), ("QEMU's answer", monitors),
+             ("what the host did to another's writes meanwhile", noise))))
     for number, monitor in enumerate(monitors, 1):
         assert monitor <= _QMP_MS, f"kill {number}: QEMU has answered after {monitor:.0f} ms"
-    # Two of twenty may have met with what else this host does, which a guest without kills feels too.
-    beyond = sorted(stall - restart for stall, restart in zip(stalls, restarts))
-    assert beyond[-3] <= _GRACE_MS and beyond[-1] <= 10 * _GRACE_MS, f"ms beyond the restart: {beyond}"
-    assert sum(stall > restart / 2 for stall, restart in zip(stalls, restarts)) > _KILLS / 2, \
+    # Where the host kept others waiting too, it says nothing; and two may have met with what the probe did not see.
+    counted = sorted(late for late, delay in zip(beyond, noise) if delay <= _GRACE_MS / 2)
+    assert len(counted) >= _KILLS / 2, f"in {len(noise)} kills this host was never quiet: {sorted(noise)} ms"
+    assert counted[-3] <= _GRACE_MS and counted[-1] <= 10 * _GRACE_MS, f"ms beyond the restart: {counted}"
+    assert sum(stall > restart / 2 for stall, restart in zip(stalls, restarts)) > len(noise) / 2, \
         "the keepers were not killed under load"
 
     assert machine.info()["pid"] == qemu

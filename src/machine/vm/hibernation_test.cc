@@ -16,7 +16,8 @@ SavedGuestState some() {
           .pages = "pages-3",
           .devices = "hibernated-devices",
           .device_checksum = ~std::uint64_t{0},
-          .pause = {.level = PauseLevel::hibernated, .since = "t", .took_ms = 5, .memory = {}}};
+          .pause = {.level = PauseLevel::hibernated, .since = "t", .took_ms = 5, .memory = {}},
+          .programs = {{"/usr/bin/qemu", 20 << 20}, {"/lib/libc.so.6", 2 << 20}}};
 }
 
 TEST(SavedGuestState, ComesBackFromItsDocument) {
@@ -32,6 +33,27 @@ TEST(SavedGuestState, NamesLeadNowhereElse) {
           << member << " " << value;
     }
   }
+}
+
+TEST(SavedGuestState, ProgramsArePathsAndLengths) {
+  EXPECT_EQ(MUST(decode_saved_guest_state(encode(some()))).programs, some().programs);
+  for (const Json& value :
+       {Json("x"), Json::array({"/usr/bin/qemu"}), Json({{"/x", "y"}}), Json({{"/x", -1}})}) {
+    Json wrong = encode(some());
+    wrong["programs"] = value;
+    EXPECT_EQ(decode_saved_guest_state(wrong).error().kind(), ErrorKind::invalid_argument) << value;
+  }
+}
+
+TEST(Hibernation, ReadingAheadFindsNothingWrong) {
+  const ScratchDirectory directory;
+  read_ahead_saved(directory.path());  // it is not hibernated
+  SavedGuestState saved = some();
+  saved.programs = {{"/proc/self/exe", ~std::uint64_t{0}}, {"/nonexistent", 1}, {"/", 1}};
+  MUST(write_hibernation_file(directory.path(), encode(saved)));
+  read_ahead_saved(directory.path());
+  MUST(write_hibernation_file(directory.path(), Json("damaged")));
+  read_ahead_saved(directory.path());
 }
 
 TEST(Hibernation, IsThereFromItsFileOnAndUntilThatIsGone) {

@@ -35,7 +35,8 @@ Task<Result<void>> Machine::save_everything(Instant begun) {
                                       .memory = specification.memory,
                                       .pages = {},
                                       .devices = {},
-                                      .pause = {}},
+                                      .pause = {},
+                                      .programs = programs_of(process.pid)},
                             .machine_type = specification.machine_type,
                             .cpu_model = specification.cpu_model,
                             .cpus = specification.cpus,
@@ -106,7 +107,6 @@ Task<Result<void>> Machine::prepare_wake() {
                                   .devices = CO_TRY(saved_devices(directory(), record.saved)),
                                   .qemu = record.saved.qemu,
                                   .accelerator = record.saved.accelerator};
-  co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
   co_return Result<void>{};
 }
 

@@ -209,9 +209,7 @@ Task<> Machine::adopt_pause() {
 void Machine::forget_pause() {
   pause_ = {};
   ::unlink(pause_file().c_str());
-  if (is_hibernated(directory())) return;
-  page_files().remove_all();
-  remove_saved_devices(directory());
+  if (!is_hibernated(directory())) remove_saved(directory());
 }
 
 }  // namespace berth::machine

@@ -71,6 +71,8 @@ class PageFiles {
   /// The oldest first.
   std::vector<std::string> paths() const;
   std::string next_path() const;
+  /// What the machine came to first is that of the page files before, as far as is known.
+  void pass_on_working_set(const std::vector<std::string>& older, const std::string& path) const;
   void remove_all_but(const std::string& name) const;
   static void log_failure(const Error& error);
 
