@@ -208,6 +208,7 @@ class Container {
   Task<Result<void>> stand_still();
   bool is_quiet() const;
   Task<Result<void>> await_quiet();
+  Task<> read_ahead();
   void note_answer();
   Task<> note_working_set();
   PageFiles page_files() const;

@@ -123,10 +123,14 @@ Task<Result<void>> Container::await_quiet() {
   co_return Result<void>{};
 }
 
+Task<> Container::read_ahead() {
+  co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
+}
+
 /// Virtual CPUs run again.
 Task<Result<void>> Container::go_up() {
-  if (pause_.level == PauseLevel::parked)
-    co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
+  // It need not stand for that.
+  if (pause_.level == PauseLevel::parked) tasks_.spawn(read_ahead());
   if (!link_) dialled_ = CO_TRY(co_await AgentLink::dial(loop_, machine_->agent_socket()));
   CO_TRY(co_await machine_->thaw());
   pause_ = {};

@@ -115,9 +115,11 @@ void hold_program() {
   const auto mappings = maps ? maps->read() : failure(maps.error());
   if (!mappings) return log_warning("{}", mappings.error().message());
   for (const memory::Mapping& mapping : *mappings) {
-    // A kernel before 5.14 does not know it, and a part that is no file's is nothing to wait for.
-    if (mapping.inode != 0 && !mapping.is_writable)
-      ::madvise(reinterpret_cast<void*>(mapping.address), mapping.length, MADV_POPULATE_READ);
+    if (mapping.inode == 0 || mapping.is_writable) continue;
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of our own.
+    auto* address = reinterpret_cast<void*>(mapping.address);
+    // A kernel before 5.14 does not know it: then they wait.
+    (void)::madvise(address, mapping.length, MADV_POPULATE_READ);
   }
 }
 

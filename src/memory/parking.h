@@ -74,6 +74,6 @@ Result<bool> release_unmapped(GuestMemory& memory, const std::string& path);
 /// was noted before stays, for not every resume comes to all of it, up to working_set_max bytes.
 Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string& path);
 constexpr int working_set_delay_ms = 1000;
-constexpr std::uint64_t working_set_max = std::uint64_t{96} << 20;
+constexpr std::uint64_t working_set_max = std::uint64_t{32} << 20;
 
 }  // namespace berth::memory
