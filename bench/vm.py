@@ -34,7 +34,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 import report
@@ -44,6 +43,7 @@ from report import Goal, figure, ratios
 import guest  # of the tests: peers.py has put them on the path
 from berth_host import BerthError, BerthHost
 from machine_host import Machine, guest_toml
+from watch import Watch
 
 MIB = 1 << 20
 BOOT_TIMEOUT_S = 120
@@ -126,25 +126,24 @@ def say(text):
 # --- The guest, whoever runs it.
 
 
-class CpuWatch:
+class CpuWatch(Watch):
     """The longest time, while the block goes on, in which the threads of the guest's CPUs did not run."""
 
     PERIOD_S = 0.0005
 
     def __init__(self, pid):
+        super().__init__()
         self.longest_ms = 0.0
         tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
         self._paths = [task / "schedstat" for task in tasks if (task / "comm").read_text().startswith("CPU ")]
         if not self._paths:
             raise PeerError(f"process {pid} has no thread of a CPU")
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def _watch(self):
+    def watch(self):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             files = [stack.enter_context(open(path, "rb", buffering=0)) for path in self._paths]
             last, since = None, time.monotonic()
-            while not self._over.is_set():
+            while not self.is_over():
                 ran = [os.pread(file.fileno(), 64, 0).split()[0] for file in files]
                 now = time.monotonic()
                 if last is not None:
@@ -152,14 +151,6 @@ class CpuWatch:
                 if ran != last:
                     last, since = ran, now
                 time.sleep(self.PERIOD_S)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join()
 
 
 def wait_until(what, done, timeout_s):

@@ -12,7 +12,6 @@
 
 #include "base/checksum.h"
 #include "base/read_ahead.h"
-#include "base/units.h"
 #include "memory/memory_file.h"
 #include "memory/preload/channel_format.h"
 
@@ -103,6 +102,11 @@ bool GranuleSet::includes(const GranuleSet& other) const {
   for (std::uint64_t i = 0; i < other.granules(); ++i)
     if (other.has(i) && !has(i)) return false;
   return true;
+}
+
+void GranuleSet::add(const GranuleSet& others) {
+  for (std::uint64_t i = 0; i < granules(); ++i)
+    if (others.has(i)) granules_[i] = true;
 }
 
 void GranuleSet::keep_only(const GranuleSet& others) {

@@ -31,6 +31,8 @@ class GranuleSet {
   explicit GranuleSet(std::uint64_t memory_size);
   /// Those that have any byte of the range.
   void add(PageRange range);
+  /// Of the same memory.
+  void add(const GranuleSet& others);
   bool has(std::uint64_t granule) const;
   std::uint64_t count() const;
   bool includes(const GranuleSet& other) const;

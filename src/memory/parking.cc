@@ -314,7 +314,7 @@ Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string&
   }
   const std::uint64_t length = total_length(found.ranges());
   GranuleSet all = found;
-  for (const PageRange& range : file.working_set().ranges()) all.add(range);
+  all.add(file.working_set());
   TRY(file.set_working_set(total_length(all.ranges()) <= working_set_max ? all : found));
   return length;
 }

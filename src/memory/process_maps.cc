@@ -65,6 +65,17 @@ std::optional<Mapping> parse_mapping(std::string_view line) {
   return mapping;
 }
 
+/// Calls `use(mapping, path)` for each; the path is empty where it is of no file.
+template <typename Use>
+void for_each_mapping(std::string_view text, Use use) {
+  while (!text.empty()) {
+    const auto line = text.substr(0, text.find('\n'));
+    if (const auto mapping = parse_mapping(line))
+      use(*mapping, line.substr(std::min(line.find('/'), line.size())));
+    text.remove_prefix(std::min(line.size() + 1, text.size()));
+  }
+}
+
 }  // namespace
 
 Result<ProcessMaps> ProcessMaps::open(pid_t pid, std::string name) {
@@ -74,30 +85,24 @@ Result<ProcessMaps> ProcessMaps::open(pid_t pid, std::string name) {
 }
 
 Result<std::vector<Mapping>> ProcessMaps::read() {
-  std::string_view text = TRY(read_text());
+  const std::string_view text = TRY(read_text());
   std::vector<Mapping> mappings;
-  while (!text.empty()) {
-    const auto line = text.substr(0, text.find('\n'));
-    if (const auto mapping = parse_mapping(line)) mappings.push_back(*mapping);
-    text.remove_prefix(std::min(line.size() + 1, text.size()));
-  }
+  for_each_mapping(text, [&](const Mapping& mapping, std::string_view /*path*/) {
+    mappings.push_back(mapping);
+  });
   return mappings;
 }
 
 Result<std::map<std::string, std::uint64_t>> ProcessMaps::programs() {
-  std::string_view text = TRY(read_text());
+  const std::string_view text = TRY(read_text());
   std::map<std::string, std::uint64_t> files;
   std::set<std::string> with_code;
-  while (!text.empty()) {
-    const auto line = text.substr(0, text.find('\n'));
-    text.remove_prefix(std::min(line.size() + 1, text.size()));
-    const auto mapping = parse_mapping(line);
-    const auto path = line.substr(std::min(line.find('/'), line.size()));
-    if (!mapping || path.empty()) continue;
+  for_each_mapping(text, [&](const Mapping& mapping, std::string_view path) {
+    if (path.empty()) return;
     std::uint64_t& end = files[std::string(path)];
-    end = std::max(end, mapping->offset + mapping->length);
-    if (mapping->is_code) with_code.emplace(path);
-  }
+    end = std::max(end, mapping.offset + mapping.length);
+    if (mapping.is_code) with_code.emplace(path);
+  });
   std::erase_if(files, [&](const auto& file) { return !with_code.contains(file.first); });
   return files;
 }

@@ -110,6 +110,7 @@ Result<std::string> saved_devices(const std::string& directory, const SavedGuest
 }
 
 void read_ahead_saved(const std::string& directory) {
+  // The daemon has it mapped, but for what it has changed of its data.
   read_ahead_programs(programs_of(::getpid()));
   const auto text = read_hibernation_file(directory);
   const auto json = text ? parse_json(*text) : failure(text.error());

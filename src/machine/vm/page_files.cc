@@ -73,24 +73,22 @@ Result<PageFiles::Report> PageFiles::trim(const GuestProcess& process) const {
   return report;
 }
 
-void PageFiles::pass_on_working_set(const std::vector<std::string>& older,
-                                    const std::string& path) const {
-  auto file = memory::PageFile::open(path);
+void PageFiles::inherit_working_set(const std::string& newest) const {
+  auto file = memory::PageFile::open(newest);
   if (!file) return log_failure(file.error());
   memory::GranuleSet known(file->memory_size());
-  for (const std::string& earlier : older)
-    if (const auto before = memory::PageFile::open(earlier);
-        before && before->memory_size() == file->memory_size())
-      for (const auto& range : before->working_set().ranges()) known.add(range);
-  if (const auto passed = file->set_working_set(known); !passed) log_failure(passed.error());
+  for (const std::string& path : paths()) {
+    const auto earlier = memory::PageFile::open(path);
+    if (earlier && earlier->memory_size() == file->memory_size()) known.add(earlier->working_set());
+  }
+  if (const auto noted = file->set_working_set(known); !noted) log_failure(noted.error());
 }
 
 Result<PageFiles::Report> PageFiles::park(const GuestProcess& process) const {
   const auto memory = TRY(GuestMemory::open(process));
-  const std::vector<std::string> older = paths();
   const std::string newest = next_path();
   const memory::ParkReport parked = TRY(memory::park(*memory, newest));
-  pass_on_working_set(older, newest);
+  inherit_working_set(newest);
   for (const std::string& path : paths())
     if (const auto released = release_unmapped(*memory, path); !released)
       log_failure(released.error());
@@ -110,10 +108,9 @@ Result<PageFiles::Saved> PageFiles::save(const GuestProcess& process) const {
     if (TRY(is_saved_in(*memory, newest)))
       return Saved{.name = name_of(newest), .before = TRY(memory_use(*memory))};
   }
-  const std::vector<std::string> older = paths();
   const std::string path = next_path();
   const memory::SaveReport saved = TRY(memory::save(*memory, path));
-  pass_on_working_set(older, path);
+  inherit_working_set(path);
   return Saved{.name = name_of(path), .before = saved.before};
 }
 

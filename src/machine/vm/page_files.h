@@ -46,7 +46,8 @@ class PageFiles {
   /// saved takes no memory.
   void leave_only(const std::string& name) const;
 
-  /// Has the kernel read what the machine will need first. Does not wait.
+  /// Has the kernel read what the machine will need first. Does not wait for the disk. The machine
+  /// may run, and other calls may go on beside it: a file that is gone by then is logged.
   void read_ahead() const;
   /// Notes what that is. The machine runs, and has for a while.
   void note_working_set(const memory::GuestProcess& process) const;
@@ -71,8 +72,8 @@ class PageFiles {
   /// The oldest first.
   std::vector<std::string> paths() const;
   std::string next_path() const;
-  /// What the machine came to first is that of the page files before, as far as is known.
-  void pass_on_working_set(const std::vector<std::string>& older, const std::string& path) const;
+  /// What is known of it from all page files there are; the newest has none of its own yet.
+  void inherit_working_set(const std::string& newest) const;
   void remove_all_but(const std::string& name) const;
   static void log_failure(const Error& error);
 
