@@ -27,8 +27,8 @@ setup: ## install every Debian package needed (the other targets do so by themse
 ready:
 	@scripts/setup --quiet
 
-# $(call configure,PRESET) and $(call build,PRESET,TARGETS)
-configure = cmake --preset $(1) $(CMAKE_OPTIONS) > build/$(1).configure.log 2>&1 || \
+# $(call configure,PRESET) and $(call build,PRESET,TARGETS); two `make` side by side configure one after the other.
+configure = flock build/$(1).configure.lock cmake --preset $(1) $(CMAKE_OPTIONS) > build/$(1).configure.log 2>&1 || \
 	{ cat build/$(1).configure.log; exit 1; }
 define build
 	@$(call configure,$(1))
@@ -92,7 +92,7 @@ format: ready ## clang-format over all sources
 	@scripts/sources | xargs clang-format-19 -i
 
 clean: ## remove what was built with the presets
-	rm -rf build/dev build/release build/asan build/tsan build/fuzz build/check build/deb build/*.configure.log
+	rm -rf build/dev build/release build/asan build/tsan build/fuzz build/check build/deb build/*.configure.log build/*.configure.lock build/check.log
 
 build/:
 	@mkdir -p $@

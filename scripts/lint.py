@@ -70,6 +70,20 @@ def installed_packages():
     return subprocess.run(["dpkg-query", "-W", *names], capture_output=True, text=True, check=False).stdout
 
 
+def without_precompiled(arguments):
+    """Without precompiled headers: only then does it show what a file forgot to include, and nothing need be built."""
+    kept = []
+    left = list(arguments)
+    while left:
+        if left[0] == "-Xclang" and left[1] in ("-include-pch", "-include"):
+            left = left[4:]  # -Xclang -include -Xclang FILE
+        elif left[0] == "-Xclang" and "pch" in left[1]:
+            left = left[2:]
+        else:
+            kept.append(left.pop(0))
+    return [argument for argument in kept if argument != "-Winvalid-pch"]
+
+
 def compile_commands(build):
     """File: compiler arguments without the output; of several commands for a file, the product's own."""
     commands = {}
@@ -78,6 +92,7 @@ def compile_commands(build):
         arguments = shlex.split(entry["command"])[1:]
         output = arguments.index("-o")
         arguments = arguments[:output] + arguments[output + 2 :]
+        arguments = without_precompiled(arguments)
         # Every warning is an error here, whatever the build directory says.
         arguments = [argument for argument in arguments if argument not in ("-c", entry["file"], "-Werror")]
         if file not in commands or "-DBERTH_SABOTAGE=1" not in arguments:
