@@ -15,7 +15,7 @@
 #include "base/log.h"
 #include "control/spawn.h"
 #include "machine/host/accelerator.h"
-#include "machine/host/host_text.h"
+#include "machine/host/available_memory.h"
 #include "machine/layout.h"
 #include "machine/small_file.h"
 #include "machine/vm/admission.h"
@@ -32,11 +32,6 @@ constexpr Milliseconds hello_timeout{10'000};
 constexpr Milliseconds start_timeout{180'000};  // includes loading a saved memory
 constexpr Milliseconds stop_grace{60'000};      // beyond the guest's own time
 constexpr Milliseconds end_patience{15'000};    // of a keeper whose machine has ended
-
-std::uint64_t available_now() {
-  const auto text = machine::read_small_file("/proc/meminfo");
-  return text ? machine::meminfo_bytes(*text, "MemAvailable").value_or(0) : 0;
-}
 
 }  // namespace
 
@@ -233,7 +228,7 @@ Async<Result<void>> Machines::look_at_memory(machine::MachineMemory one_more) {
   machine::MemoryAdmission admission{
       .ram = std::uint64_t{host.totalram} * host.mem_unit,
       .swap = std::uint64_t{host.totalswap} * host.mem_unit,
-      .available = available_now() + std::uint64_t{host.freeswap} * host.mem_unit,
+      .available = machine::available_memory() + std::uint64_t{host.freeswap} * host.mem_unit,
       .memory_dir_size = std::uint64_t{space.f_blocks} * space.f_frsize,
       .memory_dir_free = std::uint64_t{space.f_bavail} * space.f_frsize,
       .running = {}};

@@ -14,7 +14,7 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/units.h"
-#include "machine/host/host_text.h"
+#include "machine/host/available_memory.h"
 #include "machine/small_file.h"
 #include "memory/round_policy.h"
 
@@ -33,10 +33,8 @@ constexpr int waits_max = 50;
 /// Half of a memory may be what is written again and again; no more than a quarter of what the host
 /// has left is taken for it. It is touched as far as it is needed.
 std::uint64_t staging_for(std::uint64_t memory_size) {
-  const auto text = read_small_file("/proc/meminfo");
-  const std::uint64_t available = text ? meminfo_bytes(*text, "MemAvailable").value_or(0) : 0;
   const std::uint64_t wanted = std::max(memory_size / 2, staging_usual);
-  return std::max(std::min(wanted, available / 4) / MiB * MiB, room_for_last);
+  return std::max(std::min(wanted, available_memory() / 4) / MiB * MiB, room_for_last);
 }
 
 std::unexpected<Error> too_fast(const memory::RoundDecision& decision, unsigned rounds) {
