@@ -229,6 +229,15 @@ Result<void> copy_back(const GuestMemory& memory, const std::vector<PageRange>& 
   return {};
 }
 
+/// What the machine has elsewhere by now is not read ahead here.
+Result<void> keep_first_of(const std::string& path, const GranuleSet& mapped) {
+  auto file = TRY(PageFile::open(path));
+  GranuleSet first = file.working_set();
+  first.keep_only(mapped);
+  if (first != file.working_set()) TRY(file.set_working_set(first));
+  return {};
+}
+
 }  // namespace
 
 Result<ParkReport> park(GuestMemory& memory, const std::string& path) {
@@ -325,6 +334,7 @@ Result<bool> release_unmapped(GuestMemory& memory, const std::string& path) {
   if (!file || ::fstat(file.get(), &status) != 0)
     return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
   TRY(memory.look());
+  GranuleSet mapped(memory.size());
   std::vector<PageRange> unmapped;
   std::uint64_t mapped_to = 0;
   bool is_needed = false;
@@ -333,6 +343,7 @@ Result<bool> release_unmapped(GuestMemory& memory, const std::string& path) {
     is_needed = true;
     if (piece.range.offset > mapped_to)
       unmapped.push_back({.offset = mapped_to, .length = piece.range.offset - mapped_to});
+    mapped.add(piece.range);
     mapped_to = piece.range.offset + piece.range.length;
   }
   if (!is_needed) {
@@ -348,6 +359,7 @@ Result<bool> release_unmapped(GuestMemory& memory, const std::string& path) {
       return errno_failure(errno, fmt::format("cannot give back what '{}' holds", path));
     }
   }
+  TRY(keep_first_of(path, mapped));
   return true;
 }
 

@@ -64,7 +64,8 @@ Result<void> read_in(GuestMemory& memory, std::uint64_t most);
 /// Whether any of the memory is mapped from this file: then it must stay, and stay as it is.
 Result<bool> is_mapped(GuestMemory& memory, const std::string& path);
 
-/// Gives back what of a page file is mapped no more: the file itself where nothing of it is.
+/// Gives back what of a page file is mapped no more: the file itself where nothing of it is. Its
+/// working set has it no more, either.
 /// Whether it is still there. Not while it is unknown what park() has done.
 Result<bool> release_unmapped(GuestMemory& memory, const std::string& path);
 

@@ -329,6 +329,19 @@ TEST_P(ParkingTest, WhatSeveralResumesCameToIsReadAhead) {
   EXPECT_EQ(MUST(first.prefetch()), 2 * granule);
 }
 
+TEST_P(ParkingTest, WhatIsInANewerPageFileIsNotReadAheadFromAnOlderOne) {
+  store(0, 8 * MiB, 1);
+  park_to(1);
+  process_->tell("load", 2 * MiB, page);
+  process_->tell("load", 4 * MiB, page);
+  EXPECT_EQ(MUST(record_working_set(*memory_, page_file(1))), 2 * granule);
+  store(4 * MiB, granule, 2);
+  park_to(2);
+  EXPECT_TRUE(MUST(release_unmapped(*memory_, page_file(1))));
+  auto first = MUST(PageFile::open(page_file(1)));
+  EXPECT_EQ(MUST(first.prefetch()), granule);
+}
+
 TEST_P(ParkingTest, WhatWasReadInIsForgottenWhenItIsParkedAgain) {
   store(0, 8 * MiB, 1);
   park_to(1);

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "machine/host/available_memory.h"
 #include "memory/page_file.h"
 #include "memory/parking.h"
 
@@ -27,6 +28,7 @@ using memory::GuestProcess;
 constexpr std::string_view name_begin = "pages-";
 constexpr std::uint64_t piece_max = 64 * MiB;  // copied in some tens of milliseconds
 constexpr std::uint64_t status_block = 512;    // of st_blocks, stat(2)
+constexpr std::uint64_t cached_share = 64;     // a part of what the host has left
 
 /// By their numbers.
 std::map<std::uint64_t, std::string> page_files_in(const std::string& directory) {
@@ -92,6 +94,7 @@ Result<PageFiles::Report> PageFiles::park(const GuestProcess& process) const {
   for (const std::string& path : paths())
     if (const auto released = release_unmapped(*memory, path); !released)
       log_failure(released.error());
+  keep_first_in_cache();
   Report report{.before = parked.before, .after = parked.after};
   // What is left is QEMU's own.
   const auto trimmed = memory::trim(*memory);
@@ -127,6 +130,15 @@ void PageFiles::read_ahead() const {
     const auto asked = file ? file->prefetch() : failure(file.error());
     if (!asked) log_failure(asked.error());
   }
+}
+
+/// There it is nobody's: it goes as soon as anybody needs the memory.
+void PageFiles::keep_first_in_cache() const {
+  std::uint64_t wanted = 0;
+  for (const std::string& path : paths())
+    if (const auto file = memory::PageFile::open(path))
+      wanted += total_length(file->working_set().ranges());
+  if (wanted <= available_memory() / cached_share) read_ahead();
 }
 
 void PageFiles::note_working_set(const GuestProcess& process) const {

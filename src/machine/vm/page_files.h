@@ -33,6 +33,7 @@ class PageFiles {
   Result<Report> trim(const memory::GuestProcess& process) const;
   /// Private memory goes to one more page file, and QEMU's own is swapped out where there is swap.
   /// Where it fails the machine can go on as it was (memory::park()); `no_space` on a full disk.
+  /// What the machine will need first, as far as that is known, stays in the host's page cache.
   Result<Report> park(const memory::GuestProcess& process) const;
 
   /// All that is private is in one page file, of this name, which another QEMU can go on from.
@@ -74,6 +75,8 @@ class PageFiles {
   std::string next_path() const;
   /// What is known of it from all page files there are; the newest has none of its own yet.
   void inherit_working_set(const std::string& newest) const;
+  /// What the machine will need first, while the host has room for it.
+  void keep_first_in_cache() const;
   void remove_all_but(const std::string& name) const;
   static void log_failure(const Error& error);
 
