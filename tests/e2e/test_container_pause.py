@@ -5,7 +5,6 @@ import os
 import pathlib
 import signal
 import struct
-import subprocess
 import threading
 import time
 
@@ -60,23 +59,6 @@ def container(request, image):
 
 def page_files(container):
     return sorted(path.name for path in container.place.glob("pages-*"))
-
-
-def cached_bytes(container):
-    """Of its page files, in the host's page cache."""
-    files = [str(path) for path in container.place.glob("pages-*")]
-    sizes = subprocess.run(["fincore", "--bytes", "--noheadings", "--output", "RES", *files],
-                           check=True, capture_output=True, text=True, timeout=LIMIT_S).stdout
-    return sum(map(int, sizes.split()))
-
-
-def await_cached(container, least):
-    """As soon as so much of them is there: the kernel reads it while nobody waits. How much it is."""
-    deadline = time.monotonic() + LIMIT_S
-    while (found := cached_bytes(container)) < least:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
-    return found
 
 
 def shell(container, script):
@@ -134,23 +116,6 @@ def test_parked_again_it_keeps_the_files_it_needs(container):
     container.call("resume")
     assert sums(container) == before
     assert shell(container, "cat /data/c") == b"4\n"
-    end(container)
-
-
-def test_what_it_needs_first_stays_in_the_page_cache_and_no_more(container):
-    before = fill(container, 32)
-    container.call("pause", level="parked")
-    assert cached_bytes(container) <= MIB  # nobody knows yet what that is
-    container.call("resume")
-    assert shell(container, "echo here") == b"here\n"
-    time.sleep(2)  # what it came to is noted
-    report = container.call("pause", level="parked")["pause"]
-    assert await_cached(container, MIB) < report["page_file_bytes"] / 2
-    # It is nobody's: the kernel has it back when it wants to.
-    pathlib.Path("/proc/sys/vm/drop_caches").write_text("1")
-    assert cached_bytes(container) <= MIB
-    container.call("resume")
-    assert sums(container) == before
     end(container)
 
 
