@@ -2,7 +2,7 @@
 
 set(BERTH_SANITIZE "" CACHE STRING "'', 'address' (with undefined), 'thread' or 'fuzz' (libFuzzer with address)")
 option(BERTH_WERROR "Warnings are errors" OFF)
-option(BERTH_PRECOMPILE "Precompile the headers of libraries: two thirds of what compiling this tree costs" OFF)
+option(BERTH_PRECOMPILE "Parse the headers of libraries once for each target" OFF)
 
 set(CMAKE_CXX_STANDARD 23)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)

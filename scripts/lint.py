@@ -3,9 +3,10 @@
 
     scripts/lint.py tidy|headers|coroutines BUILD_DIR [FILE...]
 
-BUILD_DIR has the compile commands. A header that its own source includes first is compiled alone by that. What passed is remembered in build/check by a hash of everything that the verdict
-depends on: the file, every file of ours that it includes, the command, .clang-tidy and the installed packages. So a
-second run looks only at what changed, and a change back costs nothing.
+BUILD_DIR has the compile commands. A header that its own source includes first is compiled alone by that. What passed is
+remembered in build/check by a hash of everything that the verdict depends on: the file, every file of ours that it
+includes, the command, .clang-tidy and the installed packages. So a second run looks only at what changed, and a change
+back costs nothing.
 """
 
 import concurrent.futures
@@ -113,7 +114,7 @@ def tidy_jobs(commands, sources):
 def is_included_first(header):
     """By its own source, which clang-tidy compiles without precompiled headers: so it has all that it needs."""
     source = header.with_suffix(".cc")
-    if not is_tidied(header.with_suffix(".cc")) or not source.is_file():
+    if not is_tidied(source) or not source.is_file():
         return False
     first = _FIRST_INCLUDE.search(source.read_text())
     return first is not None and ROOT / "src" / first[1] == header

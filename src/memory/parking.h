@@ -64,9 +64,9 @@ Result<void> read_in(GuestMemory& memory, std::uint64_t most);
 /// Whether any of the memory is mapped from this file: then it must stay, and stay as it is.
 Result<bool> is_mapped(GuestMemory& memory, const std::string& path);
 
-/// Gives back what of a page file is mapped no more: the file itself where nothing of it is. Its
-/// working set has it no more, either.
-/// Whether it is still there. Not while it is unknown what park() has done.
+/// Gives back what of a page file is mapped no more, which leaves its working set, too: the file
+/// itself where nothing of it is mapped. Whether it is still there. Not while it is unknown what
+/// park() has done.
 Result<bool> release_unmapped(GuestMemory& memory, const std::string& path);
 
 /// Notes in a page file which of its granules the machine has come to since it was last parked, for

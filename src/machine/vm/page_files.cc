@@ -28,7 +28,7 @@ using memory::GuestProcess;
 constexpr std::string_view name_begin = "pages-";
 constexpr std::uint64_t piece_max = 64 * MiB;  // copied in some tens of milliseconds
 constexpr std::uint64_t status_block = 512;    // of st_blocks, stat(2)
-constexpr std::uint64_t cached_share = 64;     // a part of what the host has left
+constexpr std::uint64_t cached_share = 64;     // one part in so many of what the host has left
 
 /// By their numbers.
 std::map<std::uint64_t, std::string> page_files_in(const std::string& directory) {
