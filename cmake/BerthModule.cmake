@@ -224,13 +224,13 @@ function(berth_simulations)
   endforeach()
 endfunction()
 
-# berth_e2e_tests(PROGRAM berth [TIMEOUT 300]): each test_*.py of this directory is a ctest entry e2e.<name>. They start
+# berth_e2e_tests(PROGRAM berth [TIMEOUT 900]): each test_*.py of this directory is a ctest entry e2e.<name>. They start
 # first and run one after another, beside the other kinds. BERTH_BIN is the program, BERTH_BUILD_DIR the build directory.
-# A file that needs longer: set_tests_properties(e2e.NAME PROPERTIES TIMEOUT 900) after the call.
+# A file that needs longer: set_tests_properties(e2e.NAME PROPERTIES TIMEOUT 1800) after the call.
 function(berth_e2e_tests)
   cmake_parse_arguments(PARSE_ARGV 0 ARG "" "PROGRAM;TIMEOUT" "")
   if(NOT ARG_TIMEOUT)
-    set(ARG_TIMEOUT 300)
+    set(ARG_TIMEOUT 900)
   endif()
   math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * ${BERTH_TIMEOUT_FACTOR}")
   file(GLOB scripts CONFIGURE_DEPENDS "test_*.py")

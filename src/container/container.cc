@@ -727,7 +727,7 @@ Json Container::info() const {
   json["memory"] = memory_id_.to_string();
   json["ports"] = encode_ports(ports_ ? ports_->ports() : record_.specification.ports);
   json["port_fds"] = ports_ ? ports_->descriptors() : std::vector<int>();
-  json["pid"] = machine_->pid();
+  if (const pid_t pid = machine_->pid(); pid != 0) json["pid"] = pid;
   if (microvm_ != nullptr) {
     json["accelerator"] = microvm_->accelerator();
     json["qemu"] = microvm_->qemu_version();

@@ -51,9 +51,11 @@ class CommandLine : private machine::QemuArguments {
     if (places_.kernel.empty()) return;
     add("-kernel", places_.kernel);
     add("-initrd", places_.initrd);
-    add("-append", places_.tsc_khz == 0
-                       ? std::string(command_line)
-                       : fmt::format("{} tsc_early_khz={}", command_line, places_.tsc_khz));
+    // Linux checks it against its timer ticks, of which an emulated guest loses some on a busy
+    // host; the time stamp counter is the one that is right.
+    add("-append", places_.tsc_khz == 0 ? std::string(command_line)
+                                        : fmt::format("{} tsc_early_khz={} tsc=reliable",
+                                                      command_line, places_.tsc_khz));
   }
 
   void add_sockets() {

@@ -306,6 +306,32 @@ def test_exec_has_a_terminal_of_its_own(host, shell):
         assert terminal.wait() == 5
 
 
+# --- Its clock.
+
+def test_a_guest_that_boots_on_a_busy_host_keeps_its_clock(host):
+    """Linux distrusts the CPU's counter where timer ticks are lost meanwhile: 250 ticks a second from then on, and time that is lost."""
+    command = [program(), "container", "run", "-d", "--name", "steady", "busybox:1", "sleep", "100000"]
+    with subprocess.Popen(command, env=host.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as client:
+        try:
+            held_up = 0
+            while client.poll() is None:
+                found = host.run("container", "inspect", "steady")
+                pid = json.loads(found.stdout)["pid"] if found.returncode == 0 else None
+                while pid and client.poll() is None:
+                    os.kill(pid, signal.SIGSTOP)
+                    time.sleep(0.05)
+                    os.kill(pid, signal.SIGCONT)
+                    time.sleep(0.1)
+                    held_up += 1
+            assert client.returncode == 0 and held_up > 10
+            clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+            settled = f"until ! grep -q tsc-early {clock}; do sleep 0.1; done; cat {clock}"
+            assert host.berth("exec", "steady", "sh", "-c", settled) == (0, "tsc\n", "")
+        finally:
+            client.kill()
+            host.run("container", "rm", "-f", "steady")
+
+
 # --- exec.
 
 def test_exec_ends_as_its_program_does(host, shell):

@@ -110,7 +110,7 @@ Task<Json> Machine::info(bool with_addresses) {
   const ControlGroupUsage usage = group_.usage();
   Json disks = Json::array();
   for (const AttachedDisk& disk : start_.disks) disks.push_back(encode(disk));
-  json.update({{"pid", pid()},
+  json.update({{"pid", pid() != 0 ? Json(pid()) : Json()},
                {"started_at", started_at_},
                {"accelerator", accelerator()},
                {"qemu", qemu_version_},
