@@ -229,6 +229,18 @@ Result<void> copy_back(const GuestMemory& memory, const std::vector<PageRange>& 
   return {};
 }
 
+Result<struct stat> status_of(const std::string& path) {
+  struct stat status{};
+  if (::stat(path.c_str(), &status) != 0)
+    return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
+  return status;
+}
+
+/// Whether that is mapped from this file.
+bool is_of(const GuestMemory::Piece& piece, const struct stat& file) {
+  return piece.device == file.st_dev && piece.inode == file.st_ino;
+}
+
 /// What the machine has elsewhere by now is not read ahead here.
 Result<void> keep_first_of(const std::string& path, const GranuleSet& mapped) {
   auto file = TRY(PageFile::open(path));
@@ -251,14 +263,12 @@ Result<SaveReport> save(GuestMemory& memory, const std::string& path) {
 }
 
 Result<bool> is_saved_in(GuestMemory& memory, const std::string& path) {
-  struct stat status{};
-  if (::stat(path.c_str(), &status) != 0)
-    return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
+  const struct stat status = TRY(status_of(path));
   TRY(memory.look());
   GranuleSet mapped(memory.size());
   for (const GuestMemory::Piece& piece : memory.pieces()) {
     if (memory.is_of_its_file(piece)) continue;
-    if (piece.device != status.st_dev || piece.inode != status.st_ino) return false;
+    if (!is_of(piece, status)) return false;
     mapped.add(piece.range);
   }
   if (!TRY(memory.private_pages()).empty() || !TRY(memory.object_pages()).empty()) return false;
@@ -308,9 +318,7 @@ Result<void> read_in(GuestMemory& memory, std::uint64_t most) {
 
 Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string& path) {
   auto file = TRY(PageFile::open(path));
-  struct stat status{};
-  if (::fstat(file.fd().get(), &status) != 0)
-    return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
+  const struct stat status = TRY(status_of(path));
   if (file.memory_size() != memory.size()) {
     return failure(ErrorKind::invalid_argument,
                    fmt::format("'{}' is no page file of this machine", path));
@@ -318,7 +326,7 @@ Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string&
   TRY(memory.look());
   GranuleSet found(memory.size());
   for (const GuestMemory::Piece& piece : memory.pieces()) {
-    if (piece.device != status.st_dev || piece.inode != status.st_ino) continue;
+    if (!is_of(piece, status)) continue;
     for (const PageRange& range : TRY(memory.present_pages(piece))) found.add(range);
   }
   const std::uint64_t length = total_length(found.ranges());
@@ -330,16 +338,15 @@ Result<std::uint64_t> record_working_set(GuestMemory& memory, const std::string&
 
 Result<bool> release_unmapped(GuestMemory& memory, const std::string& path) {
   const Fd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-  struct stat status{};
-  if (!file || ::fstat(file.get(), &status) != 0)
-    return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
+  if (!file) return errno_failure(errno, fmt::format("cannot open the page file '{}'", path));
+  const struct stat status = TRY(status_of(path));
   TRY(memory.look());
   GranuleSet mapped(memory.size());
   std::vector<PageRange> unmapped;
   std::uint64_t mapped_to = 0;
   bool is_needed = false;
   for (const GuestMemory::Piece& piece : memory.pieces()) {
-    if (piece.device != status.st_dev || piece.inode != status.st_ino) continue;
+    if (!is_of(piece, status)) continue;
     is_needed = true;
     if (piece.range.offset > mapped_to)
       unmapped.push_back({.offset = mapped_to, .length = piece.range.offset - mapped_to});
@@ -364,13 +371,10 @@ Result<bool> release_unmapped(GuestMemory& memory, const std::string& path) {
 }
 
 Result<bool> is_mapped(GuestMemory& memory, const std::string& path) {
-  struct stat status{};
-  if (::stat(path.c_str(), &status) != 0)
-    return errno_failure(errno, fmt::format("cannot look at the page file '{}'", path));
+  const struct stat status = TRY(status_of(path));
   TRY(memory.look());
-  return std::ranges::any_of(memory.pieces(), [&](const GuestMemory::Piece& piece) {
-    return piece.device == status.st_dev && piece.inode == status.st_ino;
-  });
+  return std::ranges::any_of(memory.pieces(),
+                             [&](const GuestMemory::Piece& piece) { return is_of(piece, status); });
 }
 
 }  // namespace berth::memory

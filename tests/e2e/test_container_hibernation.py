@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 
+import page_file
 import pytest
 from container_keeper import LIMIT_S, KeeperError, KeptContainer, dial
 from test_container_pause import MIB, PORT, SCRIPT, _template, fill, image, shell, sums  # noqa: F401 (two are fixtures)
@@ -155,10 +156,8 @@ def test_from_a_lighter_level(container, lighter):
 
 
 def working_set(container):
-    """How many granules are read ahead (docs/formats/page-file.md)."""
-    record = (container.place / container.pages()[0]).read_bytes()[-4096:]
-    assert record[:8] == b"BRTHPGW\0"
-    return int.from_bytes(record[40:48], "little")
+    """How many granules are read ahead."""
+    return len(page_file.working_set(container.place / container.pages()[0]))
 
 
 def test_what_it_came_to_first_is_read_ahead_also_when_it_has_written_it_since(container):

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import mmap
 import os
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import threading
 import time
 
+import page_file
 import pytest
 from berth_host import BerthError, program
 from test_container import LIMIT_S, ContainerHost
@@ -221,6 +223,44 @@ def test_a_request_needs_no_daemon(host):
                 assert client.recv(5) == b"hello"
         finally:
             host.start()
+
+
+# --- What it needs first.
+
+def page_files(host, name):
+    return sorted((host.state_dir / "containers" / name).glob("pages-*"))
+
+
+def is_cached(path, offset, length):
+    """Whether the host has all of that in memory."""
+    with open(path, "rb", buffering=0) as file:
+        for at in range(offset, offset + length, mmap.PAGESIZE):
+            try:
+                os.preadv(file.fileno(), [bytearray(mmap.PAGESIZE)], at, os.RWF_NOWAIT)
+            except BlockingIOError:
+                return False
+    return True
+
+
+def test_what_a_parked_one_needs_first_stays_in_the_page_cache(host):
+    with host.serving("--park-after", "never") as name:
+        host.wait_until_it_serves(name)
+        host.cli("container", "pause", "--level", "parked", name)
+        [first] = page_files(host, name)
+        held = page_file.held(first)
+        if sum(is_cached(first, *granule) for granule in held) > len(held) / 2:
+            pytest.skip("the state directory lies in memory")
+        host.ask(name)
+        deadline = time.monotonic() + LIMIT_S
+        while not page_file.working_set(first):
+            assert time.monotonic() < deadline, "it is not noted what it came to"
+            time.sleep(0.1)
+        host.cli("container", "pause", "--level", "parked", name)
+        wanted = [(path, *granule) for path in page_files(host, name) for granule in page_file.working_set(path)]
+        assert wanted
+        while missing := [granule for granule in wanted if not is_cached(*granule)]:
+            assert time.monotonic() < deadline, missing
+            time.sleep(0.1)
 
 
 # --- Without times, and with pressure.

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 
+import page_file
 import pytest
 
 from memory_fixture.machine import fixture
@@ -75,20 +76,6 @@ def _park(machine, path):
     return report, dumps[0]
 
 
-def _held(path):
-    """The granules of a page file, by docs/formats/page-file.md: (offset, length) of each."""
-    memory = path.stat().st_size - 8192
-    with open(path, "rb") as file:
-        file.seek(memory)
-        head = file.read(4096)
-    assert head[:8] == b"BRTHPGF\0" and int.from_bytes(head[24:32], "little") == memory
-    granule = int.from_bytes(head[32:40], "little")
-    bits = int.from_bytes(head[2048:], "little")
-    held = [(i * granule, min(granule, memory - i * granule)) for i in range(-(-memory // granule)) if bits >> i & 1]
-    assert len(held) == int.from_bytes(head[40:48], "little") == bits.bit_count()
-    return held
-
-
 def test_the_memory_comes_back_as_it_was(machine, place):
     _fill(machine, 32)
     sums = machine.agent.shell(_SUM)
@@ -103,7 +90,7 @@ def test_the_memory_comes_back_as_it_was(machine, place):
 def test_a_page_file_is_the_memory(machine, place):
     _fill(machine, 8)
     report, before = _park(machine, place / "1")
-    held = _held(place / "1")
+    held = page_file.held(place / "1")
     assert sum(length for _, length in held) == report["mapped"] > 8 * MIB
     with open(place / "1", "rb") as pages, open(before, "rb") as memory:
         for offset, length in held:

@@ -6,6 +6,7 @@
 #include <map>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -94,12 +95,12 @@ Result<PageFiles::Report> PageFiles::park(const GuestProcess& process) const {
   for (const std::string& path : paths())
     if (const auto released = release_unmapped(*memory, path); !released)
       log_failure(released.error());
-  keep_first_in_cache();
   Report report{.before = parked.before, .after = parked.after};
   // What is left is QEMU's own.
   const auto trimmed = memory::trim(*memory);
   if (!trimmed && trimmed.error().kind() != ErrorKind::precondition) log_failure(trimmed.error());
   if (trimmed) report.after = TRY(memory_use(*memory));
+  keep_first_in_cache();
   return report;
 }
 
@@ -124,21 +125,30 @@ void PageFiles::leave_only(const std::string& name) const {
   file->drop_cache();
 }
 
-void PageFiles::read_ahead() const {
+std::vector<memory::PageFile> PageFiles::open_all() const {
+  std::vector<memory::PageFile> files;
   for (const std::string& path : paths()) {
-    auto file = memory::PageFile::open(path);
-    const auto asked = file ? file->prefetch() : failure(file.error());
-    if (!asked) log_failure(asked.error());
+    if (auto file = memory::PageFile::open(path))
+      files.push_back(std::move(*file));
+    else
+      log_failure(file.error());
   }
+  return files;
 }
+
+void PageFiles::read_ahead(std::vector<memory::PageFile> files) {
+  for (memory::PageFile& file : files)
+    if (const auto asked = file.prefetch(); !asked) log_failure(asked.error());
+}
+
+void PageFiles::read_ahead() const { read_ahead(open_all()); }
 
 /// There it is nobody's: it goes as soon as anybody needs the memory.
 void PageFiles::keep_first_in_cache() const {
+  auto files = open_all();
   std::uint64_t wanted = 0;
-  for (const std::string& path : paths())
-    if (const auto file = memory::PageFile::open(path))
-      wanted += total_length(file->working_set().ranges());
-  if (wanted <= available_memory() / cached_share) read_ahead();
+  for (const memory::PageFile& file : files) wanted += total_length(file.working_set().ranges());
+  if (wanted <= available_memory() / cached_share) read_ahead(std::move(files));
 }
 
 void PageFiles::note_working_set(const GuestProcess& process) const {

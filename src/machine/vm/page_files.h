@@ -18,6 +18,10 @@
 #include "memory/guest_memory.h"
 #include "memory/memory_use.h"
 
+namespace berth::memory {
+class PageFile;
+}
+
 namespace berth::machine {
 
 class PageFiles {
@@ -73,6 +77,9 @@ class PageFiles {
   /// The oldest first.
   std::vector<std::string> paths() const;
   std::string next_path() const;
+  /// Those of paths() that can be read; of the others it is logged why not.
+  std::vector<memory::PageFile> open_all() const;
+  static void read_ahead(std::vector<memory::PageFile> files);
   /// What is known of it from all page files there are; the newest has none of its own yet.
   void inherit_working_set(const std::string& newest) const;
   /// What the machine will need first, while the host has room for it.
