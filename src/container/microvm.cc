@@ -78,11 +78,12 @@ std::string MicroVm::group_name() const { return container_control_group(options
 
 Task<Result<void>> MicroVm::start(Start start, Id128 memory) {
   memory_id_ = memory;
+  last_words_.clear();
   auto launched = co_await launch(std::move(start));
   if (!launched) {
     const bool had_process = process_.has_value();
-    if (had_process && launched.error().kind() == ErrorKind::disconnected) {
-      // Most often it has ended by itself, and says why.
+    if (launched.error().kind() == ErrorKind::disconnected) {
+      // Most often it has ended by itself, or is about to, and says why.
       Deadline deadline(loop_, last_words_patience, [this] { changed_.notify_all(); });
       while (process_ && !deadline.expired()) co_await changed_.wait();
       co_await deadline.stop();

@@ -20,7 +20,7 @@ Async<Result<HttpReply>> carry_out(Services& services, const Route& route, Json 
   if (route.action->answer == Answer::stream) {
     const StreamHandler open_stream = find_stream_handler(route.action->name);
     CHECK(open_stream != nullptr);
-    reply.stream = CO_TRY(open_stream(services, params));
+    reply.stream = CO_TRY(co_await open_stream(services, std::move(params)));
     co_return reply;
   }
   const Handler handle = find_handler(route.action->name);

@@ -26,14 +26,14 @@ Async<Result<Json>> job_cancel(Services& services, Json params) {
   co_return services.jobs.cancel(params["job"].get<std::string>());
 }
 
-Result<std::unique_ptr<LineSource>> job_watch(Services& services, const Json& params) {
-  return services.jobs.watch(params["job"].get<std::string>());
+Async<Result<Stream>> job_watch(Services& services, Json params) {
+  co_return services.jobs.watch(params["job"].get<std::string>());
 }
 
-Result<std::unique_ptr<LineSource>> events_watch(Services& services, const Json& params) {
+Async<Result<Stream>> events_watch(Services& services, Json params) {
   std::optional<std::uint64_t> since;
   if (params.contains("since")) since = params["since"].get<std::uint64_t>();
-  return services.events.follow(since);
+  co_return services.events.follow(since);
 }
 
 HandlerTable all_handlers() {
@@ -60,6 +60,7 @@ Handler find_handler(std::string_view action) {
 }
 
 StreamHandler find_stream_handler(std::string_view action) {
+  if (action == "container.logs") return container_logs;
   if (action == "job.watch") return job_watch;
   return action == "events.watch" ? events_watch : nullptr;
 }

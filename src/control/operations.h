@@ -52,8 +52,8 @@ struct Services {
 };
 
 using Handler = Async<Result<nlohmann::json>> (*)(Services& services, nlohmann::json params);
-using StreamHandler = Result<std::unique_ptr<LineSource>> (*)(Services& services,
-                                                              const nlohmann::json& params);
+using Stream = std::unique_ptr<LineSource>;
+using StreamHandler = Async<Result<Stream>> (*)(Services& services, nlohmann::json params);
 
 using HandlerTable = std::vector<std::pair<std::string_view, Handler>>;
 
@@ -70,6 +70,9 @@ Async<Result<void>> start_container(Services& services, container::ContainerReco
 Async<Result<void>> awaken_container(Services& services, container::ContainerRecord record);
 /// The same for somebody who has connected to a port of it, and is hung up on if it fails.
 Async<void> awaken_for_port(Services& services, std::string name);
+
+/// What a container has written, and, if that is wanted, what it will until it ends.
+Async<Result<Stream>> container_logs(Services& services, nlohmann::json params);
 
 HandlerTable host_handlers();
 HandlerTable volume_handlers();

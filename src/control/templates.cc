@@ -9,9 +9,8 @@
 
 #include "base/log.h"
 #include "base/units.h"
-#include "container/container_log.h"
 #include "container/hibernation_record.h"
-#include "container/log_format.h"
+#include "container/log_lines.h"
 #include "control/container_boot.h"
 #include "control/container_creation.h"
 #include "control/spawn.h"
@@ -32,7 +31,6 @@ constexpr Milliseconds hold_timeout{120'000};
 constexpr Milliseconds copy_timeout{600'000};
 constexpr Milliseconds program_grace{10'000};  // beyond its own time
 constexpr std::size_t last_lines_max = 5;
-constexpr std::size_t log_piece = std::size_t{64} << 10;
 
 std::string builder_of(const std::string& name) { return "template-" + name; }
 
@@ -47,17 +45,12 @@ std::optional<Id128> id_of_memory(const std::string& path) {
 
 /// The last lines of a container's log, on one line.
 std::string last_lines(const std::string& path) {
-  container::LogReader reader(path, container::LogReader::From::start);
+  container::LogLines lines(path);
   std::vector<std::string> last;
   while (true) {
-    const auto lines = reader.read(log_piece);
-    if (!lines || lines->empty()) break;
-    for (std::string_view rest = *lines; !rest.empty();) {
-      const std::size_t end = std::min(rest.find('\n'), rest.size());
-      if (const auto entry = container::parse_log_line(rest.substr(0, end)))
-        last.emplace_back(entry->text);
-      rest.remove_prefix(std::min(end + 1, rest.size()));
-    }
+    const auto any = lines.read(
+        [&last](const container::LogEntry& entry, bool) { last.emplace_back(entry.text); });
+    if (!any || !*any) break;
     if (last.size() > last_lines_max)
       last.erase(last.begin(), last.end() - static_cast<std::ptrdiff_t>(last_lines_max));
   }

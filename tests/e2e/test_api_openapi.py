@@ -361,7 +361,7 @@ def test_every_operation_on_an_image_answers_as_documented(api, tmp_path):
 def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     host = api.host
     busybox = oci_images.file("bin/busybox", pathlib.Path("/usr/bin/busybox").read_bytes(), mode=0o755)
-    image = oci_images.Image([oci_images.layer([oci_images.directory("bin"), busybox])], {"Cmd": ["/bin/busybox", "sleep", "1000"]})
+    image = oci_images.Image([oci_images.layer([oci_images.directory("bin"), busybox])], {"Cmd": ["/bin/busybox", "sh", "-c", "echo words; exec /bin/busybox sleep 1000"]})
     layout = oci_images.write_layout(tmp_path / "image", [("busybox:1", image)])
     assert api.job("image.import", archive=str(layout), name="busybox:1")["state"] == "done"
 
@@ -389,6 +389,8 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     assert api("container.start", container="c1", hold=False)["state"] == "running"
     api("container.start", 412, container="c1")
     assert api("container.inspect", container="c1")["pid"]
+    api("container.logs", 404, container="c2")
+    assert api("container.logs", container="c1", tail=0) == []
     api("container.inspect", 404, container="c2")
     assert [each["name"] for each in api("container.list")["containers"]] == ["c1"]
     assert api("container.pause", container="c1")["state"] == "frozen"
@@ -405,6 +407,7 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     api("container.kill", 400, container="c1", signal="SIGNONE")
     api("container.kill", container="c1", signal="SIGURG")
     stopped = api("container.stop", container="c1", timeout_s=0)
+    assert [entry["text"] for entry in api("container.logs", container="c1", follow="true")] == ["words"]
     assert (stopped["state"], stopped["exit_code"]) == ("exited", 137)
     api("container.kill", 412, container="c1")
     assert api("container.start", container="c1")["state"] == "running"

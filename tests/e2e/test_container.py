@@ -306,6 +306,38 @@ def test_exec_has_a_terminal_of_its_own(host, shell):
         assert terminal.wait() == 5
 
 
+# --- Its log, over the API.
+
+def test_the_api_sends_a_log_until_the_container_ends(host):
+    script = "echo one; printf 'a\\377b\\n'; printf tw; sleep 1; echo o; echo bad >&2; exit 3"
+    with host.container("busybox:1", "sh", "-c", script) as name:
+        with host.lines(f"/v1/containers/{name}/logs?follow=true", timeout_s=LIMIT_S) as sent:
+            entries = list(sent)
+        assert host.wait_for_state(name, "exited")["exit_code"] == 3
+
+        def written(stream):
+            return "".join(entry["text"] + "\n" * (not entry["partial"]) for entry in entries if entry["stream"] == stream)
+
+        assert (written("stdout"), written("stderr")) == ("one\na\ufffdb\ntwo\n", "bad\n")
+        assert [entry["at"] for entry in entries] == sorted(entry["at"] for entry in entries)
+        with host.lines(f"/v1/containers/{name}/logs") as sent:
+            assert list(sent) == entries
+        with host.lines(f"/v1/containers/{name}/logs?tail=2") as sent:
+            assert "".join(entry["text"] for entry in sent) == "twobad"
+
+
+def test_who_leaves_while_a_log_is_sent_disturbs_nobody(host, shell):
+    for _ in range(20):
+        with host.lines(f"/v1/containers/{shell}/logs?follow=true", timeout_s=LIMIT_S):
+            pass
+    assert host.api("GET", "/v1/host")[0] == 200
+    with host.container("busybox:1", "sh", "-c", "while true; do echo word; sleep 0.1; done") as name:
+        with host.lines(f"/v1/containers/{name}/logs?follow=true&tail=0", timeout_s=LIMIT_S) as sent:
+            assert next(sent)["text"] == "word"
+            host.cli("container", "rm", "-f", name)
+            assert {entry["text"] for entry in sent} <= {"word"}
+
+
 # --- Its clock.
 
 def test_a_guest_that_boots_on_a_busy_host_keeps_its_clock(host):

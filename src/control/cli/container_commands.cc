@@ -1,7 +1,6 @@
 #include "control/cli/container_commands.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
@@ -15,8 +14,8 @@
 #include <nlohmann/json.hpp>
 
 #include "base/units.h"
-#include "container/container_log.h"
 #include "container/container_record.h"
+#include "container/log_lines.h"
 #include "control/cli/api_client.h"
 #include "control/cli/attach.h"
 #include "control/cli/client.h"
@@ -34,7 +33,6 @@ using Json = nlohmann::json;
 constexpr std::chrono::milliseconds log_poll{100};
 constexpr std::chrono::milliseconds rest_poll{20};
 constexpr std::chrono::seconds rest_patience{15};
-constexpr std::size_t log_piece = std::size_t{64} << 10;
 
 // --- What there is to say.
 
@@ -274,7 +272,7 @@ class Runner {
   int logs() {
     const auto shown = call("container.inspect", {{"container", line_.text("CONTAINER")}});
     if (!shown) return report(shown.error(), exit_code(shown.error().kind()));
-    std::size_t skipped = 0;
+    container::LogLines lines((*shown)["log"].get<std::string>());
     if (line_.has("--tail")) {
       const auto tail = number_of(line_.text("--tail"), "--tail");
       if (!tail || *tail < 0)
@@ -282,20 +280,18 @@ class Runner {
                           ? Error(ErrorKind::invalid_argument, "--tail: expected a number of lines")
                           : tail.error(),
                       exit_usage);
-      const std::size_t lines = count_lines((*shown)["log"].get<std::string>());
-      skipped = lines - std::min(lines, static_cast<std::size_t>(*tail));
+      if (const auto found = lines.keep_last(static_cast<std::size_t>(*tail)); !found)
+        return report(found.error(), exit_failed);
     }
-    container::LogReader reader((*shown)["log"].get<std::string>(),
-                                container::LogReader::From::start);
     const std::string name = shown->value("name", "");
     while (true) {
       // Before the log is read: everything is in it once the container has ended.
       const bool goes_on = line_.has("--follow") && is_running(name);
       while (true) {
-        const auto lines = reader.read(log_piece);
-        if (!lines) return report(lines.error(), exit_failed);
-        if (lines->empty()) break;
-        print_log(*lines, skipped);
+        const auto any = lines.read(
+            [this](const container::LogEntry& entry, bool begins) { print_log(entry, begins); });
+        if (!any) return report(any.error(), exit_failed);
+        if (!*any) break;
       }
       (void)std::fflush(stdout);
       if (!goes_on) return exit_done;
@@ -308,46 +304,13 @@ class Runner {
     return shown && (shown->at("pid").is_number() || shown->value("state", "") == "hibernated");
   }
 
-  /// The one that has no end so far, too.
-  static std::size_t count_lines(const std::string& path) {
-    container::LogReader reader(path, container::LogReader::From::start);
-    std::array<bool, 2> in_line{};
-    std::size_t count = 0;
-    while (true) {
-      const auto lines = reader.read(log_piece);
-      if (!lines || lines->empty()) return count;
-      for_each_entry(*lines, [&](const container::LogEntry& entry) {
-        bool& goes_on = in_line[static_cast<std::size_t>(entry.stream)];
-        if (!goes_on) ++count;
-        goes_on = entry.partial;
-      });
-    }
-  }
-
-  template <typename Take>
-  static void for_each_entry(std::string_view lines, Take take) {
-    while (!lines.empty()) {
-      const std::size_t end = std::min(lines.find('\n'), lines.size());
-      if (const auto entry = container::parse_log_line(lines.substr(0, end))) take(*entry);
-      lines.remove_prefix(std::min(end + 1, lines.size()));
-    }
-  }
-
-  void print_log(std::string_view lines, std::size_t& skipped) {
-    for_each_entry(lines, [&](const container::LogEntry& entry) {
-      LineState& line = in_line_[static_cast<std::size_t>(entry.stream)];
-      const bool begins = !line.goes_on;
-      if (begins) line.is_skipped = skipped > 0;
-      if (begins && skipped > 0) --skipped;
-      line.goes_on = entry.partial;
-      if (line.is_skipped) return;
-      std::string text;
-      if (line_.has("--timestamps") && begins) text = fmt::format("{} ", entry.at);
-      text += entry.text;
-      if (!entry.partial) text += '\n';
-      const bool is_errors = entry.stream == container::LogStream::errors;
-      (void)std::fwrite(text.data(), 1, text.size(), is_errors ? stderr : stdout);
-    });
+  void print_log(const container::LogEntry& entry, bool begins) const {
+    std::string text;
+    if (line_.has("--timestamps") && begins) text = fmt::format("{} ", entry.at);
+    text += entry.text;
+    if (!entry.partial) text += '\n';
+    const bool is_errors = entry.stream == container::LogStream::errors;
+    (void)std::fwrite(text.data(), 1, text.size(), is_errors ? stderr : stdout);
   }
 
   // --- Printing.
@@ -365,11 +328,6 @@ class Runner {
 
   const ParsedLine& line_;
   ApiClient client_;
-  struct LineState {
-    bool goes_on = false;  // after the last entry
-    bool is_skipped = false;
-  };
-  std::array<LineState, 2> in_line_;  // of each stream
 };
 
 /// Options of the command, and those that every command has, which take a word of their own.
