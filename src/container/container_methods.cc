@@ -33,6 +33,7 @@ Result<Container::Start> decode_start(const Json& params) {
   } else if (start.machine.agent = TRY(machine::text_param(params, "agent"));
              start.machine.agent.empty()) {
     start.machine.kernel = TRY(machine::required_text_param(params, "kernel"));
+    start.machine.unpacked_kernel = TRY(machine::text_param(params, "unpacked_kernel"));
     start.machine.initrd = TRY(machine::required_text_param(params, "initrd"));
   }
   const auto disks = params.find("disks");

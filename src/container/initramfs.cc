@@ -1,19 +1,15 @@
 #include "container/initramfs.h"
 
 #include <algorithm>
-#include <array>
 #include <functional>
 #include <map>
-#include <memory>
 #include <set>
 #include <system_error>
-
-#include <archive.h>
-#include <archive_entry.h>
 
 #include <fmt/format.h>
 
 #include "container/cpio.h"
+#include "container/decompress.h"
 
 namespace berth::container {
 namespace {
@@ -24,32 +20,9 @@ constexpr std::size_t file_size_max = std::size_t{64} << 20;  // bytes, of a mod
 constexpr int console_major = 5;
 constexpr int console_minor = 1;
 
-/// A file whole, unpacked if it is compressed: distributions have .ko, .ko.xz, .ko.zst, .ko.gz.
+/// Whole; distributions have .ko, .ko.xz, .ko.zst, .ko.gz.
 Result<std::string> read_unpacked(const fs::path& path) {
-  const std::unique_ptr<archive, int (*)(archive*)> reader(archive_read_new(), &archive_read_free);
-  const auto fail = [&] {
-    const int why = archive_errno(reader.get());
-    return errno_failure(why > 0 ? why : EIO, fmt::format("cannot read {}", path.string()));
-  };
-  archive_read_support_filter_all(reader.get());
-  archive_read_support_format_raw(reader.get());
-  archive_entry* entry = nullptr;
-  if (archive_read_open_filename(reader.get(), path.c_str(), std::size_t{64} << 10) != ARCHIVE_OK ||
-      archive_read_next_header(reader.get(), &entry) != ARCHIVE_OK) {
-    return fail();
-  }
-  std::string content;
-  std::array<char, 65536> buffer{};
-  while (true) {
-    const la_ssize_t count = archive_read_data(reader.get(), buffer.data(), buffer.size());
-    if (count < 0) return fail();
-    if (count == 0) return content;
-    content.append(buffer.data(), static_cast<std::size_t>(count));
-    if (content.size() > file_size_max) {
-      return failure(ErrorKind::limit,
-                     fmt::format("{} has more than {} bytes", path.string(), file_size_max));
-    }
-  }
+  return decompress_file(path, file_size_max);
 }
 
 /// Module names take - and _ for the same.

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <utility>
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,7 +16,9 @@
 
 #include "async/directories.h"
 #include "base/checksum.h"
+#include "base/fd.h"
 #include "base/log.h"
+#include "container/kernel_image.h"
 #include "machine/control_messages.h"
 #include "machine/host/program.h"
 #include "machine/layout.h"
@@ -87,6 +90,44 @@ class Scratch {
   std::string path_;
 };
 
+Result<std::string> read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (bytes.empty()) return failure(ErrorKind::io_error, fmt::format("cannot read '{}'", path));
+  return bytes;
+}
+
+Result<void> write_file(const std::string& path, const std::string& bytes) {
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  out << bytes;
+  out.close();
+  if (out) return {};
+  ::unlink(path.c_str());
+  return failure(ErrorKind::io_error, fmt::format("cannot write '{}'", path));
+}
+
+/// One that cannot be unpacked is booted as it is.
+Result<void> write_unpacked(const std::string& image, const std::string& target) {
+  const auto kernel = unpack_kernel(TRY(read_file(image)));
+  if (!kernel) {
+    log_info("'{}': {}", image, kernel.error().message());
+    return {};
+  }
+  TRY(write_file(target, *kernel));
+  // QEMU's user gets it as an open file, and opens it again.
+  if (::chmod(target.c_str(), 0644) != 0)
+    return errno_failure(errno, fmt::format("cannot set the mode of '{}'", target));
+  return {};
+}
+
+/// All that was written to the file system that it lies on is durable.
+Result<void> sync_file_system(const std::string& directory) {
+  const Fd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd || ::syncfs(fd.get()) != 0)
+    return errno_failure(errno, fmt::format("cannot make '{}' durable", directory));
+  return {};
+}
+
 Result<std::string> download(const Scratch& scratch) {
   const std::string package = TRY(name_of_package());
   TRY(machine::run_program({"/usr/bin/env", "--chdir=" + scratch.path(), "apt-get", "-qq", "-o",
@@ -112,6 +153,11 @@ std::string KernelStore::path(const std::string& release) const {
 
 std::string KernelStore::image(const std::string& release) const {
   return path(release) + "/vmlinuz";
+}
+
+std::string KernelStore::unpacked(const std::string& release) const {
+  std::string file = path(release) + "/vmlinux";
+  return machine::path_exists(file) ? file : std::string();
 }
 
 Result<void> KernelStore::open() const {
@@ -187,6 +233,7 @@ Result<KernelRecord> KernelStore::import(const KernelSource& source, const std::
     fs::copy(fs::canonical(files.modules, error), made + "/modules",
              fs::copy_options::recursive | fs::copy_options::skip_symlinks, error);
   if (error) return failure(from(error, fmt::format("cannot copy the kernel '{}'", files.image)));
+  TRY(write_unpacked(made + "/vmlinuz", made + "/vmlinux"));
   const std::string agent = TRY(find_agent());
   TRY(make_initramfs({.agent = agent, .modules = made + "/modules"}));  // it can be used
   TRY(machine::write_small_file(
@@ -194,6 +241,7 @@ Result<KernelRecord> KernelStore::import(const KernelSource& source, const std::
       Json({{"release", record.release}, {"source", record.source}, {"imported_at", imported_at}})
               .dump(2) +
           '\n'));
+  TRY(sync_file_system(made));
   TRY(observer.check());
   if (machine::path_exists(path(record.release))) {
     // A microVM that starts at this very moment may find none: it says so, and starts again.
@@ -210,23 +258,13 @@ Result<KernelRecord> KernelStore::import(const KernelSource& source, const std::
 Result<std::string> KernelStore::initrd(const std::string& release) const {
   const std::lock_guard lock(mutex_);
   const std::string agent = TRY(find_agent());
-  std::ifstream file(agent, std::ios::binary);
-  const std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (bytes.empty()) return failure(ErrorKind::io_error, fmt::format("cannot read '{}'", agent));
+  const std::string bytes = TRY(read_file(agent));
   std::string target = fmt::format("{}/initrd-{:016x}", path(release), checksum64(as_bytes(bytes)));
   if (machine::path_exists(target)) return target;
   const std::string archive =
       TRY(make_initramfs({.agent = agent, .modules = path(release) + "/modules"}));
   const std::string making = target + ".making";
-  {
-    std::ofstream out(making, std::ios::binary | std::ios::trunc);
-    out << archive;
-    out.close();
-    if (!out) {
-      ::unlink(making.c_str());
-      return failure(ErrorKind::io_error, fmt::format("cannot write '{}'", making));
-    }
-  }
+  TRY(write_file(making, archive));
   // Of other builds of the agent.
   for (const std::string& name : machine::names_in(path(release))) {
     const std::string other = fmt::format("{}/{}", path(release), name);

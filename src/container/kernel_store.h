@@ -1,6 +1,7 @@
 // The kernels that microVMs run, of one state directory:
 //
 //   kernels/RELEASE/vmlinuz        the kernel
+//   kernels/RELEASE/vmlinux        the same unpacked, where that can be booted (kernel_image.h)
 //   kernels/RELEASE/modules/       lib/modules/RELEASE of its package
 //   kernels/RELEASE/kernel.json    {release, source, imported_at}
 //   kernels/RELEASE/initrd-DIGITS  the initramfs, made when it is first needed; DIGITS are of the
@@ -48,6 +49,8 @@ class KernelStore {
                               const machine::VolumeJob& job) const;
 
   std::string image(const std::string& release) const;
+  /// "" for none.
+  std::string unpacked(const std::string& release) const;
   /// Path of its initramfs, with the agent of this very build.
   Result<std::string> initrd(const std::string& release) const;
 

@@ -9,6 +9,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "container/fake_kernel.h"
+
 namespace berth::container {
 namespace {
 
@@ -132,6 +134,17 @@ TEST_F(KernelStoreTest, AnInitramfsIsMadeOnceAndThoseOfOtherAgentsGo) {
     found.push_back(entry.path().filename());
   EXPECT_THAT(found, UnorderedElementsAre("vmlinuz", "modules", "kernel.json",
                                           fs::path(made).filename().string()));
+}
+
+TEST_F(KernelStoreTest, AKernelIsUnpackedWhereThatCanBeBootedAndQemuMayReadIt) {
+  write_kernel(release, make_image(lz4_legacy(make_kernel()), "size"));
+  MUST(import(release, "2026-01-01T00:00:00Z"));
+  const fs::path unpacked = store_->unpacked(release);
+  EXPECT_EQ(read(unpacked), make_kernel());
+  EXPECT_EQ(fs::status(unpacked).permissions() & fs::perms::others_read, fs::perms::others_read);
+  write_kernel(release, "another one");
+  MUST(import(release, "2026-01-02T00:00:00Z"));
+  EXPECT_EQ(store_->unpacked(release), "");
 }
 
 TEST_F(KernelStoreTest, AKernelWithoutWhatAMicroVmNeedsIsNotTakenIn) {

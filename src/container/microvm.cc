@@ -130,10 +130,19 @@ Task<Result<void>> MicroVm::launch(Start start) {
                        .image_fd = image.get(),
                        .kvm = kvm_,
                        .incoming = start.restore.has_value()};
+  Fd kernel;
   if (!start.restore) {
-    places.kernel = qemu_directory() + "/kernel";
-    places.initrd = qemu_directory() + "/initrd";
-    CO_TRY(machine::copy_for_qemu(start.kernel, places.kernel, options_.uid, gid));
+    // An emulated CPU takes long to unpack it; a kernel that does so itself is where it chooses.
+    if (!kvm_ && !start.unpacked_kernel.empty()) {
+      kernel = Fd(::open(start.unpacked_kernel.c_str(), O_RDONLY | O_CLOEXEC));
+      if (!kernel)
+        co_return errno_failure(errno, fmt::format("cannot open '{}'", start.unpacked_kernel));
+      places.kernel = fmt::format("/proc/self/fd/{}", kernel.get());
+    } else {
+      places.kernel = kernel_copy();
+      CO_TRY(machine::copy_for_qemu(start.kernel, places.kernel, options_.uid, gid));
+    }
+    places.initrd = initrd_copy();
     CO_TRY(machine::copy_for_qemu(start.initrd, places.initrd, options_.uid, gid));
     if (!kvm_) places.tsc_khz = co_await offload(loop_, [] { return measure_host_tsc_khz(); });
   }
@@ -147,6 +156,7 @@ Task<Result<void>> MicroVm::launch(Start start) {
                           .inherited = {image.get()},
                           .uid = std::nullopt,
                           .gid = gid};
+  if (kernel) how.inherited.push_back(kernel.get());
   if (is_root()) how.uid = options_.uid;
   for (std::string& variable : CO_TRY(preload_environment(start, gid)))
     how.environment.push_back(std::move(variable));
@@ -154,7 +164,7 @@ Task<Result<void>> MicroVm::launch(Start start) {
   tasks_.spawn(watch_process());
   CO_TRY(co_await connect_monitor(monitor_patience));
   // QEMU has read them.
-  for (const std::string& copy : {preload_path(), places.kernel, places.initrd})
+  for (const std::string& copy : {preload_path(), kernel_copy(), initrd_copy()})
     ::unlink(copy.c_str());
   if (start.restore) co_return co_await go_on_from(*std::move(start.restore));
   co_return Result<void>{};
@@ -208,6 +218,9 @@ Result<std::vector<std::string>> MicroVm::preload_environment(const Start& start
              ? memory::clone_environment(preload_path(), start.restore->memory, memory_channel())
              : memory::preload_environment(preload_path(), memory_file_, memory_channel());
 }
+
+std::string MicroVm::kernel_copy() const { return qemu_directory() + "/kernel"; }
+std::string MicroVm::initrd_copy() const { return qemu_directory() + "/initrd"; }
 
 /// In the memory directory, since programs may not be run from /run.
 std::string MicroVm::preload_path() const {

@@ -116,6 +116,8 @@ class MicroVm final : public Sandbox, public machine::QemuMonitor {
   Task<> reconnect_monitor();
   Task<> retry_io();
   std::string preload_path() const;
+  std::string kernel_copy() const;
+  std::string initrd_copy() const;
   std::string memory_channel() const;
   void on_event(const std::string& event, const machine::Json& data);
   Task<> clean_up();

@@ -32,7 +32,7 @@ struct MicroVmPlaces {
   std::string program = "/usr/bin/qemu-system-x86_64";
   std::string directory;    // of its QEMU alone
   std::string memory_file;  // the memory object
-  std::string kernel;       // copies that QEMU may read; "": what it needs of them is in its memory
+  std::string kernel;       // that QEMU may read; "": what it needs of them is in its memory
   std::string initrd;
   int image_fd = -1;  // of the image's file system, open for reading; QEMU inherits it
   bool kvm = false;

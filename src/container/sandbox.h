@@ -35,8 +35,9 @@ class Sandbox {
   struct Start {
     std::string image;  // paths
     std::string kernel;
+    std::string unpacked_kernel = {};  // the same (unpack_kernel()); "" for none
     std::string initrd;
-    std::string agent;  // in the host's kernel, in place of the two above
+    std::string agent;                              // in the host's kernel, in place of those above
     std::vector<machine::AttachedDisk> disks = {};  // the overlay first
     std::optional<Restore> restore = std::nullopt;
   };

@@ -19,6 +19,7 @@ Async<Result<Containers::Start>> boot_of(boost::asio::thread_pool& workers,
         }
         const container::KernelRecord kernel = TRY(store->current());
         return Containers::Start{.kernel = store->image(kernel.release),
+                                 .unpacked_kernel = store->unpacked(kernel.release),
                                  .initrd = TRY(store->initrd(kernel.release))};
       }));
   start.image = images.file_system(of.image);

@@ -306,9 +306,10 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
   if (!disks) done = failure(disks.error());
   if (done) done = co_await guests_.launch(container, ports_.descriptors(name));
   if (done) {
-    Json request = {{"image", how.image}, {"kernel", how.kernel}, {"initrd", how.initrd},
-                    {"agent", how.agent}, {"disks", *disks},      {"hold", how.hold},
-                    {"wake", how.wake}};
+    Json request = {
+        {"image", how.image},   {"kernel", how.kernel}, {"unpacked_kernel", how.unpacked_kernel},
+        {"initrd", how.initrd}, {"agent", how.agent},   {"disks", *disks},
+        {"hold", how.hold},     {"wake", how.wake}};
     if (!how.memory.empty()) request.update({{"memory", how.memory}, {"devices", how.devices}});
     const auto started = co_await container->connection->call("container.start", std::move(request),
                                                               {.timeout = start_timeout});

@@ -55,8 +55,9 @@ class Containers final : public MachineNeighbours {
   struct Start {
     std::string image;  // paths
     std::string kernel;
+    std::string unpacked_kernel = {};  // "" for none
     std::string initrd;
-    std::string agent;  // in the host's kernel, in place of the two above
+    std::string agent;  // in the host's kernel, in place of those above
     bool hold = false;
     std::string memory;  // of the template that it is a clone of; "": it boots
     std::string devices;

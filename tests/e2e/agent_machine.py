@@ -60,6 +60,11 @@ def make_initramfs(output):
     return output
 
 
+def unpack_kernel(output):
+    subprocess.run([BUILD / "berth-initramfs-fixture", guest.built("guest-kernel")["kernel"], output], check=True)
+    return output
+
+
 class MicroVm:
     """`overlay`: a raw disk with an ext4; `disks`: more of them, by serial number. `template`, `state`: a machine whose files
     are used, and what save() has made of it."""

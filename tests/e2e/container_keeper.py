@@ -45,6 +45,7 @@ class Image:
         self.image = agent_machine.make_image(self.directory)
         self.initrd = agent_machine.make_initramfs(self.directory / "initrd")
         self.kernel = guest.built("guest-kernel")["kernel"]
+        self.unpacked_kernel = agent_machine.unpack_kernel(self.directory / "vmlinux")
 
     def __enter__(self):
         return self
@@ -257,7 +258,8 @@ class KeptContainer:
         self.control.close()
 
     def _start_params(self, params):
-        return {"image": str(self.image.image), "kernel": self.image.kernel, "initrd": str(self.image.initrd), **params}
+        return {"image": str(self.image.image), "kernel": self.image.kernel,
+                "unpacked_kernel": str(self.image.unpacked_kernel), "initrd": str(self.image.initrd), **params}
 
     def start(self, **params):
         result = self.control.call("container.start", **self._start_params(params))
