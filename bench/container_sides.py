@@ -67,8 +67,8 @@ def get(port, path="/", timeout_s=ANSWER_LIMIT_S):
     return body
 
 
-def first_answer(port, limit_s=START_LIMIT_S, path="/"):
-    """Asks until the service answers; when that was, by time.monotonic(), at most RETRY_SHARE too late."""
+def first_answer(port, limit_s=START_LIMIT_S, path="/", ended=lambda: False):
+    """Asks until the service answers, or `ended`; when that was, by time.monotonic(), at most RETRY_SHARE too late."""
     begun = time.monotonic()
     deadline = begun + limit_s
     while True:
@@ -76,7 +76,7 @@ def first_answer(port, limit_s=START_LIMIT_S, path="/"):
             get(port, path, timeout_s=max(0.1, deadline - time.monotonic()))
             return time.monotonic()
         except (OSError, ValueError) as error:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or ended():
                 raise NoAnswer(f"port {port} does not answer within {limit_s} s: {error}") from None
         time.sleep(max(RETRY_S, RETRY_SHARE * (time.monotonic() - begun)))
 
@@ -185,6 +185,10 @@ def swap_in_memory(size):
 # --- Berth.
 
 
+class NotAdmitted(PeerError):
+    """The host is full, with all the memory that was promised to those that run."""
+
+
 class Missing(PeerError):
     """This Berth has no such command yet."""
 
@@ -283,8 +287,12 @@ class Berth:
 
             waiter = threading.Thread(target=wait)
             waiter.start()
+            answered = None
             try:
-                answered = max(at_once(first_answer, ports))
+                answered = max(at_once(lambda port: first_answer(port, ended=lambda: process.poll() not in (None, 0)), ports))
+            except NoAnswer:
+                if process.poll() in (None, 0):
+                    raise
             finally:
                 waiter.join(START_LIMIT_S)
                 if waiter.is_alive():
@@ -292,7 +300,8 @@ class Berth:
                     waiter.join()
         errors, code, ended = returned[0]
         if code != 0:
-            raise PeerError(f"{' '.join(map(str, words))}: exit code {code}: {errors}\n{self.host.log()}")
+            kind = NotAdmitted if "too little" in errors else PeerError
+            raise kind(f"{' '.join(map(str, words))}: exit code {code}: {errors}\n{self.host.log()}")
         return (ended - begun) * 1000, (answered - begun) * 1000
 
     def pids(self, name):

@@ -50,7 +50,7 @@ import time
 
 import report
 from container_goals import IMAGES, POOLS, goals_of, show
-from container_sides import MIB, Berth, Missing, Runc, at_once, available_bytes, drop_caches, swap_in_memory
+from container_sides import MIB, Berth, Missing, NotAdmitted, Runc, at_once, available_bytes, drop_caches, swap_in_memory
 from peers import PeerError
 from report import ratios, tail
 
@@ -193,7 +193,11 @@ def density_cold(setting, side, image, count):
         while len(names) < count:
             say(f"density: {image}, {side.title}, from nothing, {len(names)} of {count}")
             starting = [side.cold(image, SMALL) for _ in range(min(group, count - len(names)))]
-            names += [one.name for one in at_once(stack.enter_context, starting)]
+            try:
+                names += [one.name for one in at_once(stack.enter_context, starting)]
+            except NotAdmitted:
+                setting.skip(f"density: {image}, {side.title}: {count} from nothing", f"no more than {len(names)} are let in")
+                break
             each = (before - available_bytes()) / len(names)
             if available_bytes() < 2 * group * each + (1 << 30) and len(names) < count:
                 setting.skip(f"density: {image}, {side.title}: {count} from nothing", f"{len(names)} fill the host's memory")
