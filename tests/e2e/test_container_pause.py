@@ -369,20 +369,3 @@ def test_one_that_was_parked_becomes_a_template(image, tmp_path):
             end(clone)
         memory.unlink()
         memory.parent.rmdir()
-
-
-def test_figures(container):
-    """What each level gives back, and how long the first answer takes after it; page files are in memory here."""
-    fill(container, 64)
-    for level in ("frozen", "parked", "parked"):
-        pause = container.call("pause", level=level)["pause"]
-        started = time.monotonic()
-        shell(container, "true")
-        answer_ms = 1000 * (time.monotonic() - started)
-        time.sleep(1.5)  # the working set is noted
-        before, after = pause["before"], pause["after"]
-        given = f"; in RAM {before['memory'] / MIB:.0f} to {after['memory'] / MIB:.0f} MiB, QEMU's own " \
-                f"{before['qemu'] / MIB:.0f} to {after['qemu'] / MIB:.0f} MiB" if after else ""
-        print(f"\n{level} in {pause['took_ms']} ms{given}; exec answered {answer_ms:.0f} ms after it was asked")
-        assert container.call("info")["state"] == "running"
-    end(container)
