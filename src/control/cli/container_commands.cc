@@ -301,7 +301,9 @@ class Runner {
 
   bool is_running(const std::string& name) const {
     const auto shown = call("container.inspect", {{"container", name}});
-    return shown && (shown->at("pid").is_number() || shown->value("state", "") == "hibernated");
+    if (!shown) return false;
+    const std::string state = shown->value("state", "");
+    return shown->at("pid").is_number() || state == "starting" || state == "hibernated";
   }
 
   void print_log(const container::LogEntry& entry, bool begins) const {
