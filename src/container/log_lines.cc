@@ -17,8 +17,7 @@ LogLines::LogLines(std::string path)
 Result<void> LogLines::keep_last(std::size_t count) {
   LogLines all(path_);
   std::size_t found = 0;
-  while (TRY(all.read([&found](const LogEntry&, bool begins) { found += begins ? 1 : 0; }))) {
-  }
+  TRY(all.read_all([&found](const LogEntry&, bool begins) { found += begins ? 1 : 0; }));
   skipped_ = found - std::min(found, count);
   return {};
 }
@@ -38,6 +37,12 @@ Result<bool> LogLines::read(const Take& take) {
     rest.remove_prefix(std::min(end + 1, rest.size()));
   }
   return any;
+}
+
+Result<void> LogLines::read_all(const Take& take) {
+  while (TRY(read(take))) {
+  }
+  return {};
 }
 
 }  // namespace berth::container

@@ -27,6 +27,8 @@ class LogLines {
   using Take = std::function<void(const LogEntry& entry, bool begins)>;
   /// The next entries, 64 KiB of them at a time; whether there may be more already.
   Result<bool> read(const Take& take);
+  /// All that there is now.
+  Result<void> read_all(const Take& take);
 
  private:
   struct Line {

@@ -31,8 +31,8 @@ class LogLinesTest : public testing::Test {
       const char* mark = entry.stream == LogStream::errors ? "!" : "|";
       found.push_back(fmt::format("{}{}", begins ? mark : "", entry.text));
     };
-    while (true)
-      if (!MUST(lines.read(take))) return found;
+    MUST(lines.read_all(take));
+    return found;
   }
 
   TemporaryDirectory directory_;

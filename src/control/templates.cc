@@ -47,13 +47,10 @@ std::optional<Id128> id_of_memory(const std::string& path) {
 std::string last_lines(const std::string& path) {
   container::LogLines lines(path);
   std::vector<std::string> last;
-  while (true) {
-    const auto any = lines.read(
-        [&last](const container::LogEntry& entry, bool) { last.emplace_back(entry.text); });
-    if (!any || !*any) break;
-    if (last.size() > last_lines_max)
-      last.erase(last.begin(), last.end() - static_cast<std::ptrdiff_t>(last_lines_max));
-  }
+  (void)lines.read_all([&last](const container::LogEntry& entry, bool) {
+    last.emplace_back(entry.text);
+    if (last.size() > last_lines_max) last.erase(last.begin());
+  });
   std::string text;
   for (const std::string& line : last) text += fmt::format("{}{}", text.empty() ? "" : " | ", line);
   return text;

@@ -362,7 +362,8 @@ def test_every_operation_on_an_image_answers_as_documented(api, tmp_path):
 def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     host = api.host
     busybox = oci_images.file("bin/busybox", pathlib.Path("/usr/bin/busybox").read_bytes(), mode=0o755)
-    image = oci_images.Image([oci_images.layer([oci_images.directory("bin"), busybox])], {"Cmd": ["/bin/busybox", "sh", "-c", "echo words; exec /bin/busybox sleep 1000"]})
+    command = ["/bin/busybox", "sh", "-c", "echo words; exec /bin/busybox sleep 1000"]
+    image = oci_images.Image([oci_images.layer([oci_images.directory("bin"), busybox])], {"Cmd": command})
     layout = oci_images.write_layout(tmp_path / "image", [("busybox:1", image)])
     assert api.job("image.import", archive=str(layout), name="busybox:1")["state"] == "done"
 

@@ -341,7 +341,7 @@ def test_who_leaves_while_a_log_is_sent_disturbs_nobody(host, shell):
 # --- Its clock.
 
 def test_a_guest_that_boots_on_a_busy_host_keeps_its_clock(host):
-    """Linux distrusts the CPU's counter where timer ticks are lost meanwhile: 250 ticks a second from then on, and time that is lost."""
+    """Linux distrusts the CPU's counter where timer ticks are lost meanwhile: 250 a second from then on, and time that is lost."""
     command = [program(), "container", "run", "-d", "--name", "steady", "busybox:1", "sleep", "100000"]
     with subprocess.Popen(command, env=host.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as client:
         try:

@@ -287,12 +287,9 @@ class Runner {
     while (true) {
       // Before the log is read: everything is in it once the container has ended.
       const bool goes_on = line_.has("--follow") && is_running(name);
-      while (true) {
-        const auto any = lines.read(
-            [this](const container::LogEntry& entry, bool begins) { print_log(entry, begins); });
-        if (!any) return report(any.error(), exit_failed);
-        if (!*any) break;
-      }
+      const auto read = lines.read_all(
+          [this](const container::LogEntry& entry, bool begins) { print_log(entry, begins); });
+      if (!read) return report(read.error(), exit_failed);
       (void)std::fflush(stdout);
       if (!goes_on) return exit_done;
       std::this_thread::sleep_for(log_poll);
