@@ -97,7 +97,7 @@ class Container {
   /// Somebody wants something of it: it is resumed if it is paused, or about to be.
   Task<Result<void>> awaken();
   /// Or about to be.
-  bool is_paused() const { return is_pausing_ || pause_level() != PauseLevel::none; }
+  bool is_paused() const { return pauses_ > 0 || pause_level() != PauseLevel::none; }
   machine::Json info() const;
 
   // --- Since when nobody has wanted anything of it (container_idle.cc).
@@ -202,6 +202,7 @@ class Container {
   Task<> end_saved();
   // container_pause.cc
   PauseLevel pause_level() const;
+  Task<Result<void>> pause_in_turn(PauseLevel level, Duration idle_min);
   Task<Result<void>> go_down(PauseLevel level, Instant begun);
   Task<> set_guest_clock();
   Task<Result<void>> go_up();
@@ -259,6 +260,7 @@ class Container {
   PauseRecord pause_;
   IdleClock idle_;
   std::size_t uses_ = 0;
+  std::size_t pauses_ = 0;  // asked for, and not done
   std::string template_memory_;  // of a clone: the memory object of its template
   bool is_clone_ = false;        // of a template, and not a machine of its own so far
   bool is_template_ = false;     // and ends with that
@@ -267,7 +269,6 @@ class Container {
   bool is_hibernated_ = false;   // QEMU may go: the rest is in files
   bool has_answered_ = false;    // since it was resumed
   bool is_waking_ = false;       // it was hibernated, and is about to run
-  bool is_pausing_ = false;
   bool is_awaking_ = false;
   bool log_fails_ = false;
   bool kill_asked_ = false;

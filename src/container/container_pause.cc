@@ -30,6 +30,13 @@ PauseLevel Container::pause_level() const {
 }
 
 Task<Result<void>> Container::pause(PauseLevel level, Duration idle_min) {
+  ++pauses_;  // from now on whoever wants something of it has it resumed afterwards
+  auto paused = co_await pause_in_turn(level, idle_min);
+  --pauses_;
+  co_return paused;
+}
+
+Task<Result<void>> Container::pause_in_turn(PauseLevel level, Duration idle_min) {
   const auto guard = co_await changing_.lock();
   if (phase_ != Phase::running) {
     co_return failure(ErrorKind::precondition,
@@ -48,14 +55,12 @@ Task<Result<void>> Container::pause(PauseLevel level, Duration idle_min) {
   }
   CO_TRY(check_level(level));
   const Instant begun = loop_.now();
-  is_pausing_ = true;
   // Frozen without its agent's word it could go no deeper: where nobody has asked for it to stand
   // still, it gets another moment to say so.
   Result<void> paused;
   if (idle_min > Duration::zero() && before != PauseLevel::none && !is_quiet())
     paused = co_await go_up();
   if (paused) paused = co_await go_down(level, begun);
-  is_pausing_ = false;
   if (!paused && before == PauseLevel::none && machine_->is_on()) {
     if (const auto resumed = co_await go_up(); !resumed)
       log_error("'{}' stands still: {}", options_.name, resumed.error().message());
