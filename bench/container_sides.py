@@ -115,9 +115,16 @@ class Started:
 
 
 def private_bytes(pid):
-    """What a process has of memory that no other has, resident."""
-    found = _rollup(pid)
-    return found["Private_Clean"] + found["Private_Dirty"]
+    """What a process has of memory that no other has, resident. Pages of a template, which is there whether or not it is mapped,
+    are its template's, also while only one process happens to have come to them."""
+    total, is_of_template = 0, False
+    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, value, *_ = line.split(maxsplit=2)
+        if not name.endswith(":"):  # the next mapping: its addresses, what it may be used for, and its file last
+            is_of_template = value.endswith("p") and line.endswith("/ram")
+        elif name in (("Anonymous:",) if is_of_template else ("Private_Clean:", "Private_Dirty:")):
+            total += int(value.split()[0]) * 1024
+    return total
 
 
 def proportional_bytes(pid):

@@ -29,7 +29,8 @@ there is no KVM. Parts, each of which can be run alone:
 
 What this Berth cannot do yet is skipped, with a line that says so, and is no goal. A time is a median; the worst of the rounds is
 beside it, which of fewer than 100 is their p99. The first answer is looked for every millisecond, later every 3 % of the time that
-has gone by: a service that is asked all the time does not come up. "Private" is what QEMU has in memory that no other process has.
+has gone by: a service that is asked all the time does not come up. "Private" is what QEMU has in memory that no other process has,
+and that is not its template's.
 
 The result goes to bench/results/containers-DATE.json with the machine's description. --quick shows that everything runs; its
 figures mean nothing, and they go to no file unless --output names one. Where a part fails the others are measured still; what they
@@ -415,8 +416,9 @@ def measure(setting, result, berth, runc, parts):
 
 def kind_of(run):
     """What runs have to have in common to be one result: which build of the kernel it was, and what that left of the memory, is
-    told beside their parts."""
+    told beside their parts. Earlier runs did not say what the disk reads ahead."""
     machine = {**run["machine"], "kernel": None, "memory_bytes": run["machine"]["memory_bytes"] >> 30}
+    machine.pop("read_ahead_kib", None)
     return {"rounds": run["rounds"], "quick": run["quick"], "machine": machine}
 
 

@@ -164,10 +164,11 @@ def block(benchmark, path, result):
     """What one benchmark found."""
     machine, (tables, used) = result["machine"], BENCHMARKS[benchmark]
     programs = "; ".join(machine[program] for program in used)
+    ahead = f" ({machine['read_ahead_kib']:,} KiB read ahead)" if machine.get("read_ahead_kib") else ""
     yield ""
     yield (f"Median and spread of {result['rounds']} interleaved rounds of `make bench-{benchmark}` "
            f"({path.relative_to(ROOT)}): {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] >> 30} GiB, "
-           f"Linux {machine['kernel']}, {machine['file_system'].split()[0]} on a virtual disk; {programs}.{of_other_kernels(result)}")
+           f"Linux {machine['kernel']}, {machine['file_system'].split()[0]} on a virtual disk{ahead}; {programs}.{of_other_kernels(result)}")
     for table in (*tables(result), goal_table(result["goals"])):
         yield ""
         yield from table

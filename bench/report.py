@@ -101,6 +101,14 @@ def _first_line(path, key):
     return ""
 
 
+def _read_ahead(directory):
+    """KiB that the kernel reads at least for one page fault in a file of its; None where no disk of this host is below."""
+    device = directory.stat().st_dev
+    found = [path for queue in ("queue", "../queue")
+             if (path := pathlib.Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}", queue, "read_ahead_kb")).exists()]
+    return int(found[0].read_text()) if found else None
+
+
 def machine(directory):
     """What the figures depend on. `directory` lies on the file system that is measured."""
     source = _output("findmnt", "-n", "-o", "SOURCE", "-T", str(directory))
@@ -112,6 +120,7 @@ def machine(directory):
         "virtual_machine": _output("systemd-detect-virt") or "unknown",
         "file_system": _output("findmnt", "-n", "-o", "FSTYPE,OPTIONS", "-T", str(directory)),
         "device": _output("lsblk", "-n", "-d", "-o", "NAME,TYPE,SIZE,ROTA,MODEL", source) or source,
+        "read_ahead_kib": _read_ahead(directory),
         "qemu": _output("qemu-storage-daemon", "--version").partition(" Copyright")[0],
         "fio": _output("fio", "--version"),
         "runc": _output("runc", "--version").partition(" commit")[0],

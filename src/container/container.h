@@ -209,7 +209,7 @@ class Container {
   Task<Result<void>> stand_still();
   bool is_quiet() const;
   Task<Result<void>> await_quiet();
-  Task<> read_ahead();
+  Task<> bring_forward();
   void note_answer();
   Task<> note_working_set();
   PageFiles page_files() const;
@@ -258,9 +258,10 @@ class Container {
   std::uint32_t last_process_ = 1;
   std::optional<End> end_;
   PauseRecord pause_;
+  std::vector<memory::PageRegion> own_pages_;  // of QEMU's: it came to them when it last went on
   IdleClock idle_;
   std::size_t uses_ = 0;
-  std::size_t pauses_ = 0;  // asked for, and not done
+  std::size_t pauses_ = 0;       // asked for, and not done
   std::string template_memory_;  // of a clone: the memory object of its template
   bool is_clone_ = false;        // of a template, and not a machine of its own so far
   bool is_template_ = false;     // and ends with that

@@ -128,14 +128,16 @@ Task<Result<void>> Container::await_quiet() {
   co_return Result<void>{};
 }
 
-Task<> Container::read_ahead() {
-  co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
+Task<> Container::bring_forward() {
+  co_await offload(loop_, [files = page_files(), qemu = machine_->pid(), own = own_pages_] {
+    files.bring_forward(qemu, own);
+  });
 }
 
 /// Virtual CPUs run again.
 Task<Result<void>> Container::go_up() {
   // It need not stand for that.
-  if (pause_.level == PauseLevel::parked) tasks_.spawn(read_ahead());
+  if (microvm_ != nullptr && pause_.level > PauseLevel::frozen) tasks_.spawn(bring_forward());
   if (!link_) dialled_ = CO_TRY(co_await AgentLink::dial(loop_, machine_->agent_socket()));
   CO_TRY(co_await machine_->thaw());
   pause_ = {};
@@ -146,14 +148,14 @@ Task<Result<void>> Container::go_up() {
 
 Task<Result<void>> Container::resume() {
   touch();
-  bool was_parked = false;
+  bool was_deep = false;
   {
     const auto guard = co_await changing_.lock();
     if (!is_on() || !machine_->is_frozen()) {
       co_return failure(ErrorKind::precondition,
                         fmt::format("the container '{}' is not paused", options_.name));
     }
-    was_parked = pause_.level == PauseLevel::parked;
+    was_deep = microvm_ != nullptr && pause_.level > PauseLevel::frozen;
     CO_TRY(co_await go_up());
   }
   // Its keeper has died while it stood.
@@ -161,7 +163,7 @@ Task<Result<void>> Container::resume() {
   co_await set_guest_clock();
   ports_->wake_up();
   report_("container_resumed", "");
-  if (was_parked && !closing_) tasks_.spawn(note_working_set());
+  if (was_deep && !closing_) tasks_.spawn(note_working_set());
   co_return Result<void>{};
 }
 
@@ -215,9 +217,10 @@ Task<> Container::note_working_set() {
   }
   const auto guard = co_await changing_.lock();
   if (closing_ || phase_ != Phase::running || machine_->is_frozen()) co_return;
-  co_await offload(loop_, [files = page_files(), process = microvm_->memory_process()] {
-    files.note_working_set(process);
-  });
+  own_pages_ =
+      co_await offload(loop_, [files = page_files(), process = microvm_->memory_process()] {
+        return files.note_working_set(process);
+      });
 }
 
 /// A template's memory is all in its memory object. It stands still afterwards, if it was parked.

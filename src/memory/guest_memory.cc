@@ -11,13 +11,11 @@
 
 #include <fmt/format.h>
 
+#include "memory/page_scan.h"
 #include "memory/preload/channel_format.h"
-#include "memory/write_protection.h"
 
 namespace berth::memory {
 namespace {
-
-constexpr std::size_t regions_at_once = 1024;
 
 std::string name_of(const GuestProcess& process) {
   return fmt::format("memory '{}' of process {}", process.memory_file, process.pid);
@@ -31,8 +29,7 @@ GuestMemory::GuestMemory(GuestProcess process, ProcessMaps maps)
 Result<std::unique_ptr<GuestMemory>> GuestMemory::open(const GuestProcess& process) {
   // First: the process that answers now is the one that we look at from now on.
   auto maps = TRY(ProcessMaps::open(process.pid, name_of(process)));
-  Fd pagemap(::open(fmt::format("/proc/{}/pagemap", process.pid).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!pagemap) return errno_failure(errno, fmt::format("cannot look at the {}", name_of(process)));
+  Fd pagemap = TRY(open_pagemap(process.pid));
   auto channel = TRY(MemoryChannel::connect(process.channel));
   const channel::Answer described = TRY(channel.describe());
   std::unique_ptr<GuestMemory> memory(new GuestMemory(process, std::move(maps)));
@@ -92,33 +89,16 @@ bool GuestMemory::is_of_its_file(const Piece& piece) const {
 
 Result<void> GuestMemory::scan(const Piece& piece, Whose whose, std::uint64_t any_of,
                                std::vector<PageRange>& found) const {
-  std::vector<PageRegion> regions(regions_at_once);
-  // Not of a file: what was written to a private mapping.
-  const std::uint64_t none_of = whose == Whose::the_process ? page_is_file : 0;
-  const std::uint64_t end = address_ + piece.range.offset + piece.range.length;
-  for (std::uint64_t at = address_ + piece.range.offset; at < end;) {
-    PagemapScanArgument argument{.size = sizeof argument,
-                                 .start = at,
-                                 .end = end,
-                                 .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
-                                 .vec_len = regions.size(),
-                                 .category_inverted = none_of,
-                                 .category_mask = none_of,
-                                 .category_anyof_mask = any_of,
-                                 .return_mask = any_of};
-    const int count = ::ioctl(pagemap_.get(), pagemap_scan, &argument);
-    if (count < 0)
-      return errno_failure(errno, fmt::format("cannot scan the {}", name_of(process_)));
-    for (int i = 0; i < count; ++i) {
-      const PageRegion& region = regions[static_cast<std::size_t>(i)];
-      found.push_back({.offset = region.start - address_, .length = region.end - region.start});
-    }
-    if (argument.walk_end <= at) {
-      return failure(ErrorKind::io_error,
-                     fmt::format("cannot scan the {}: no progress", name_of(process_)));
-    }
-    at = argument.walk_end;
-  }
+  const std::uint64_t begin = address_ + piece.range.offset;
+  const auto regions =
+      find_pages(pagemap_, {.begin = begin,
+                            .end = begin + piece.range.length,
+                            .any_of = any_of,
+                            // Not of a file: what was written to a private mapping.
+                            .none_of = whose == Whose::the_process ? page_is_file : 0});
+  if (!regions) return failure(Error(regions.error()).with_context(name_of(process_)));
+  for (const PageRegion& region : *regions)
+    found.push_back({.offset = region.start - address_, .length = region.end - region.start});
   return {};
 }
 

@@ -20,13 +20,14 @@
 
 #include "base/process.h"
 #include "base/units.h"
+#include "memory/page_scan.h"
+#include "memory/process_maps.h"
 
 namespace berth::memory {
 namespace {
 
 constexpr std::uint64_t status_block = 512;   // of st_blocks, stat(2)
 constexpr std::size_t pieces_at_once = 1024;  // UIO_MAXIOV
-constexpr int madvise_page_out = 21;          // MADV_PAGEOUT
 constexpr long sys_cachestat = 451;           // Linux 6.5, include/uapi/linux/mman.h
 constexpr int rollup_lines_max = 64;
 
@@ -59,15 +60,32 @@ std::uint64_t resident_bytes(const Fd& file, std::uint64_t allocated) {
   return std::min(cached.cached * page_size, allocated);
 }
 
-Result<void> page_out(const Fd& process, std::span<const iovec> pieces) {
+/// What the process has unmapped meanwhile ends a batch before its time.
+Result<void> advise(const Fd& process, std::span<const iovec> pieces, int advice) {
   while (!pieces.empty()) {
     const auto batch = pieces.first(std::min(pieces.size(), pieces_at_once));
-    if (::syscall(SYS_process_madvise, process.get(), batch.data(), batch.size(), madvise_page_out,
-                  0U) < 0)
-      return errno_failure(errno, "cannot swap out a machine's memory");
+    if (::syscall(SYS_process_madvise, process.get(), batch.data(), batch.size(), advice, 0U) < 0 &&
+        errno != ENOMEM) {
+      return errno_failure(errno, fmt::format("cannot swap {} a machine's memory",
+                                              advice == MADV_PAGEOUT ? "out" : "in"));
+    }
     pieces = pieces.subspan(batch.size());
   }
   return {};
+}
+
+iovec piece_of(std::uint64_t address, std::uint64_t length) {
+  return {.iov_base = std::bit_cast<void*>(address), .iov_len = length};
+}
+
+/// Anonymous memory of the process beside the guest's: heap, stacks, translated code.
+Result<std::vector<iovec>> pieces_of_its_own(ProcessMaps& maps) {
+  std::vector<iovec> pieces;
+  for (const Mapping& mapping : TRY(maps.read())) {
+    if (mapping.inode == 0 && mapping.is_writable && !mapping.is_shared && !mapping.is_named)
+      pieces.push_back(piece_of(mapping.address, mapping.length));
+  }
+  return pieces;
 }
 
 }  // namespace
@@ -95,6 +113,28 @@ bool has_swap() {
   return ::sysinfo(&host) == 0 && host.totalswap > 0;
 }
 
+Result<std::vector<PageRegion>> own_pages(pid_t pid) {
+  auto maps = TRY(ProcessMaps::open(pid, fmt::format("process {}", pid)));
+  const Fd pagemap = TRY(open_pagemap(pid));
+  std::vector<PageRegion> found;
+  for (const iovec& piece : TRY(pieces_of_its_own(maps))) {
+    const auto begin = std::bit_cast<std::uint64_t>(piece.iov_base);
+    const auto pages = TRY(find_pages(
+        pagemap, {.begin = begin, .end = begin + piece.iov_len, .any_of = page_is_present}));
+    found.insert(found.end(), pages.begin(), pages.end());
+  }
+  return found;
+}
+
+Result<void> swap_in(pid_t pid, std::span<const PageRegion> pages) {
+  if (pages.empty() || !has_swap()) return {};
+  const Fd process = TRY(open_pidfd(pid));
+  std::vector<iovec> pieces;
+  for (const PageRegion& region : pages)
+    pieces.push_back(piece_of(region.start, region.end - region.start));
+  return advise(process, pieces, MADV_WILLNEED);
+}
+
 Result<std::uint64_t> trim(GuestMemory& memory) {
   if (!has_swap()) {
     return failure(ErrorKind::precondition,
@@ -103,21 +143,13 @@ Result<std::uint64_t> trim(GuestMemory& memory) {
   }
   const Fd process = TRY(open_pidfd(memory.pid()));
   TRY(memory.look());
-  std::vector<iovec> pieces;
+  std::vector<iovec> pieces = TRY(pieces_of_its_own(memory.maps()));
+  for (const auto& ranges : {TRY(memory.private_pages()), TRY(memory.object_pages())})
+    for (const PageRange& range : ranges)
+      pieces.push_back(piece_of(memory.address() + range.offset, range.length));
+  TRY(advise(process, pieces, MADV_PAGEOUT));
   std::uint64_t total = 0;
-  const auto add = [&](std::uint64_t address, std::uint64_t length) {
-    pieces.push_back({.iov_base = std::bit_cast<void*>(address), .iov_len = length});
-    total += length;
-  };
-  for (const PageRange& range : TRY(memory.private_pages()))
-    add(memory.address() + range.offset, range.length);
-  for (const PageRange& range : TRY(memory.object_pages()))
-    add(memory.address() + range.offset, range.length);
-  for (const Mapping& mapping : TRY(memory.maps().read())) {
-    if (mapping.inode == 0 && mapping.is_writable && !mapping.is_shared && !mapping.is_named)
-      add(mapping.address, mapping.length);
-  }
-  TRY(page_out(process, pieces));
+  for (const iovec& piece : pieces) total += piece.iov_len;
   return total;
 }
 
@@ -127,10 +159,9 @@ void drop_page_files(const GuestMemory& memory) {
   std::vector<iovec> pieces;
   for (const GuestMemory::Piece& piece : memory.pieces()) {
     if (piece.is_shared || memory.is_of_its_file(piece)) continue;
-    pieces.push_back({.iov_base = std::bit_cast<void*>(memory.address() + piece.range.offset),
-                      .iov_len = piece.range.length});
+    pieces.push_back(piece_of(memory.address() + piece.range.offset, piece.range.length));
   }
-  (void)page_out(*process, pieces);
+  (void)advise(*process, pieces, MADV_PAGEOUT);
 }
 
 }  // namespace berth::memory

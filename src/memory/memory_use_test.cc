@@ -61,6 +61,26 @@ TEST_F(MemoryUseTest, OfAProcessThatHasEndedIsAnError) {
   EXPECT_FALSE(memory_use(*memory));
 }
 
+TEST_F(MemoryUseTest, AProcesssOwnPagesAreNoneOfTheGuests) {
+  write_at(file_, 0, std::string(size, 'x'));
+  MUST(seal_memory_object(file_));
+  process_.emplace(MUST(clone_environment(BERTH_PRELOAD, file_, channel_)));
+  const auto memory = open();
+  process_->tell("store", 0, 4 * MiB, 7);
+  const auto own = MUST(own_pages(process_->pid()));
+  std::uint64_t total = 0;
+  for (const PageRegion& region : own) {
+    EXPECT_LT(region.start, region.end);
+    EXPECT_TRUE(region.end <= memory->address() || region.start >= memory->address() + size);
+    total += region.end - region.start;
+  }
+  EXPECT_GT(total, page);
+  EXPECT_LE(total, MUST(memory_use(*memory)).process);
+  EXPECT_TRUE(swap_in(process_->pid(), own));
+  process_->kill();
+  EXPECT_FALSE(own_pages(process_->pid()));
+}
+
 TEST_F(MemoryUseTest, TrimmingTakesSwapAndChangesNothing) {
   write_at(file_, 0, std::string(size, 'x'));
   MUST(seal_memory_object(file_));

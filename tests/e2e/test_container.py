@@ -2,6 +2,7 @@
 
 What a keeper does of itself is in test_container_keeper.py."""
 
+import concurrent.futures
 import contextlib
 import fcntl
 import json
@@ -689,6 +690,28 @@ def another(host):
         yield name
 
 
+def pages_swapped_in():
+    """By the host, since it started."""
+    counted = dict(line.split() for line in pathlib.Path("/proc/vmstat").read_text().splitlines())
+    return sum(int(counted.get(name, 0)) for name in ("pswpin", "swpin_zero"))
+
+
+def swapped_in_before_it_runs(host, name):
+    """Resumed, what QEMU needed of its own memory the last time is swapped in: here while it cannot come to any of it."""
+    pid, had = host.inspect(name)["pid"], pages_swapped_in()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            resumed = pool.submit(host.cli, "container", "resume", name)
+            deadline = time.monotonic() + LIMIT_S
+            while (came := pages_swapped_in() - had) < 500:
+                assert time.monotonic() < deadline, f"{came} pages"
+                time.sleep(0.05)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        resumed.result()
+
+
 def test_with_swap_it_is_trimmed(host, another):
     swap = host.json("host", "swap")
     if not swap["areas"]:
@@ -710,9 +733,11 @@ def test_with_swap_it_is_trimmed(host, another):
         assert pause["level"] == "trimmed" and pause["before"]["memory"] > 16_000_000
         assert pause["after"]["swapped"] > 16_000_000 and pause["after"]["memory"] < pause["before"]["memory"] / 4
         assert host.berth("exec", another, "sha256sum", "/tmp/trimmed") == (0, before, "")
+        time.sleep(2)  # it has noted what that took
         host.cli("container", "pause", "--level", "trimmed", another)
         host.cli("container", "pause", "--level", "parked", another)
         assert host.inspect(another)["pause"]["after"]["memory"] == 0
+        swapped_in_before_it_runs(host, another)
         assert host.berth("exec", another, "sha256sum", "/tmp/trimmed") == (0, before, "")
     finally:
         host.cli("host", "swap", "--undo")

@@ -27,7 +27,7 @@ kernel io_uring io_uring_deferred pidfd_open pidfd_getfd cgroups cgroup_children
 seccomp_notification landlock bpf_lsm
 memory memory_directory memfd userfaultfd userfaultfd_device pagemap_scan huge_pages_2m huge_pages_1g
 transparent_huge_pages swap pageout
-state_directory file_system free_space inodes file_locks sparse_files punch_hole zero_range direct_io reflink
+state_directory file_system free_space read_ahead inodes file_locks sparse_files punch_hole zero_range direct_io reflink
 qemu qemu_accelerators qemu_nbd qemu_img qemu_storage_daemon nbdcopy nbdinfo skopeo umoci mkfs_erofs runc slirp4netns
 open_files locked_memory memory_maps asynchronous_io processes run_directory berth_group daemon
 """.split()

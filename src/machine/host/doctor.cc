@@ -61,6 +61,7 @@ constexpr std::array probes = {
     Probe{"state_directory", storage, essential, probe_state_directory},
     Probe{"file_system", storage, useful, probe_file_system},
     Probe{"free_space", storage, useful, probe_free_space},
+    Probe{"read_ahead", storage, optional, probe_read_ahead},
     Probe{"inodes", storage, useful, probe_inodes},
     Probe{"file_locks", storage, essential, probe_file_locks},
     Probe{"sparse_files", storage, useful, probe_sparse_files},

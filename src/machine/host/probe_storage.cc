@@ -11,6 +11,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -26,6 +27,7 @@ namespace {
 
 constexpr std::uint64_t free_space_min = GiB;
 constexpr std::uint64_t free_part_min = 20;  // one twentieth
+constexpr std::uint64_t read_ahead_max_kib = 1024;
 
 /// Without symbolic links, as mounts are named.
 std::string canonical(const std::string& path) {
@@ -95,6 +97,30 @@ Finding probe_free_space(const HostView& host) {
   return degraded(std::move(detail),
                   "guests' writes fail when it is full; volatile checkpoints are given up first",
                   "Delete checkpoints or volumes, or enlarge the file system");
+}
+
+/// Linux, Documentation/ABI/stable/sysfs-block. Of a partition it is its disk's.
+Finding probe_read_ahead(const HostView& host) {
+  constexpr const char* cost =
+      "a page that a parked guest comes to brings that much from the disk: many that are resumed "
+      "at once wait for each other";
+  struct stat status{};
+  if (::stat(existing_ancestor(host.state_dir).c_str(), &status) != 0) return no_space_known(errno);
+  const std::string device =
+      fmt::format("/sys/dev/block/{}:{}", major(status.st_dev), minor(status.st_dev));
+  for (const char* queue : {"/queue", "/../queue"}) {
+    const std::string setting = fmt::format("{}{}/read_ahead_kb", device, queue);
+    const auto amount = host.read_number(setting);
+    if (!amount) continue;
+    std::string detail = format_size(*amount * KiB);
+    if (*amount <= read_ahead_max_kib) return found(std::move(detail));
+    return degraded(std::move(detail), cost,
+                    fmt::format("echo 512 >{}; for good, by a udev rule with "
+                                "ATTR{{queue/read_ahead_kb}}=\"512\"",
+                                setting));
+  }
+  return unknown("the state directory is on no disk of this host", cost,
+                 "See what its file system reads ahead");
 }
 
 Finding probe_inodes(const HostView& host) {

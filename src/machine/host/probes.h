@@ -43,6 +43,7 @@ Finding probe_transparent_huge_pages(const HostView& host);
 Finding probe_state_directory(const HostView& host);
 Finding probe_file_system(const HostView& host);
 Finding probe_free_space(const HostView& host);
+Finding probe_read_ahead(const HostView& host);
 Finding probe_inodes(const HostView& host);
 Finding probe_file_locks(const HostView& host);
 Finding probe_sparse_files(const HostView& host);

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -159,6 +160,22 @@ TEST_F(ProbesTest, TheFileSystemsKindIsThatOfTheStateDirectorysMount) {
           fmt::format("1 0 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / {} rw - {} x rw\n", here, type));
     EXPECT_EQ(probe_file_system(host()).state, CheckState::degraded) << type;
   }
+}
+
+TEST_F(ProbesTest, ReadAheadIsThatOfTheDiskOrOfThePartitionsDisk) {
+  EXPECT_EQ(probe_read_ahead(host()).state, CheckState::unknown);
+  struct stat status{};
+  ASSERT_EQ(::stat(directory_.path().c_str(), &status), 0);
+  const std::string device =
+      fmt::format("/sys/dev/block/{}:{}", major(status.st_dev), minor(status.st_dev));
+  write(device + "/partition", "1\n");
+  write("/sys/dev/block/queue/read_ahead_kb", "8192\n");
+  const Finding much = probe_read_ahead(host());
+  EXPECT_EQ(much.state, CheckState::degraded);
+  EXPECT_EQ(much.detail, "8.0 MiB");
+  EXPECT_THAT(much.remedy, HasSubstr("echo 512 >" + device + "/../queue/read_ahead_kb"));
+  write(device + "/queue/read_ahead_kb", "128\n");
+  EXPECT_EQ(probe_read_ahead(host()).state, CheckState::found);
 }
 
 TEST_F(ProbesTest, AStateDirectoryIsThereOrCanBeMadeOrIsMissing) {

@@ -169,8 +169,9 @@ class Machine final : public SavedGuest {
   Task<Result<void>> go_down(PauseLevel level, Instant begun);
   Task<Result<void>> await_quiet();
   void note_suspended(PauseLevel level);
+  Task<> bring_forward();
   Task<Result<void>> go_up();
-  void went_on(bool was_parked);
+  void went_on(bool was_deep);
   Task<> set_guest_clock();
   Task<> note_working_set();
   Task<Result<bool>> bring_piece_back();
@@ -210,6 +211,7 @@ class Machine final : public SavedGuest {
   MachineState wish_;
   MachineStart start_;
   PauseRecord pause_;
+  std::vector<memory::PageRegion> own_pages_;  // of QEMU's: it came to them when it last went on
   Id128 memory_id_;
   std::string memory_file_;
   Instant stands_since_{};

@@ -106,10 +106,16 @@ void Machine::note_suspended(PauseLevel level) {
 
 // --- Up.
 
+Task<> Machine::bring_forward() {
+  co_await offload(loop_, [files = page_files(), qemu = memory_process().pid, own = own_pages_] {
+    files.bring_forward(qemu, own);
+  });
+}
+
 /// Virtual CPUs run again.
 Task<Result<void>> Machine::go_up() {
-  if (pause_level() == PauseLevel::parked)
-    co_await offload(loop_, [files = page_files()] { files.read_ahead(); });
+  // It need not stand for that.
+  if (pause_level() > PauseLevel::frozen) tasks_.spawn(bring_forward());
   CO_TRY(co_await command("cont", Json::object()));
   wish_.suspended = false;
   pause_ = {};
@@ -126,15 +132,15 @@ Task<Result<void>> Machine::resume() {
     CO_TRY(co_await go_up());
   }
   report_("machine_resumed", "");
-  if (before != PauseLevel::none) went_on(before == PauseLevel::parked);
+  if (before != PauseLevel::none) went_on(before > PauseLevel::frozen);
   co_return Result<void>{};
 }
 
 /// Nobody waits for what is done then.
-void Machine::went_on(bool was_parked) {
+void Machine::went_on(bool was_deep) {
   if (closing_) return;
   tasks_.spawn(set_guest_clock());
-  if (was_parked) tasks_.spawn(note_working_set());
+  if (was_deep) tasks_.spawn(note_working_set());
 }
 
 /// It stood meanwhile.
@@ -153,8 +159,8 @@ Task<> Machine::note_working_set() {
   }
   const auto guard = co_await changing_.lock();
   if (closing_ || phase_ != Phase::on || pause_level() != PauseLevel::none) co_return;
-  co_await offload(loop_, [files = page_files(), process = memory_process()] {
-    files.note_working_set(process);
+  own_pages_ = co_await offload(loop_, [files = page_files(), process = memory_process()] {
+    return files.note_working_set(process);
   });
 }
 

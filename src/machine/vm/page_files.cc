@@ -143,6 +143,11 @@ void PageFiles::read_ahead(std::vector<memory::PageFile> files) {
 
 void PageFiles::read_ahead() const { read_ahead(open_all()); }
 
+void PageFiles::bring_forward(pid_t qemu, const std::vector<memory::PageRegion>& own) const {
+  read_ahead();
+  if (const auto asked = memory::swap_in(qemu, own); !asked) log_failure(asked.error());
+}
+
 /// There it is nobody's: it goes as soon as anybody needs the memory.
 void PageFiles::keep_first_in_cache() const {
   auto files = open_all();
@@ -151,11 +156,18 @@ void PageFiles::keep_first_in_cache() const {
   if (wanted <= available_memory() / cached_share) read_ahead(std::move(files));
 }
 
-void PageFiles::note_working_set(const GuestProcess& process) const {
-  const auto memory = GuestMemory::open(process);
-  if (!memory) return log_failure(memory.error());
-  for (const std::string& path : paths())
-    if (const auto noted = record_working_set(**memory, path); !noted) log_failure(noted.error());
+std::vector<memory::PageRegion> PageFiles::note_working_set(const GuestProcess& process) const {
+  auto own = memory::own_pages(process.pid);
+  if (!own) log_failure(own.error());
+  if (const auto there = paths(); !there.empty()) {
+    const auto memory = GuestMemory::open(process);
+    if (!memory) log_failure(memory.error());
+    for (const std::string& path : there) {
+      const auto noted = memory ? record_working_set(**memory, path) : Result<std::uint64_t>(0);
+      if (!noted) log_failure(noted.error());
+    }
+  }
+  return own ? *std::move(own) : std::vector<memory::PageRegion>();
 }
 
 Result<void> PageFiles::bring_back(const GuestProcess& process) const {

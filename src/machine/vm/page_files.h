@@ -54,8 +54,11 @@ class PageFiles {
   /// Has the kernel read what the machine will need first. Does not wait for the disk. The machine
   /// may run, and other calls may go on beside it: a file that is gone by then is logged.
   void read_ahead() const;
-  /// Notes what that is. The machine runs, and has for a while.
-  void note_working_set(const memory::GuestProcess& process) const;
+  /// Notes what that is. The machine runs, and has for a while. What QEMU has come to of its own
+  /// memory, for memory::swap_in() next time.
+  std::vector<memory::PageRegion> note_working_set(const memory::GuestProcess& process) const;
+  /// read_ahead(), and that, when a machine that is trimmed or parked goes on.
+  void bring_forward(pid_t qemu, const std::vector<memory::PageRegion>& own) const;
   /// A machine with memory of its own is as if it had never been parked. Nothing to do for one that
   /// was not.
   Result<void> bring_back(const memory::GuestProcess& process) const;
