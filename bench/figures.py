@@ -168,7 +168,8 @@ def block(benchmark, path, result):
     yield ""
     yield (f"Median and spread of {result['rounds']} interleaved rounds of `make bench-{benchmark}` "
            f"({path.relative_to(ROOT)}): {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] >> 30} GiB, "
-           f"Linux {machine['kernel']}, {machine['file_system'].split()[0]} on a virtual disk{ahead}; {programs}.{of_other_kernels(result)}")
+           f"Linux {machine['kernel']}, {machine['file_system'].split()[0]} on a virtual disk{ahead}; "
+           f"{programs}.{of_other_kernels(result)}")
     for table in (*tables(result), goal_table(result["goals"])):
         yield ""
         yield from table
