@@ -417,8 +417,7 @@ def measure(setting, result, berth, runc, parts):
 def kind_of(run):
     """What runs have to have in common to be one result: which build of the kernel it was, and what that left of the memory, is
     told beside their parts. Earlier runs did not say what the disk reads ahead."""
-    machine = {**run["machine"], "kernel": None, "memory_bytes": run["machine"]["memory_bytes"] >> 30}
-    machine.pop("read_ahead_kib", None)
+    machine = {**run["machine"], "kernel": None, "read_ahead_kib": None, "memory_bytes": run["machine"]["memory_bytes"] >> 30}
     return {"rounds": run["rounds"], "quick": run["quick"], "machine": machine}
 
 

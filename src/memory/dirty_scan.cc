@@ -3,23 +3,19 @@
 #include <algorithm>
 #include <cerrno>
 #include <optional>
-#include <span>
 #include <utility>
 
-#include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <fmt/format.h>
 
 #include "base/fd.h"
+#include "memory/page_scan.h"
 #include "memory/process_maps.h"
 #include "memory/write_protection.h"
 
 namespace berth::memory {
 namespace {
-
-constexpr std::size_t regions_at_once = 4096;
 
 /// A mapping of the file, or a part of it.
 struct Piece {
@@ -55,16 +51,10 @@ bool covers_once(const std::vector<Piece>& pieces, std::uint64_t size) {
   return covered >= size;
 }
 
-/// What a scan asks for.
-struct Categories {
-  std::uint64_t wanted = 0;
-  std::uint64_t inverted = 0;
-};
 // The kernel has a quick way for exactly this question.
-constexpr Categories written{.wanted = page_is_written};
+constexpr PageQuery written{.all_of = page_is_written};
 // Neither a page nor a mark of protection in the page table, or no page table.
-constexpr Categories empty{.wanted = page_is_present | page_is_swapped,
-                           .inverted = page_is_present | page_is_swapped};
+constexpr PageQuery empty{.none_of = page_is_present | page_is_swapped};
 
 }  // namespace
 
@@ -97,12 +87,11 @@ struct DirtyScan::State {
   std::uint64_t size = 0;
   bool armed = false;
   std::vector<Piece> mapped;  // where the memory was at the last take()
-  std::vector<PageRegion> regions = std::vector<PageRegion>(regions_at_once);
 
   Result<void> open(pid_t pid, const std::string& memory_file);
   Result<std::vector<Piece>> find_pieces();
   Result<void> arm(const Piece& piece);
-  Result<void> scan(const Piece& piece, Categories categories, std::uint64_t flags,
+  Result<void> scan(const Piece& piece, PageQuery query, std::uint64_t flags,
                     std::vector<PageRange>& found);
   std::unexpected<Error> scan_failure(int errno_value) const;
 };
@@ -114,8 +103,7 @@ Result<void> DirtyScan::State::open(pid_t pid, const std::string& memory_file) {
     return errno_failure(errno, fmt::format("no memory object '{}'", memory_file));
   file = {.device = status.st_dev, .inode = status.st_ino};
   size = static_cast<std::uint64_t>(status.st_size);
-  pagemap = Fd(::open(fmt::format("/proc/{}/pagemap", pid).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!pagemap) return errno_failure(errno, fmt::format("cannot look at the {}", name));
+  pagemap = TRY(open_pagemap(pid, name));
   maps = TRY(ProcessMaps::open(pid, name));
   return {};
 }
@@ -165,31 +153,18 @@ Result<void> DirtyScan::State::arm(const Piece& piece) {
   return {};
 }
 
-Result<void> DirtyScan::State::scan(const Piece& piece, Categories categories, std::uint64_t flags,
+Result<void> DirtyScan::State::scan(const Piece& piece, PageQuery query, std::uint64_t flags,
                                     std::vector<PageRange>& found) {
-  const std::uint64_t end = piece.address + piece.length;
-  for (std::uint64_t at = piece.address; at < end;) {
-    PagemapScanArgument argument{.size = sizeof argument,
-                                 .flags = flags,
-                                 .start = at,
-                                 .end = end,
-                                 .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
-                                 .vec_len = regions.size(),
-                                 .category_inverted = categories.inverted,
-                                 .category_mask = categories.wanted,
-                                 .return_mask = categories.wanted};
-    const int count = ::ioctl(pagemap.get(), pagemap_scan, &argument);
-    if (count < 0) return scan_failure(errno);
-    for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(count))) {
-      found.push_back({.offset = region.start - piece.address + piece.offset,
-                       .length = region.end - region.start});
-    }
-    if (argument.walk_end <= at) {
-      return failure(ErrorKind::io_error, fmt::format("cannot scan the {}: no progress", name));
-    }
-    at = argument.walk_end;
-  }
-  return {};
+  query.flags = flags;
+  query.begin = piece.address;
+  query.end = piece.address + piece.length;
+  auto scanned = scan_pages(pagemap, name, query, [&](const PageRegion& region) {
+    found.push_back({.offset = region.start - piece.address + piece.offset,
+                     .length = region.end - region.start});
+  });
+  if (!scanned && scanned.error().errno_value() != 0)
+    return scan_failure(scanned.error().errno_value());
+  return scanned;
 }
 
 DirtyScan::DirtyScan(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -200,12 +175,13 @@ Result<std::unique_ptr<DirtyScan>> DirtyScan::attach(pid_t pid, const std::strin
   TRY(state->open(pid, memory_file));
   // Only a look: it protects nothing.
   for (const Piece& piece : TRY(state->find_pieces())) {
+    PageRegion region{};
     PagemapScanArgument argument{.size = sizeof argument,
                                  .flags = scan_check_async,
                                  .start = piece.address,
                                  .end = piece.address + piece.length,
-                                 .vec = reinterpret_cast<std::uintptr_t>(state->regions.data()),
-                                 .vec_len = state->regions.size(),
+                                 .vec = reinterpret_cast<std::uintptr_t>(&region),
+                                 .vec_len = 1,
                                  .max_pages = 1,
                                  .return_mask = page_is_written};
     if (::ioctl(state->pagemap.get(), pagemap_scan, &argument) < 0)

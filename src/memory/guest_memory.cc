@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <utility>
 
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
@@ -29,7 +28,7 @@ GuestMemory::GuestMemory(GuestProcess process, ProcessMaps maps)
 Result<std::unique_ptr<GuestMemory>> GuestMemory::open(const GuestProcess& process) {
   // First: the process that answers now is the one that we look at from now on.
   auto maps = TRY(ProcessMaps::open(process.pid, name_of(process)));
-  Fd pagemap = TRY(open_pagemap(process.pid));
+  Fd pagemap = TRY(open_pagemap(process.pid, name_of(process)));
   auto channel = TRY(MemoryChannel::connect(process.channel));
   const channel::Answer described = TRY(channel.describe());
   std::unique_ptr<GuestMemory> memory(new GuestMemory(process, std::move(maps)));
@@ -90,16 +89,16 @@ bool GuestMemory::is_of_its_file(const Piece& piece) const {
 Result<void> GuestMemory::scan(const Piece& piece, Whose whose, std::uint64_t any_of,
                                std::vector<PageRange>& found) const {
   const std::uint64_t begin = address_ + piece.range.offset;
-  const auto regions =
-      find_pages(pagemap_, {.begin = begin,
-                            .end = begin + piece.range.length,
-                            .any_of = any_of,
-                            // Not of a file: what was written to a private mapping.
-                            .none_of = whose == Whose::the_process ? page_is_file : 0});
-  if (!regions) return failure(Error(regions.error()).with_context(name_of(process_)));
-  for (const PageRegion& region : *regions)
-    found.push_back({.offset = region.start - address_, .length = region.end - region.start});
-  return {};
+  return scan_pages(
+      pagemap_, name_of(process_),
+      {.begin = begin,
+       .end = begin + piece.range.length,
+       // Not of a file: what was written to a private mapping.
+       .none_of = whose == Whose::the_process ? page_is_file : 0,
+       .any_of = any_of},
+      [&](const PageRegion& region) {
+        found.push_back({.offset = region.start - address_, .length = region.end - region.start});
+      });
 }
 
 Result<std::vector<PageRange>> GuestMemory::private_pages() const {

@@ -114,14 +114,15 @@ bool has_swap() {
 }
 
 Result<std::vector<PageRegion>> own_pages(pid_t pid) {
-  auto maps = TRY(ProcessMaps::open(pid, fmt::format("process {}", pid)));
-  const Fd pagemap = TRY(open_pagemap(pid));
+  const std::string name = fmt::format("process {}", pid);
+  auto maps = TRY(ProcessMaps::open(pid, name));
+  const Fd pagemap = TRY(open_pagemap(pid, name));
   std::vector<PageRegion> found;
   for (const iovec& piece : TRY(pieces_of_its_own(maps))) {
     const auto begin = std::bit_cast<std::uint64_t>(piece.iov_base);
-    const auto pages = TRY(find_pages(
-        pagemap, {.begin = begin, .end = begin + piece.iov_len, .any_of = page_is_present}));
-    found.insert(found.end(), pages.begin(), pages.end());
+    TRY(scan_pages(pagemap, name,
+                   {.begin = begin, .end = begin + piece.iov_len, .all_of = page_is_present},
+                   [&](const PageRegion& region) { found.push_back(region); }));
   }
   return found;
 }

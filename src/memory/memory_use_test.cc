@@ -22,6 +22,12 @@ class MemoryUseTest : public testing::Test {
     return MUST(
         GuestMemory::open({.pid = process_->pid(), .memory_file = file_, .channel = channel_}));
   }
+  std::unique_ptr<GuestMemory> open_clone() {
+    write_at(file_, 0, std::string(size, 'x'));
+    MUST(seal_memory_object(file_));
+    process_.emplace(MUST(clone_environment(BERTH_PRELOAD, file_, channel_)));
+    return open();
+  }
 
   ScratchDirectory directory_{memory_place};
   std::string file_ = make_file(directory_ / "ram", size);
@@ -41,10 +47,7 @@ TEST_F(MemoryUseTest, OfAMachineWithMemoryOfItsOwnIsWhatItsMemoryObjectHas) {
 }
 
 TEST_F(MemoryUseTest, OfACloneIsWhatItHasWritten) {
-  write_at(file_, 0, std::string(size, 'x'));
-  MUST(seal_memory_object(file_));
-  process_.emplace(MUST(clone_environment(BERTH_PRELOAD, file_, channel_)));
-  const auto memory = open();
+  const auto memory = open_clone();
   process_->tell("load", 0, size);
   EXPECT_EQ(MUST(memory_use(*memory)).guest, 0U);
   const std::uint64_t before = MUST(memory_use(*memory)).process;
@@ -62,10 +65,7 @@ TEST_F(MemoryUseTest, OfAProcessThatHasEndedIsAnError) {
 }
 
 TEST_F(MemoryUseTest, AProcesssOwnPagesAreNoneOfTheGuests) {
-  write_at(file_, 0, std::string(size, 'x'));
-  MUST(seal_memory_object(file_));
-  process_.emplace(MUST(clone_environment(BERTH_PRELOAD, file_, channel_)));
-  const auto memory = open();
+  const auto memory = open_clone();
   process_->tell("store", 0, 4 * MiB, 7);
   const auto own = MUST(own_pages(process_->pid()));
   std::uint64_t total = 0;
@@ -82,10 +82,7 @@ TEST_F(MemoryUseTest, AProcesssOwnPagesAreNoneOfTheGuests) {
 }
 
 TEST_F(MemoryUseTest, TrimmingTakesSwapAndChangesNothing) {
-  write_at(file_, 0, std::string(size, 'x'));
-  MUST(seal_memory_object(file_));
-  process_.emplace(MUST(clone_environment(BERTH_PRELOAD, file_, channel_)));
-  const auto memory = open();
+  const auto memory = open_clone();
   process_->tell("store", 0, 4 * MiB, 7);
   struct sysinfo host{};
   ASSERT_EQ(::sysinfo(&host), 0);

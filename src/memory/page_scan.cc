@@ -1,6 +1,8 @@
 #include "memory/page_scan.h"
 
 #include <cerrno>
+#include <span>
+#include <vector>
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
@@ -10,41 +12,40 @@
 namespace berth::memory {
 namespace {
 
-constexpr std::size_t regions_at_once = 1024;
+constexpr std::size_t regions_at_once = 4096;
 
 }  // namespace
 
-Result<Fd> open_pagemap(pid_t pid) {
-  const std::string path = fmt::format("/proc/{}/pagemap", pid);
-  Fd pagemap(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!pagemap) return errno_failure(errno, fmt::format("cannot open '{}'", path));
+Result<Fd> open_pagemap(pid_t pid, const std::string& name) {
+  Fd pagemap(::open(fmt::format("/proc/{}/pagemap", pid).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!pagemap) return errno_failure(errno, fmt::format("cannot look at the {}", name));
   return pagemap;
 }
 
-Result<std::vector<PageRegion>> find_pages(const Fd& pagemap, const PageQuery& query) {
-  std::vector<PageRegion> found;
+Result<void> scan_pages(const Fd& pagemap, const std::string& name, const PageQuery& query,
+                        const std::function<void(const PageRegion&)>& visit) {
+  std::vector<PageRegion> regions(regions_at_once);
   for (std::uint64_t at = query.begin; at < query.end;) {
-    const std::size_t before = found.size();
-    found.resize(before + regions_at_once);
-    PagemapScanArgument argument{
-        .size = sizeof argument,
-        .start = at,
-        .end = query.end,
-        .vec = reinterpret_cast<std::uintptr_t>(found.data() + before),
-        .vec_len = regions_at_once,
-        .category_inverted = query.none_of,
-        .category_mask = query.none_of,
-        .category_anyof_mask = query.any_of,
-        .return_mask = query.any_of,
-    };
+    const std::uint64_t always = query.all_of | query.none_of;
+    PagemapScanArgument argument{.size = sizeof argument,
+                                 .flags = query.flags,
+                                 .start = at,
+                                 .end = query.end,
+                                 .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
+                                 .vec_len = regions.size(),
+                                 .category_inverted = query.none_of,
+                                 .category_mask = always,
+                                 .category_anyof_mask = query.any_of,
+                                 .return_mask = always | query.any_of};
     const int count = ::ioctl(pagemap.get(), pagemap_scan, &argument);
-    if (count < 0) return errno_failure(errno, "cannot scan a process's memory");
+    if (count < 0) return errno_failure(errno, fmt::format("cannot scan the {}", name));
+    for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(count)))
+      visit(region);
     if (argument.walk_end <= at)
-      return failure(ErrorKind::io_error, "cannot scan a process's memory: no progress");
-    found.resize(before + static_cast<std::size_t>(count));
+      return failure(ErrorKind::io_error, fmt::format("cannot scan the {}: no progress", name));
     at = argument.walk_end;
   }
-  return found;
+  return {};
 }
 
 }  // namespace berth::memory

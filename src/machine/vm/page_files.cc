@@ -157,17 +157,18 @@ void PageFiles::keep_first_in_cache() const {
 }
 
 std::vector<memory::PageRegion> PageFiles::note_working_set(const GuestProcess& process) const {
+  if (const auto there = paths(); !there.empty()) note_in(there, process);
   auto own = memory::own_pages(process.pid);
-  if (!own) log_failure(own.error());
-  if (const auto there = paths(); !there.empty()) {
-    const auto memory = GuestMemory::open(process);
-    if (!memory) log_failure(memory.error());
-    for (const std::string& path : there) {
-      const auto noted = memory ? record_working_set(**memory, path) : Result<std::uint64_t>(0);
-      if (!noted) log_failure(noted.error());
-    }
-  }
-  return own ? *std::move(own) : std::vector<memory::PageRegion>();
+  if (own) return *std::move(own);
+  log_failure(own.error());
+  return {};
+}
+
+void PageFiles::note_in(const std::vector<std::string>& paths, const GuestProcess& process) {
+  const auto memory = GuestMemory::open(process);
+  if (!memory) return log_failure(memory.error());
+  for (const std::string& path : paths)
+    if (const auto noted = record_working_set(**memory, path); !noted) log_failure(noted.error());
 }
 
 Result<void> PageFiles::bring_back(const GuestProcess& process) const {

@@ -85,6 +85,7 @@ class PageFiles {
   static void read_ahead(std::vector<memory::PageFile> files);
   /// What is known of it from all page files there are; the newest has none of its own yet.
   void inherit_working_set(const std::string& newest) const;
+  static void note_in(const std::vector<std::string>& paths, const memory::GuestProcess& process);
   /// What the machine will need first, while the host has room for it.
   void keep_first_in_cache() const;
   void remove_all_but(const std::string& name) const;
