@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <utility>
@@ -731,6 +732,10 @@ Json Container::info() const {
   if (microvm_ != nullptr) {
     json["accelerator"] = microvm_->accelerator();
     json["qemu"] = microvm_->qemu_version();
+    if (const auto took = microvm_->devices_loaded_in()) {
+      json["devices_loaded_us"] =
+          std::chrono::duration_cast<std::chrono::microseconds>(*took).count();
+    }
   }
   json["kernel"] = link_ ? link_->welcome().kernel : std::string();
   if (const auto used = machine_->usage().memory_bytes) json["memory_used"] = *used;

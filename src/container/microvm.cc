@@ -183,7 +183,11 @@ Task<Result<void>> MicroVm::go_on_from(Restore saved) {
     }));
   }
   std::string devices = CO_TRY(machine::read_device_state(saved.devices));
+  // Nobody but QEMU itself is on its network, and the guest would be busy with saying who it is.
+  CO_TRY(co_await command("migrate-set-parameters", {{"announce-rounds", 0}}));
+  const Instant began = loop_.now();
   CO_TRY(co_await machine::load_device_state(loop_, *this, std::move(devices)));
+  devices_loaded_in_ = loop_.now() - began;
   frozen_ = saved.stands;
   if (!frozen_) CO_TRY(co_await command("cont", Json::object()));
   co_return Result<void>{};

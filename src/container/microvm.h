@@ -65,6 +65,8 @@ class MicroVm final : public Sandbox, public machine::QemuMonitor {
   pid_t pid() const override { return process_ ? process_->pid : 0; }
   const std::string& qemu_version() const { return qemu_version_; }
   const char* accelerator() const { return kvm_ ? "kvm" : "tcg"; }
+  /// How long QEMU has taken for that; nothing of one that has booted, or was adopted.
+  std::optional<Duration> devices_loaded_in() const { return devices_loaded_in_; }
   std::string agent_socket() const override;
   /// Of a QEMU that an older Berth has started nobody serves the channel.
   memory::GuestProcess memory_process() const;
@@ -136,6 +138,7 @@ class MicroVm final : public Sandbox, public machine::QemuMonitor {
   std::unique_ptr<machine::QmpClient> monitor_;
   machine::ControlGroup group_;
   std::string last_words_;
+  std::optional<Duration> devices_loaded_in_;
   std::string qemu_version_;
   bool is_clone_ = false;      // its memory object is a template's
   bool keeps_memory_ = false;  // the memory object is somebody else's when QEMU has ended

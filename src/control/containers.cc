@@ -16,6 +16,7 @@
 #include "control/container_creation.h"
 #include "control/spawn.h"
 #include "machine/host/accelerator.h"
+#include "machine/vm/control_group.h"
 #include "machine/vm/hibernation.h"
 #include "machine/vm/machine_store.h"
 
@@ -51,7 +52,7 @@ std::vector<Disk> disks_of(const container::ContainerSpecification& container) {
   return disks;
 }
 
-machine::MachineMemory memory_of(const ContainerRecord& record) {
+machine::MachineMemory memory_of(const ContainerRecord& record, bool is_clone) {
   const container::ContainerSpecification& is = record.specification;
   machine::MachineSpecification alike;
   alike.name = "container " + is.name;  // no machine's
@@ -63,9 +64,18 @@ machine::MachineMemory memory_of(const ContainerRecord& record) {
     return memory;
   }
   if (!machine::has_kvm()) memory.overhead += container::microvm_tcg_code_bytes_max;
-  memory.is_clone = !is.template_name.empty();
+  memory.is_clone = is_clone;
   if (memory.is_clone) memory.memory /= machine::clone_memory_parts;
   return memory;
+}
+
+machine::MachineMemory memory_of(const ContainerRecord& record) {
+  return memory_of(record, !record.specification.template_name.empty());
+}
+
+/// It has the specification that its template was made with.
+machine::MachineMemory memory_of_waiting(const ContainerRecord& record) {
+  return memory_of(record, true);
 }
 
 }  // namespace
@@ -144,7 +154,7 @@ Async<std::vector<machine::MachineMemory>> Containers::running_memory() {
   std::vector<machine::MachineMemory> running;
   for (const ContainerRecord& record : co_await list())
     if (is_used(record.specification.name)) running.push_back(memory_of(record));
-  for (const auto& [place, record] : waiting_) running.push_back(memory_of(record));
+  for (const auto& [place, record] : waiting_) running.push_back(memory_of_waiting(record));
   co_return running;
 }
 
@@ -300,6 +310,7 @@ Async<Result<void>> Containers::start(std::string name, Start how) {
         workers_, [directory = store_.directory(name)] { machine::read_ahead_saved(directory); });
   }
   starting_.insert(name);
+  boost::asio::post(workers_, machine::ControlGroup::expect_entry);
   auto done = co_await machines_.check_memory(memory_of(record));
   Result<std::vector<Json>> disks = std::vector<Json>();
   if (done) disks = co_await serve_disks(record);
@@ -363,7 +374,7 @@ Async<Result<Containers::Waiting>> Containers::prepare_as(Identity identity,
   const auto container = guests_.of(waiting.place);
   const auto lock = co_await container->mutex.lock();
   if (guests_.is_quitting()) co_return failure(ErrorKind::disconnected, "the daemon is ending");
-  CO_TRY(co_await machines_.check_memory(memory_of(record), false));
+  CO_TRY(co_await machines_.check_memory(memory_of_waiting(record), false));
   waiting_[waiting.place] = record;
   auto done = co_await guests_.launch(container);
   if (done) {

@@ -683,6 +683,23 @@ def test_a_clone_is_another_before_its_workload_runs(agent, ticking):
         assert agent.shell("cat /proc/$(cat /dev/shm/left)/cgroup; kill $(cat /dev/shm/left)") == "0::/container\n"
 
 
+@pytest.mark.parametrize("change, kept", [
+    ("true", ""), ("echo much longer than it was before >hostname", ""), ("rm hostname", ""), ("chmod 600 hostname", ""),
+    ("chown 5 hostname", ""), ("echo theirs >new; mv new hostname", ""), ("ln hostname kept", "own\n"),
+    ("mv hostname kept", "own\n"), ("echo theirs >kept; ln -sf kept hostname", "theirs\n"),
+    ("rm hostname; mkdir hostname; rmdir hostname", "")])
+def test_the_files_of_a_clone_are_its_own_whatever_was_done_to_them(agent, change, kept):
+    """They are written in place only where they are what the agent has made."""
+    agent.shell("rm -f /etc/kept")
+    agent.call("set_identity", hostname="own")
+    agent.shell(f"cd /etc; {change}")
+    agent.call("become_clone", hostname="another-one")
+    shown = agent.shell("cd /etc; cat hostname; stat -c '%F %a %u %h' hostname; ls hostname*; cat kept 2>/dev/null || true")
+    assert shown == f"another-one\nregular file 644 0 1\nhostname\n{kept}"
+    agent.call("become_clone", hostname="short")
+    assert agent.shell("cat /etc/hostname") == "short\n"
+
+
 def test_a_hook_that_fails_leaves_the_workload_frozen(agent, ticking):
     write_hook(agent, "10-good", "true")
     for script, kind, ended in (("echo why >&2; exit 3", "precondition", 3), ("kill -9 $$", "precondition", 9),

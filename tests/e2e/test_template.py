@@ -565,6 +565,17 @@ def test_the_pool_is_given_up_for_who_needs_its_memory(host, pooled):
     assert waiting_processes(host) == []
 
 
+def test_those_that_wait_count_as_clones(host):
+    """More of them than the host has memory for, if each had all of its own."""
+    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in pathlib.Path("/proc/meminfo").read_text().splitlines()}
+    size = 4 << 30
+    count = (sizes["MemTotal"] + sizes["SwapTotal"]) // size + 1
+    create(host, "large", "-m", size, command="sleep 1000", pool=count)
+    wait_until_full(host, "large", count)
+    host.cli("template", "delete", "large")
+    assert waiting_processes(host) == []
+
+
 def test_no_two_clones_that_wait_have_a_uid_in_common(host):
     names = ["one", "two", "three"]
     for name in names:

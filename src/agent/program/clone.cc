@@ -16,9 +16,10 @@ constexpr milliseconds freeze_limit{10'000};
 constexpr std::uint64_t default_hook_ms = 10'000;
 constexpr std::uint64_t hook_max_ms = 600'000;
 
+/// While the workload stands.
 Result<void> change_identity(const Fields& fields) {
-  TRY(set_identity(fields));
-  return set_network(fields);
+  TRY(set_identity(fields, Readers::none));
+  return set_network(fields, Readers::none);
 }
 
 std::vector<std::string> environment_of_hooks() {
@@ -49,9 +50,10 @@ Result<std::uint16_t> Clone::rehearse(const Fields& fields) {
   if (is_running()) return failure(ErrorKind::in_use, "it becomes a clone");
   if (!workload_.is_frozen()) return failure(ErrorKind::precondition, "its workload runs");
   TRY(change_identity(fields));
-  (void)environment_of_hooks();
-  (void)Hooks::found();
-  TRY(workload_.adopt_hooks());
+  if (!Hooks::found().empty()) {
+    (void)environment_of_hooks();
+    TRY(workload_.adopt_hooks());
+  }
   return agent::rehearse(workload_);
 }
 
@@ -60,15 +62,14 @@ void Clone::run_hooks() {
   const auto limit_ms = fields ? fields->number_or(Tag::timeout_ms, default_hook_ms)
                                : Result<std::uint64_t>(std::unexpected(fields.error()));
   if (!limit_ms) return finish(std::unexpected(limit_ms.error()));
+  std::vector<std::string> found = Hooks::found();
+  const bool any = !found.empty();
   HookSettings settings{.limit = milliseconds(std::min(*limit_ms, hook_max_ms)),
                         .cgroup = workload_.hooks_cgroup()};
-  settings.environment = environment_of_hooks();
-  hooks_.run(std::move(settings), [this](Result<void> ran) {
-    if (ran) {
-      ran = workload_.adopt_hooks();
-    } else {
-      workload_.kill_hooks();
-    }
+  if (any) settings.environment = environment_of_hooks();
+  hooks_.run(std::move(found), std::move(settings), [this, any](Result<void> ran) {
+    if (!ran) workload_.kill_hooks();
+    if (ran && any) ran = workload_.adopt_hooks();
     if (ran) ran = workload_.thaw();
     finish(std::move(ran));
   });

@@ -35,6 +35,8 @@ std::string how_it_ended(int status) {
 }  // namespace
 
 std::vector<std::string> Hooks::found() {
+  // Most images have none. That is seen sooner than by opening it.
+  if (::access(directory, R_OK) != 0) return {};
   std::vector<std::string> names = names_in(directory);
   std::erase_if(names,
                 [](const std::string& name) { return !is_executable_file(directory + name); });
@@ -42,11 +44,11 @@ std::vector<std::string> Hooks::found() {
   return names;
 }
 
-void Hooks::run(HookSettings settings, Done done) {
+void Hooks::run(std::vector<std::string> names, HookSettings settings, Done done) {
   settings_ = std::move(settings);
   done_ = std::move(done);
   report_ = FieldWriter();
-  left_ = found();
+  left_ = std::move(names);
   if (left_.size() > hooks_max) {
     return finish(failure(ErrorKind::limit, "there are more than " + std::to_string(hooks_max) +
                                                 " hooks in " + directory));

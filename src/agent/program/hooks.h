@@ -30,9 +30,10 @@ class Hooks {
 
   explicit Hooks(EventLoop& loop) : loop_(loop) {}
 
-  /// Not while it is running. Calls `done` once, perhaps at once: after the last one, or the first
-  /// that fails. `limit`: there are too many; `precondition`: one has failed; `timed_out`.
-  void run(HookSettings settings, Done done);
+  /// Those that found() says, one after the other. Not while it is running. Calls `done` once,
+  /// perhaps at once: after the last one, or the first that fails. `limit`: there are too many;
+  /// `precondition`: one has failed; `timed_out`.
+  void run(std::vector<std::string> names, HookSettings settings, Done done);
   /// Their names, the last one first.
   static std::vector<std::string> found();
   /// Whether this child was one. Call it for children that nobody else knows.

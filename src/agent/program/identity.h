@@ -3,14 +3,15 @@
 #pragma once
 
 #include "agent/fields.h"
+#include "agent/program/small_files.h"
 
 namespace berth::agent {
 
 Result<void> set_clock(const Fields& fields);
 /// Entropy first: what comes after it may draw on it. Every field may be missing.
-Result<void> set_identity(const Fields& fields);
+Result<void> set_identity(const Fields& fields, Readers readers = Readers::maybe);
 /// The interface, `hosts` and `resolver`. Every field may be missing.
-Result<void> set_network(const Fields& fields);
+Result<void> set_network(const Fields& fields, Readers readers = Readers::maybe);
 /// The hostname, and the network. Every field may be missing.
 Result<void> configure(const Fields& fields);
 

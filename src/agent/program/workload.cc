@@ -60,10 +60,10 @@ Result<void> Workload::freeze(std::chrono::milliseconds limit, Done done) {
   }
   events_ = TRY(open_in(workload_, "cgroup.events", O_RDONLY));
   deadline_ = TRY(Timer::start(loop_, limit, [this] {
-    (void)set(workload_, "cgroup.freeze", "0");
+    (void)set_frozen(false);
     finish(State::running, failure(ErrorKind::timed_out, "a process could not be frozen in time"));
   }));
-  if (auto written = set(workload_, "cgroup.freeze", "1"); !written) {
+  if (auto written = set_frozen(true); !written) {
     deadline_.reset();
     return written;
   }
@@ -72,6 +72,12 @@ Result<void> Workload::freeze(std::chrono::milliseconds limit, Done done) {
   loop_.watch(events_.get(), EPOLLPRI, [this](std::uint32_t) { look_at_events(); });
   look_at_events();
   return {};
+}
+
+/// The file stays open: a clone, whose emulated CPU has nothing translated yet, need not find it.
+Result<void> Workload::set_frozen(bool frozen) {
+  if (!switch_) switch_ = TRY(open_in(workload_, "cgroup.freeze", O_WRONLY));
+  return write_all(switch_.get(), as_bytes(std::string_view(frozen ? "1" : "0")));
 }
 
 void Workload::look_at_events() {
@@ -88,7 +94,7 @@ void Workload::finish(State state, Result<void> result) {
 }
 
 Result<void> Workload::thaw() {
-  TRY(set(workload_, "cgroup.freeze", "0"));
+  TRY(set_frozen(false));
   if (state_ == State::freezing) {
     finish(State::running, failure(ErrorKind::cancelled, "it was thawed before that"));
   }

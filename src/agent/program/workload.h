@@ -43,6 +43,7 @@ class Workload {
  private:
   enum class State : std::uint8_t { running, freezing, frozen };
 
+  Result<void> set_frozen(bool frozen);
   void look_at_events();
   void finish(State state, Result<void> result);
 
@@ -52,6 +53,7 @@ class Workload {
   Fd rehearsal_;
   State state_ = State::running;
   Fd events_;  // while freezing
+  Fd switch_;  // cgroup.freeze
   std::unique_ptr<Timer> deadline_;
   Done done_;
 };

@@ -97,6 +97,15 @@ ControlGroup ControlGroup::open(const std::string& machine) {
   return group;
 }
 
+void ControlGroup::expect_entry() {
+  const CgroupLayout layout = cgroup_layout(parse_mountinfo(read_all("/proc/self/mountinfo")),
+                                            read_all("/proc/self/cgroup"));
+  const std::string directory =
+      layout.v2_directory.empty() ? v1_directory(layout, "memory") : layout.v2_directory;
+  // Into the group that we are in.
+  if (!directory.empty()) (void)write_value(directory + "/cgroup.procs", "0");
+}
+
 std::vector<std::string> ControlGroup::process_files() const {
   std::vector<std::string> files;
   for (const std::string* directory : {&v2_, &cpu_, &memory_, &freezer_})
