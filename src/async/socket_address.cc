@@ -66,6 +66,15 @@ Result<SocketAddress> unix_address(const std::string& path) {
   return address;
 }
 
+Result<Fd> connect_unix(const std::string& path) {
+  const SocketAddress address = TRY(unix_address(path));
+  Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd) return errno_failure(errno, "cannot create a socket");
+  if (::connect(fd.get(), address.get(), address.length) != 0)
+    return errno_failure(errno, fmt::format("cannot connect to '{}'", path));
+  return fd;
+}
+
 Result<std::vector<SocketAddress>> tcp_addresses(const TcpAddress& address, ResolveFor purpose) {
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;

@@ -26,6 +26,10 @@ struct SocketAddress {
 /// Of any length that the file system allows.
 Result<SocketAddress> unix_address(const std::string& path);
 
+/// A socket that blocks, connected to who listens there. `errno`'s kind otherwise: `permission`,
+/// `not_found` where there is no socket, `disconnected` where nobody listens any more. Blocking.
+Result<Fd> connect_unix(const std::string& path);
+
 enum class ResolveFor : std::uint8_t { connecting, listening };
 
 /// Every address of the host, in the order of the system's preference. Blocking.

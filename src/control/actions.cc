@@ -584,6 +584,7 @@ unsigned success_status(const Action& action) {
   switch (action.answer) {
     case Answer::created: return 201;
     case Answer::job: return 202;
+    case Answer::upgrade: return 101;
     case Answer::result:
     case Answer::stream: return 200;
   }

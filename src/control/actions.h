@@ -48,7 +48,8 @@ enum class Answer : std::uint8_t {
   result,   // 200 and the result, when it is done
   created,  // 201 and the result, when it is done
   job,      // 202 and a Job at once; the job's result is what `result` names
-  stream    // 200 and a line of JSON each time there is something to say
+  stream,   // 200 and a line of JSON each time there is something to say
+  upgrade   // 101, and from then on the connection is the container's (attach_protocol)
 };
 
 struct Action {

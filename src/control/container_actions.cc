@@ -150,6 +150,20 @@ std::vector<Action> container_actions() {
                        "The last so many lines alone; all when left out",
                        {}}},
        .errors = {ErrorKind::not_found}},
+      {.name = "container.attach",
+       .method = Method::post,
+       .path = "/v1/containers/{container}/attach",
+       .summary = "Be a client of a container: of its main process, of another one that is started "
+                  "for this, or of its files",
+       .precondition =
+           "It runs, or is paused, and then resumed (precondition); the request has the "
+           "headers 'Connection: Upgrade' and 'Upgrade: berth-attach' "
+           "(invalid_argument)",
+       .answer = Answer::upgrade,
+       .result = "Nothing",
+       .parameters = {container_in_path()},
+       .errors = {ErrorKind::not_found, ErrorKind::precondition, ErrorKind::limit,
+                  ErrorKind::disconnected, ErrorKind::unsupported, ErrorKind::timed_out}},
       {.name = "container.delete",
        .method = Method::remove,
        .path = "/v1/containers/{container}",

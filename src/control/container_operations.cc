@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "async/socket_address.h"
 #include "container/guest_network.h"
 #include "control/container_boot.h"
 #include "control/container_creation.h"
@@ -186,6 +187,7 @@ Async<Json> shown_container(Services& services, ContainerRecord record) {
       {"pid", optional("pid")},
       {"accelerator", optional("accelerator")},
       {"kernel", optional("kernel")},
+      {"devices_loaded_us", optional("devices_loaded_us")},
       {"memory_used", optional("memory_used")},
       {"pause", optional("pause")},
       {"idle_since", optional("idle_since")},
@@ -225,6 +227,23 @@ Async<Result<void>> awaken_container(Services& services, ContainerRecord record)
   // Somebody else was first.
   if (!woken && services.containers.is_on(name)) co_return Result<void>();
   co_return woken;
+}
+
+Async<Result<Fd>> container_attach(Services& services, Json params) {
+  const ContainerRecord record = CO_TRY(co_await find(services, params));
+  const std::string& name = record.specification.name;
+  CO_TRY(co_await awaken_container(services, record));
+  const auto not_running =
+      failure(ErrorKind::precondition, fmt::format("the container '{}' does not run", name));
+  if (!services.containers.is_on(name)) co_return not_running;
+  const container::ContainerRunLayout run{services.run_dir};
+  auto connected = co_await on_worker(
+      services.workers, [path = run.attach_socket(name)] { return connect_unix(path); });
+  // Its keeper takes the socket away when it ends.
+  if (!connected && (connected.error().kind() == ErrorKind::not_found ||
+                     connected.error().kind() == ErrorKind::disconnected))
+    co_return not_running;
+  co_return connected;
 }
 
 Async<void> awaken_for_port(Services& services, std::string name) {

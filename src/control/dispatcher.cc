@@ -15,12 +15,24 @@ namespace {
 
 using Json = nlohmann::json;
 
-Async<Result<HttpReply>> carry_out(Services& services, const Route& route, Json params) {
+Async<Result<HttpReply>> carry_out(Services& services, const Route& route, Json params,
+                                   std::string upgrade) {
   HttpReply reply{.status = success_status(*route.action)};
   if (route.action->answer == Answer::stream) {
     const StreamHandler open_stream = find_stream_handler(route.action->name);
     CHECK(open_stream != nullptr);
     reply.stream = CO_TRY(co_await open_stream(services, std::move(params)));
+    co_return reply;
+  }
+  if (route.action->answer == Answer::upgrade) {
+    if (upgrade != attach_protocol) {
+      co_return failure(ErrorKind::invalid_argument,
+                        fmt::format("{} needs the headers 'Connection: Upgrade' and 'Upgrade: {}'",
+                                    route.action->name, attach_protocol));
+    }
+    const UpgradeHandler connect = find_upgrade_handler(route.action->name);
+    CHECK(connect != nullptr);
+    reply.connection = CO_TRY(co_await connect(services, std::move(params)));
     co_return reply;
   }
   const Handler handle = find_handler(route.action->name);
@@ -29,10 +41,11 @@ Async<Result<HttpReply>> carry_out(Services& services, const Route& route, Json 
   co_return reply;
 }
 
-Async<HttpReply> answer_route(Services& services, Route route, std::string body) {
+Async<HttpReply> answer_route(Services& services, Route route, std::string body,
+                              std::string upgrade) {
   auto params = gather_parameters(route, body);
   if (!params) co_return error_reply(params.error());
-  auto reply = co_await carry_out(services, route, std::move(*params));
+  auto reply = co_await carry_out(services, route, std::move(*params), std::move(upgrade));
   if (!reply) {
     const Error& error = reply.error();
     if (http_status(error.kind()) >= 500)
@@ -62,7 +75,8 @@ Async<HttpReply> answer_request(Services& services, HttpRequest request) {
       }
       co_return reply;
     }
-    co_return co_await answer_route(services, std::move(*route), std::move(request.body));
+    co_return co_await answer_route(services, std::move(*route), std::move(request.body),
+                                    std::move(request.upgrade));
   } catch (const std::exception& exception) {
     failed = exception.what();
   }

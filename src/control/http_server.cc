@@ -1,8 +1,10 @@
 #include "control/http_server.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include <grp.h>
 #include <poll.h>
@@ -38,8 +40,10 @@ namespace {
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr auto request_timeout =
     std::chrono::seconds(30);  // for a request to arrive, an answer to be taken
-constexpr auto idle_timeout = std::chrono::seconds(120);  // between requests
-constexpr Milliseconds accept_retry{100};                 // after running out of descriptors
+constexpr auto idle_timeout = std::chrono::seconds(120);     // between requests
+constexpr auto farewell_timeout = std::chrono::seconds(5);   // to read what came last, and go
+constexpr std::size_t joined_piece = std::size_t{64} << 10;  // bytes
+constexpr Milliseconds accept_retry{100};                    // after running out of descriptors
 
 /// A connection, as the server knows it: something that can be closed.
 class Connection {
@@ -60,12 +64,21 @@ http::response<http::string_body> make_response(const HttpReply& reply, bool kee
   return response;
 }
 
+/// The protocol that the client wants its connection to have from now on; "" for none.
+std::string wanted_upgrade(const http::request<http::string_body>& request) {
+  const bool wants = http::token_list(request[http::field::connection]).exists("upgrade");
+  return wants ? std::string(request[http::field::upgrade]) : std::string();
+}
+
 template <typename Stream>
 class HttpConnection final : public Connection,
                              public std::enable_shared_from_this<HttpConnection<Stream>> {
  public:
   HttpConnection(Stream stream, RequestHandler handler)
-      : stream_(std::move(stream)), handler_(std::move(handler)) {}
+      : stream_(std::move(stream)),
+        handler_(std::move(handler)),
+        joined_(stream_.get_executor()),
+        client_went_(stream_.get_executor()) {}
 
   Async<void> run() {
     const auto self = this->shared_from_this();
@@ -79,6 +92,8 @@ class HttpConnection final : public Connection,
   void end() override {
     ending_ = true;
     if (lines_ != nullptr) lines_->close();
+    boost::system::error_code ignored;
+    joined_.close(ignored);
     if (!answering_) beast::get_lowest_layer(stream_).cancel();
   }
 
@@ -115,12 +130,17 @@ class HttpConnection final : public Connection,
     beast::get_lowest_layer(stream_).expires_never();
     HttpReply reply = co_await handler_({.method = std::string(request.method_string()),
                                          .target = std::string(request.target()),
-                                         .body = std::move(request.body())});
-    const bool more =
-        reply.stream ? co_await write_lines(std::move(reply.stream))
-                     : co_await write(make_response(reply, keep_alive && !ending_)) && keep_alive;
+                                         .body = std::move(request.body()),
+                                         .upgrade = wanted_upgrade(request)});
+    const bool more = co_await answer(std::move(reply), keep_alive);
     answering_ = false;
     co_return more;
+  }
+
+  Async<bool> answer(HttpReply reply, bool keep_alive) {
+    if (reply.connection) co_return co_await join(std::move(reply.connection));
+    if (reply.stream) co_return co_await write_lines(std::move(reply.stream));
+    co_return co_await write(make_response(reply, keep_alive && !ending_)) && keep_alive;
   }
 
   Async<bool> write(http::response<http::string_body> response) {
@@ -192,8 +212,67 @@ class HttpConnection final : public Connection,
     }
   }
 
+  /// Whatever either says the other is told, until either ends.
+  Async<bool> join(Fd other) {
+    http::response<http::empty_body> head(http::status::switching_protocols, 11);
+    head.set(http::field::server, "berth");
+    head.set(http::field::connection, "Upgrade");
+    head.set(http::field::upgrade, attach_protocol);
+    beast::get_lowest_layer(stream_).expires_after(request_timeout);
+    if (const auto [error, bytes] = co_await http::async_write(stream_, head, no_throw);
+        error || ending_)
+      co_return false;
+    joined_.assign(UnixProtocol(), other.release());
+    // A terminal may be silent for days.
+    beast::get_lowest_layer(stream_).expires_never();
+    boost::system::error_code ignored;
+    beast::get_lowest_layer(stream_).socket().set_option(asio::socket_base::keep_alive(true),
+                                                         ignored);
+    start(stream_.get_executor(), tell_joined(this->shared_from_this()));
+    std::vector<std::byte> piece(joined_piece);
+    while (true) {
+      const auto [failed, got] = co_await joined_.async_read_some(asio::buffer(piece), no_throw);
+      if (failed) break;
+      const auto [error, put] =
+          co_await asio::async_write(stream_, asio::buffer(piece, got), no_throw);
+      if (error) break;
+    }
+    co_await say_farewell();
+    co_return false;
+  }
+
+  /// What the client says, to the connection that its own is joined with; what nobody takes any
+  /// more is read all the same, so that the client gets what it has been sent.
+  static Async<void> tell_joined(std::shared_ptr<HttpConnection> self) {
+    beast::flat_buffer& said = self->buffer_;
+    while (true) {
+      if (said.size() != 0) co_await asio::async_write(self->joined_, said.data(), no_throw);
+      said.consume(said.size());
+      const auto [error, got] =
+          co_await self->stream_.async_read_some(said.prepare(joined_piece), no_throw);
+      if (error) break;
+      said.commit(got);
+    }
+    boost::system::error_code ignored;
+    self->joined_.shutdown(UnixProtocol::socket::shutdown_send, ignored);
+    self->client_gone_ = true;
+    self->client_went_.notify();
+  }
+
+  Async<void> say_farewell() {
+    boost::system::error_code ignored;
+    auto& lowest = beast::get_lowest_layer(stream_);
+    lowest.socket().shutdown(asio::socket_base::shutdown_send, ignored);
+    if (!ending_ && !client_gone_) co_await client_went_.wait_for(farewell_timeout);
+    lowest.cancel();
+    joined_.close(ignored);
+  }
+
   Stream stream_;
   RequestHandler handler_;
+  UnixProtocol::socket joined_;  // open while the connection is another one's
+  Wakeup client_went_;
+  bool client_gone_ = false;  // from a connection that is joined
   beast::flat_buffer buffer_{http_header_bytes_max + http_body_bytes_max};
   LineSource* lines_ = nullptr;  // of the stream under way
   bool answering_ = false;

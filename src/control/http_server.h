@@ -1,5 +1,5 @@
 // HTTP/1.1 on a UNIX socket, and on TCP with TLS where that is wanted. It knows bytes and limits,
-// not operations.
+// not operations. A connection that is upgraded is joined with another one, until either ends.
 //
 // On the control plane's thread. Bounds: the header and the body of a request, the time that one
 // may take to arrive, the time that a client may take to read, the number of connections.

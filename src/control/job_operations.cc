@@ -65,4 +65,8 @@ StreamHandler find_stream_handler(std::string_view action) {
   return action == "events.watch" ? events_watch : nullptr;
 }
 
+UpgradeHandler find_upgrade_handler(std::string_view action) {
+  return action == "container.attach" ? container_attach : nullptr;
+}
+
 }  // namespace berth::control

@@ -127,6 +127,10 @@ Json success_of(const Action& action) {
     case Answer::stream:
       return {{"description", "Objects of this schema, one a line, for as long as it goes on"},
               {"content", {{"application/x-ndjson", {{"schema", reference(action.result)}}}}}};
+    case Answer::upgrade:
+      return {{"description",
+               "The connection is the container's from now on: a line of JSON that asks, one that "
+               "answers, and frames, both ways (docs/formats/containers.md, Attach)"}};
     case Answer::job:
       return {
           {"description", fmt::format("The job that does it; its result is: {}", action.result)},
@@ -278,7 +282,7 @@ Json action_table() {
     for (const ErrorKind kind : errors_of(action)) {
       errors.push_back({{"kind", to_string(kind)}, {"status", http_status(kind)}});
     }
-    constexpr std::string_view answers[] = {"result", "created", "job", "stream"};
+    constexpr std::string_view answers[] = {"result", "created", "job", "stream", "upgrade"};
     table.push_back({{"name", action.name},
                      {"method", to_string(action.method)},
                      {"path", action.path},

@@ -13,6 +13,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "base/fd.h"
 #include "base/result.h"
 #include "container/image_store.h"
 #include "container/kernel_store.h"
@@ -54,6 +55,8 @@ struct Services {
 using Handler = Async<Result<nlohmann::json>> (*)(Services& services, nlohmann::json params);
 using Stream = std::unique_ptr<LineSource>;
 using StreamHandler = Async<Result<Stream>> (*)(Services& services, nlohmann::json params);
+/// A connection that the client's is joined with.
+using UpgradeHandler = Async<Result<Fd>> (*)(Services& services, nlohmann::json params);
 
 using HandlerTable = std::vector<std::pair<std::string_view, Handler>>;
 
@@ -74,6 +77,9 @@ Async<void> awaken_for_port(Services& services, std::string name);
 /// What a container has written, and, if that is wanted, what it will until it ends.
 Async<Result<Stream>> container_logs(Services& services, nlohmann::json params);
 
+/// To its keeper's attach socket. One that is hibernated goes on.
+Async<Result<Fd>> container_attach(Services& services, nlohmann::json params);
+
 HandlerTable host_handlers();
 HandlerTable volume_handlers();
 HandlerTable checkpoint_handlers();
@@ -90,5 +96,7 @@ HandlerTable job_handlers();
 Handler find_handler(std::string_view action);
 /// Null if no action of that name is a stream.
 StreamHandler find_stream_handler(std::string_view action);
+/// Null if no action of that name takes the connection over.
+UpgradeHandler find_upgrade_handler(std::string_view action);
 
 }  // namespace berth::control

@@ -30,8 +30,10 @@ TEST(ActionsTest, EachHasOneHandlerAndAnswersWithASchemaThatThereIs) {
   std::set<std::string> places;
   for (const Action& action : actions()) {
     const bool streams = action.answer == Answer::stream;
-    EXPECT_EQ(find_handler(action.name) != nullptr, !streams) << action.name;
+    const bool upgrades = action.answer == Answer::upgrade;
+    EXPECT_EQ(find_handler(action.name) != nullptr, !streams && !upgrades) << action.name;
     EXPECT_EQ(find_stream_handler(action.name) != nullptr, streams) << action.name;
+    EXPECT_EQ(find_upgrade_handler(action.name) != nullptr, upgrades) << action.name;
     EXPECT_NE(find_schema(action.result), nullptr) << action.name;
     EXPECT_TRUE(
         places.insert(std::string(to_string(action.method)) + ' ' + std::string(action.path))

@@ -452,6 +452,9 @@ std::vector<Schema> make_schemas() {
         {"pid", "integer?", "Process id of its QEMU, or of its first process, or null"},
         {"accelerator", "string?", "Of its microVM, kvm or tcg, while it runs"},
         {"kernel", "string?", "Release of its kernel, while it runs"},
+        {"devices_loaded_us", "integer?",
+         "How long its QEMU took to load the state of its devices, or null: it has booted, or its "
+         "keeper is another one by now"},
         {"memory_used", "integer?", "What it has of the host's memory, bytes"},
         {"pause", "Pause?", "While it is paused, or null"},
         {"idle_since", "time?", "When somebody last wanted something of it, or null"},

@@ -115,12 +115,14 @@ class Control:
 
 
 class Attached:
-    """A client of the attach socket."""
+    """A client of the attach socket, or of a connection that leads there."""
 
-    def __init__(self, path, request):
-        self._stream = connect(path)
+    def __init__(self, to, request):
+        """to: the socket's path, or the connection. request: None if it has been sent."""
+        self._stream = to if isinstance(to, socket.socket) else connect(to)
         self._bytes = b""
-        self._stream.sendall(json.dumps(request).encode() + b"\n")
+        if request is not None:
+            self._stream.sendall(json.dumps(request).encode() + b"\n")
         while b"\n" not in self._bytes:
             self._receive()
         line, self._bytes = self._bytes.split(b"\n", 1)

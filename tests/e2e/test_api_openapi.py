@@ -129,6 +129,15 @@ class CheckedApi:
                     break
         return lines
 
+    def upgrade(self, name, /, **parameters):
+        """An operation that takes the connection over; its other side is not asked anything."""
+        method, path, operation = operations()[name]
+        headers = "Host: x\r\nConnection: Upgrade\r\nUpgrade: berth-attach"
+        status = raw_status(self.host, f"{method} {path.format(**parameters)} HTTP/1.1\r\n{headers}\r\n\r\n".encode())
+        assert status == 101 and "101" in operation["responses"]
+        self.statuses.add((name, status))
+        self.parameters |= {(name, parameter) for parameter in parameters}
+
     def job(self, operation_name, /, **parameters):
         """An operation that is a job, to its end; the job, whose result the document promises."""
         started = self(operation_name, **parameters)
@@ -396,6 +405,8 @@ def test_every_operation_on_a_container_answers_as_documented(api, tmp_path):
     deadline = time.monotonic() + 60
     while not api("container.logs", container="c1"):
         assert time.monotonic() < deadline, "it has written nothing"
+    api("container.attach", 400, container="c1")
+    api.upgrade("container.attach", container="c1")
     api("container.inspect", 404, container="c2")
     assert [each["name"] for each in api("container.list")["containers"]] == ["c1"]
     assert api("container.pause", container="c1")["state"] == "frozen"

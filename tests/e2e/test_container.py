@@ -50,8 +50,8 @@ def release_of(modules):
 class ContainerHost(BerthHost):
     """With an image and, if wanted, a kernel."""
 
-    def __init__(self, kernel=True):
-        super().__init__()
+    def __init__(self, kernel=True, **options):
+        super().__init__(**options)
         self.ids = {}  # of containers that were looked at, by name: their control groups are called by them
         try:
             self.cli("image", "import", f"oci:{make_layout(self.directory / 'layout')}", "--name", "busybox:1")

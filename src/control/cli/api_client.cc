@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/fd.h"
+#include "control/dispatcher.h"
 #include "control/router.h"
 #include "machine/control_protocol.h"
 
@@ -61,9 +62,9 @@ Result<void> send_all(const Fd& socket, std::string_view text) {
   return {};
 }
 
-std::string request_text(const HttpCall& call) {
-  std::string text = fmt::format("{} {} HTTP/1.1\r\nHost: berth\r\nConnection: close\r\n",
-                                 call.method, call.target);
+std::string request_text(const HttpCall& call, std::string_view connection = "close") {
+  std::string text = fmt::format("{} {} HTTP/1.1\r\nHost: berth\r\nConnection: {}\r\n", call.method,
+                                 call.target, connection);
   if (!call.body.empty()) text += "Content-Type: application/json\r\n";
   if (!call.body.empty() || call.method == "POST")
     text += fmt::format("Content-Length: {}\r\n", call.body.size());
@@ -103,6 +104,9 @@ class Exchange {
   unsigned status() { return parser_.get().result_int(); }
   /// What has come of the body; whoever takes it away may.
   std::string& body() { return parser_.get().body(); }
+  /// The connection, once it is another protocol's. It has not been read beyond the header: who
+  /// joins it speaks when it is asked.
+  Fd take_socket() { return std::move(socket_); }
 
  private:
   Result<void> wait(int timeout_ms) const {
@@ -170,6 +174,18 @@ Result<void> ApiClient::stream(const Action& action, const Json& parameters,
   }
   if (exchange.status() >= 400) return failure(error_of(exchange.status(), exchange.body()));
   return {};
+}
+
+Result<Fd> ApiClient::upgrade(const Action& action, const Json& parameters) const {
+  Fd socket = TRY(connect_to(socket_path_, start_hint_));
+  const std::string headers = fmt::format("Upgrade\r\nUpgrade: {}", attach_protocol);
+  TRY(send_all(socket, request_text(make_call(action, parameters), headers)));
+  Exchange exchange(std::move(socket), -1);
+  while (!exchange.has_header() || exchange.status() >= 400) {
+    if (!TRY(exchange.more(silence_timeout_ms))) break;
+  }
+  if (exchange.status() >= 400) return failure(error_of(exchange.status(), exchange.body()));
+  return exchange.take_socket();
 }
 
 }  // namespace berth::control::cli

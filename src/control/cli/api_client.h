@@ -11,6 +11,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "base/fd.h"
 #include "base/result.h"
 #include "control/actions.h"
 
@@ -29,6 +30,10 @@ class ApiClient {
   Result<void> stream(const Action& action, const nlohmann::json& parameters,
                       const std::function<bool(const nlohmann::json& line)>& take,
                       int interrupt_fd) const;
+
+  /// The connection that the daemon joins with what the action is about: nothing has been said on
+  /// it yet.
+  Result<Fd> upgrade(const Action& action, const nlohmann::json& parameters) const;
 
  private:
   std::string socket_path_;

@@ -20,6 +20,7 @@
 #include "async/socket_address.h"
 #include "base/fd.h"
 #include "container/attach_frame.h"
+#include "control/actions.h"
 #include "control/cli/terminal.h"
 #include "machine/control_protocol.h"
 
@@ -39,13 +40,10 @@ std::optional<winsize> terminal_size() {
   return size;
 }
 
-Result<Fd> connect(const std::string& path) {
-  const SocketAddress address = TRY(unix_address(path));
-  Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!fd) return errno_failure(errno, "cannot create a socket");
-  if (::connect(fd.get(), address.get(), address.length) != 0)
-    return errno_failure(errno, fmt::format("cannot attach to the container at '{}'", path));
-  return fd;
+Result<Fd> connect(const AttachPoint& at) {
+  auto connected = connect_unix(at.socket);
+  if (connected || connected.error().kind() != ErrorKind::permission) return connected;
+  return at.daemon.upgrade(*find_action("container.attach"), {{"container", at.container}});
 }
 
 /// Signals as something to poll: those that end a process, and that its terminal has another size.
@@ -257,9 +255,16 @@ void add_terminal_size(Json& request) {
   }
 }
 
-int run_attached(const std::string& socket_path, const Json& request,
-                 const AttachOptions& options) {
-  auto socket = connect(socket_path);
+Result<AttachPoint> attach_point(const ApiClient& daemon, const Json& container) {
+  const std::string name = container.value("name", "");
+  if (!container["attach"].is_string())
+    return failure(ErrorKind::precondition, fmt::format("the container '{}' does not run", name));
+  return AttachPoint{
+      .daemon = daemon, .container = name, .socket = container["attach"].get<std::string>()};
+}
+
+int run_attached(const AttachPoint& at, const Json& request, const AttachOptions& options) {
+  auto socket = connect(at);
   if (!socket) {
     fmt::print(stderr, "berth: {}\n", socket.error().message());
     return exit_engine_failed;

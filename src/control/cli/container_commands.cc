@@ -148,15 +148,12 @@ class Runner {
   }
 
   int attach_to(const Json& shown, bool from_start, bool input) {
-    if (!shown["attach"].is_string()) {
-      return report(Error(ErrorKind::precondition,
-                          fmt::format("the container '{}' does not run", shown.value("name", ""))),
-                    exit_engine_failed);
-    }
+    const auto at = attach_point(client_, shown);
+    if (!at) return report(at.error(), exit_engine_failed);
     const bool terminal = shown["specification"].value("terminal", false);
     Json request = {{"input", input}, {"from", from_start ? "start" : "now"}};
     if (terminal) add_terminal_size(request);
-    return run_attached(shown["attach"].get<std::string>(), {{"attach", request}},
+    return run_attached(*at, {{"attach", request}},
                         {.input = input, .terminal = terminal && input});
   }
 
@@ -194,11 +191,8 @@ class Runner {
       return report(Error(ErrorKind::invalid_argument, "exec: COMMAND is missing"), exit_usage);
     const auto shown = inspect_awake(client_, line_.text("CONTAINER"));
     if (!shown) return report(shown.error(), exit_engine_failed);
-    if (!(*shown)["attach"].is_string()) {
-      return report(Error(ErrorKind::precondition,
-                          fmt::format("the container '{}' does not run", shown->value("name", ""))),
-                    exit_engine_failed);
-    }
+    const auto at = attach_point(client_, *shown);
+    if (!at) return report(at.error(), exit_engine_failed);
     const auto environment = environment_of(line_);
     if (!environment) return report(environment.error(), exit_engine_failed);
     const Json& is = (*shown)["specification"];
@@ -212,7 +206,7 @@ class Runner {
                     {"terminal", line_.has("--tty")},
                     {"input", line_.has("--interactive")}};
     if (line_.has("--tty")) add_terminal_size(request);
-    return run_attached((*shown)["attach"].get<std::string>(), {{"exec", request}},
+    return run_attached(*at, {{"exec", request}},
                         {.input = line_.has("--interactive"),
                          .terminal = line_.has("--tty") && line_.has("--interactive")});
   }

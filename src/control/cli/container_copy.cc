@@ -108,24 +108,21 @@ class Tar {
   int ours_;
 };
 
-Result<std::string> socket_of(const ApiClient& client, const std::string& container) {
-  const Json shown = TRY(inspect_awake(client, container));
-  if (shown["attach"].is_string()) return shown["attach"].get<std::string>();
-  return failure(ErrorKind::precondition,
-                 fmt::format("the container '{}' does not run", container));
+Result<AttachPoint> awake_attach_point(const ApiClient& client, const std::string& container) {
+  return attach_point(client, TRY(inspect_awake(client, container)));
 }
 
 /// Whether an archive could be unpacked there: tried with one that has nothing in it.
-bool is_directory_there(const std::string& socket, const std::string& path) {
+bool is_directory_there(const AttachPoint& at, const std::string& path) {
   constexpr std::size_t empty_tar = 1024;
-  return run_attached(socket, {{"copy_in", {{"path", path}}}},
+  return run_attached(at, {{"copy_in", {{"path", path}}}},
                       {.quiet = true, .fixed_input = std::string(empty_tar, '\0')}) == 0;
 }
 
-Result<int> copy_out(const std::string& socket, const Place& from, const std::string& to,
+Result<int> copy_out(const AttachPoint& at, const Place& from, const std::string& to,
                      bool keep_owners) {
   const Json request = {{"copy_out", {{"path", from.path}}}};
-  if (to == "-") return run_attached(socket, request, {});
+  if (to == "-") return run_attached(at, request, {});
   std::vector<std::string> arguments = {"-x",
                                         "-p",
                                         "-f",
@@ -142,18 +139,18 @@ Result<int> copy_out(const std::string& socket, const Place& from, const std::st
   }
   arguments.insert(arguments.begin(), {"-C", directory});
   const Tar tar = TRY(Tar::start(std::move(arguments), Tar::Side::unpacks));
-  const int code = run_attached(socket, request, {});
+  const int code = run_attached(at, request, {});
   if (!tar.finish() && code == 0)
     return failure(ErrorKind::io_error, fmt::format("tar could not unpack it in '{}'", directory));
   return code;
 }
 
-Result<int> copy_in(const std::string& socket, const std::string& from, const Place& to,
+Result<int> copy_in(const AttachPoint& at, const std::string& from, const Place& to,
                     bool keep_owners) {
   const auto request = [&](const std::string& path) -> Json {
     return {{"copy_in", {{"path", path}, {"keep_owners", keep_owners}}}};
   };
-  if (from == "-") return run_attached(socket, request(to.path), {.input = true});
+  if (from == "-") return run_attached(at, request(to.path), {.input = true});
   struct stat status{};
   if (::lstat(from.c_str(), &status) != 0)
     return errno_failure(errno, fmt::format("cannot look at '{}'", from));
@@ -161,7 +158,7 @@ Result<int> copy_in(const std::string& socket, const std::string& from, const Pl
   const std::string name = absolute.filename().string();
   std::vector<std::string> arguments = {
       "-C", absolute.parent_path().string(), "--format=pax", "-c", "-f", "-", "--", name};
-  const bool is_directory = is_directory_there(socket, to.path);
+  const bool is_directory = is_directory_there(at, to.path);
   std::string directory = to.path;
   if (!is_directory) {
     if (to.path.ends_with('/'))
@@ -170,7 +167,7 @@ Result<int> copy_in(const std::string& socket, const std::string& from, const Pl
     arguments.insert(arguments.begin(), renaming(name, last_name(to.path)));
   }
   const Tar tar = TRY(Tar::start(std::move(arguments), Tar::Side::packs));
-  const int code = run_attached(socket, request(directory), {.input = true});
+  const int code = run_attached(at, request(directory), {.input = true});
   if (!tar.finish() && code == 0)
     return failure(ErrorKind::io_error, fmt::format("tar could not pack '{}'", from));
   return code;
@@ -185,11 +182,11 @@ int copy_container_files(const ParsedLine& line, const ApiClient& client) {
     return report(Error(ErrorKind::invalid_argument,
                         "one of both has to be CONTAINER:PATH, and the other one a path here"));
   }
-  const auto socket = socket_of(client, from.container + to.container);
-  if (!socket) return report(socket.error());
+  const auto at = awake_attach_point(client, from.container + to.container);
+  if (!at) return report(at.error());
   const bool keep_owners = line.has("--archive");
-  const auto copied = to.container.empty() ? copy_out(*socket, from, to.path, keep_owners)
-                                           : copy_in(*socket, from.path, to, keep_owners);
+  const auto copied = to.container.empty() ? copy_out(*at, from, to.path, keep_owners)
+                                           : copy_in(*at, from.path, to, keep_owners);
   return copied ? *copied : report(copied.error());
 }
 
