@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
+#include "control/container_creation.h"
 #include "control/spawn.h"
 
 namespace berth::control {
@@ -85,9 +86,9 @@ Async<bool> ClonePool::add_one(std::string name) {
   co_await drop_stale(name, known->id);
   if (size(name) >= known->recipe.pool) co_return false;
   auto use = co_await templates_.use(name);
-  auto made = use ? co_await containers_.prepare(use->record.recipe.specification,
-                                                 templates_.start_of(*use))
-                  : Result<Containers::Waiting>(failure(use.error()));
+  auto made =
+      use ? co_await containers_.prepare(clone_of(use->record.recipe), templates_.start_of(*use))
+          : Result<Containers::Waiting>(failure(use.error()));
   if (!made) {
     events_.publish("pool_not_filled", {}, fmt::format("{}: {}", name, made.error().message()));
     co_return false;

@@ -89,12 +89,17 @@ Result<void> check_members_of_clone(const Json& request, bool several) {
 
 }  // namespace
 
+container::ContainerSpecification clone_of(const container::TemplateRecipe& recipe) {
+  container::ContainerSpecification clone = recipe.specification;
+  clone.template_name = recipe.name;
+  return clone;
+}
+
 Result<std::vector<container::ContainerSpecification>> clone_specifications(
     Json request, const container::TemplateRecipe& of, std::size_t count) {
   TRY(check_members_of_clone(request, count > 1));
   const auto asked = TRY(container::decode_container(request));
-  container::ContainerSpecification alike = of.specification;
-  alike.template_name = of.name;
+  container::ContainerSpecification alike = clone_of(of);
   alike.name = asked.name;
   alike.hostname = asked.hostname;
   alike.ports = asked.ports;

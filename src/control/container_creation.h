@@ -26,6 +26,9 @@ Result<container::ContainerSpecification> complete_container(nlohmann::json requ
                                                              const container::ImageRecord& image,
                                                              const std::string& image_name);
 
+/// What a clone of it is that has no name yet.
+container::ContainerSpecification clone_of(const container::TemplateRecipe& recipe);
+
 /// What `count` clones of a template are to be: as the template is, but for the members that are a
 /// clone's own. `request` as for the action container.clone; several are called NAME-1, NAME-2 and
 /// so on. invalid_argument, with the member that is wrong.

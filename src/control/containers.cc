@@ -52,7 +52,7 @@ std::vector<Disk> disks_of(const container::ContainerSpecification& container) {
   return disks;
 }
 
-machine::MachineMemory memory_of(const ContainerRecord& record, bool is_clone) {
+machine::MachineMemory memory_of(const ContainerRecord& record) {
   const container::ContainerSpecification& is = record.specification;
   machine::MachineSpecification alike;
   alike.name = "container " + is.name;  // no machine's
@@ -64,18 +64,9 @@ machine::MachineMemory memory_of(const ContainerRecord& record, bool is_clone) {
     return memory;
   }
   if (!machine::has_kvm()) memory.overhead += container::microvm_tcg_code_bytes_max;
-  memory.is_clone = is_clone;
+  memory.is_clone = !is.template_name.empty();
   if (memory.is_clone) memory.memory /= machine::clone_memory_parts;
   return memory;
-}
-
-machine::MachineMemory memory_of(const ContainerRecord& record) {
-  return memory_of(record, !record.specification.template_name.empty());
-}
-
-/// It has the specification that its template was made with.
-machine::MachineMemory memory_of_waiting(const ContainerRecord& record) {
-  return memory_of(record, true);
 }
 
 }  // namespace
@@ -154,7 +145,7 @@ Async<std::vector<machine::MachineMemory>> Containers::running_memory() {
   std::vector<machine::MachineMemory> running;
   for (const ContainerRecord& record : co_await list())
     if (is_used(record.specification.name)) running.push_back(memory_of(record));
-  for (const auto& [place, record] : waiting_) running.push_back(memory_of_waiting(record));
+  for (const auto& [place, record] : waiting_) running.push_back(memory_of(record));
   co_return running;
 }
 
@@ -374,7 +365,7 @@ Async<Result<Containers::Waiting>> Containers::prepare_as(Identity identity,
   const auto container = guests_.of(waiting.place);
   const auto lock = co_await container->mutex.lock();
   if (guests_.is_quitting()) co_return failure(ErrorKind::disconnected, "the daemon is ending");
-  CO_TRY(co_await machines_.check_memory(memory_of_waiting(record), false));
+  CO_TRY(co_await machines_.check_memory(memory_of(record), false));
   waiting_[waiting.place] = record;
   auto done = co_await guests_.launch(container);
   if (done) {

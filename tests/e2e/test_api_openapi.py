@@ -523,12 +523,16 @@ def make_certificates(directory):
     return tls
 
 
+def tls_port(host):
+    """Where its daemon, the last one, listens."""
+    return int(re.findall(r"listening at https://127\.0\.0\.1:(\d+)", host.log())[-1])
+
+
 @pytest.fixture
 def tls_host(tmp_path):
     tls = make_certificates(tmp_path)
     with BerthHost(daemon_options=["--listen", "127.0.0.1:0", "--tls-dir", tls]) as host:
-        port = re.search(r"listening at https://127\.0\.0\.1:(\d+)", host.log())[1]
-        yield host, tls, f"https://127.0.0.1:{port}"
+        yield host, tls, f"https://127.0.0.1:{tls_port(host)}"
 
 
 def test_tcp_needs_a_certificate_of_the_ca(tls_host):

@@ -4,7 +4,6 @@ command line of somebody who may talk to the daemon and not to keepers.
 What is said on such a connection is in test_container_keeper.py and test_container.py."""
 
 import hashlib
-import http.client
 import json
 import os
 import re
@@ -16,8 +15,8 @@ import time
 
 import pytest
 from berth_host import program
-from container_keeper import SIGNAL, SIZE, Attached, KeeperError
-from test_api_openapi import make_certificates
+from container_keeper import SIGNAL, SIZE, Attached, KeeperError, connect
+from test_api_openapi import make_certificates, tls_port
 from test_container import FOREVER, LIMIT_S, ContainerHost
 
 NOBODY = 65534
@@ -38,17 +37,14 @@ def _shell(host):
 
 
 def dial_unix(host):
-    stream = socket.socket(socket.AF_UNIX)
-    stream.settimeout(LIMIT_S)
-    stream.connect(str(host.run_dir / "api.sock"))
-    return stream
+    return connect(host.run_dir / "api.sock")
 
 
 def dial_tls(host):
     context = ssl.create_default_context(cafile=host.tls / "ca-cert.pem")
     context.load_cert_chain(host.tls / "client-cert.pem", host.tls / "client-key.pem")
-    port = int(re.findall(r"listening at https://127\.0\.0\.1:(\d+)", host.log())[-1])
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S), server_hostname="127.0.0.1")
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", tls_port(host)), timeout=LIMIT_S),
+                               server_hostname="127.0.0.1")
 
 
 def ask(stream, name, headers=("Connection: keep-alive, Upgrade", "Upgrade: berth-attach"), then=b""):
@@ -239,8 +235,4 @@ def test_a_connection_that_is_joined_is_one_of_those_that_there_may_be(host, she
         stream = dial_unix(host)
         assert ask(stream, shell)[0] == 101
         stream.close()
-    connection = http.client.HTTPConnection("berth", timeout=LIMIT_S)
-    connection.sock = dial_unix(host)
-    connection.request("GET", "/v1/host")
-    assert connection.getresponse().status == 200
-    connection.close()
+    assert host.api("GET", "/v1/host")[0] == 200

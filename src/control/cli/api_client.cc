@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include <poll.h>
@@ -16,6 +15,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "async/socket_address.h"
 #include "base/fd.h"
 #include "control/dispatcher.h"
 #include "control/router.h"
@@ -32,17 +32,13 @@ constexpr int silence_timeout_ms = 600'000;
 constexpr std::uint64_t answer_bytes_max = std::uint64_t{1} << 30;
 
 Result<Fd> connect_to(const std::string& path, const std::string& start_hint) {
-  sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
-  if (path.size() >= sizeof address.sun_path) {
+  if (path.size() >= sizeof sockaddr_un::sun_path) {
     return failure(ErrorKind::invalid_argument,
                    fmt::format("the socket path '{}' is too long", path));
   }
-  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  Fd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!socket) return errno_failure(errno, "cannot make a socket");
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0)
-    return socket;
-  if (errno == EACCES || errno == EPERM) {
+  auto socket = connect_unix(path);
+  if (socket) return socket;
+  if (socket.error().kind() == ErrorKind::permission) {
     return failure(
         ErrorKind::permission,
         fmt::format("you may not talk to the daemon at '{}': be root, or in the group berth",
@@ -62,9 +58,12 @@ Result<void> send_all(const Fd& socket, std::string_view text) {
   return {};
 }
 
-std::string request_text(const HttpCall& call, std::string_view connection = "close") {
-  std::string text = fmt::format("{} {} HTTP/1.1\r\nHost: berth\r\nConnection: {}\r\n", call.method,
-                                 call.target, connection);
+std::string request_text(const Action& action, const Json& parameters) {
+  const HttpCall call = make_call(action, parameters);
+  std::string text = fmt::format("{} {} HTTP/1.1\r\nHost: berth\r\n", call.method, call.target);
+  text += action.answer == Answer::upgrade
+              ? fmt::format("Connection: Upgrade\r\nUpgrade: {}\r\n", attach_protocol)
+              : "Connection: close\r\n";
   if (!call.body.empty()) text += "Content-Type: application/json\r\n";
   if (!call.body.empty() || call.method == "POST")
     text += fmt::format("Content-Length: {}\r\n", call.body.size());
@@ -135,6 +134,12 @@ Error error_of(unsigned status, const std::string& body) {
   return {ErrorKind::protocol, fmt::format("the daemon answered with status {}", status)};
 }
 
+/// The daemon's error, where that is its answer.
+Result<void> check_answer(Exchange& exchange) {
+  if (exchange.status() < 400) return {};
+  return failure(error_of(exchange.status(), exchange.body()));
+}
+
 /// Cuts complete lines off the front of `text`.
 Result<bool> take_lines(std::string& text, const std::function<bool(const Json&)>& take) {
   std::size_t begin = 0;
@@ -152,39 +157,37 @@ Result<bool> take_lines(std::string& text, const std::function<bool(const Json&)
 ApiClient::ApiClient(std::string socket_path, std::string start_hint)
     : socket_path_(std::move(socket_path)), start_hint_(std::move(start_hint)) {}
 
-Result<Json> ApiClient::call(const Action& action, const Json& parameters) const {
+Result<Fd> ApiClient::ask(const Action& action, const Json& parameters) const {
   Fd socket = TRY(connect_to(socket_path_, start_hint_));
-  TRY(send_all(socket, request_text(make_call(action, parameters))));
-  Exchange exchange(std::move(socket), -1);
+  TRY(send_all(socket, request_text(action, parameters)));
+  return socket;
+}
+
+Result<Json> ApiClient::call(const Action& action, const Json& parameters) const {
+  Exchange exchange(TRY(ask(action, parameters)), -1);
   while (TRY(exchange.more(silence_timeout_ms))) {
   }
-  if (exchange.status() >= 400) return failure(error_of(exchange.status(), exchange.body()));
+  TRY(check_answer(exchange));
   return machine::parse_json(exchange.body());
 }
 
 Result<void> ApiClient::stream(const Action& action, const Json& parameters,
                                const std::function<bool(const Json&)>& take,
                                int interrupt_fd) const {
-  Fd socket = TRY(connect_to(socket_path_, start_hint_));
-  TRY(send_all(socket, request_text(make_call(action, parameters))));
-  Exchange exchange(std::move(socket), interrupt_fd);
+  Exchange exchange(TRY(ask(action, parameters)), interrupt_fd);
   while (TRY(exchange.more(-1))) {
     if (!exchange.has_header() || exchange.status() >= 400) continue;
     if (!TRY(take_lines(exchange.body(), take))) return {};
   }
-  if (exchange.status() >= 400) return failure(error_of(exchange.status(), exchange.body()));
-  return {};
+  return check_answer(exchange);
 }
 
 Result<Fd> ApiClient::upgrade(const Action& action, const Json& parameters) const {
-  Fd socket = TRY(connect_to(socket_path_, start_hint_));
-  const std::string headers = fmt::format("Upgrade\r\nUpgrade: {}", attach_protocol);
-  TRY(send_all(socket, request_text(make_call(action, parameters), headers)));
-  Exchange exchange(std::move(socket), -1);
+  Exchange exchange(TRY(ask(action, parameters)), -1);
   while (!exchange.has_header() || exchange.status() >= 400) {
     if (!TRY(exchange.more(silence_timeout_ms))) break;
   }
-  if (exchange.status() >= 400) return failure(error_of(exchange.status(), exchange.body()));
+  TRY(check_answer(exchange));
   return exchange.take_socket();
 }
 

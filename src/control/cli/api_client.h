@@ -36,6 +36,9 @@ class ApiClient {
   Result<Fd> upgrade(const Action& action, const nlohmann::json& parameters) const;
 
  private:
+  /// A connection on which that has been asked for.
+  Result<Fd> ask(const Action& action, const nlohmann::json& parameters) const;
+
   std::string socket_path_;
   std::string start_hint_;
 };

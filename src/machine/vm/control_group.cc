@@ -66,6 +66,12 @@ std::string make_group(const std::string& parent, const std::string& machine) {
   return group;
 }
 
+/// Where this process is.
+CgroupLayout own_layout() {
+  return cgroup_layout(parse_mountinfo(read_all("/proc/self/mountinfo")),
+                       read_all("/proc/self/cgroup"));
+}
+
 std::string v1_directory(const CgroupLayout& layout, const char* controller) {
   const auto found = layout.v1_directories.find(controller);
   return found == layout.v1_directories.end() ? std::string() : found->second;
@@ -74,8 +80,7 @@ std::string v1_directory(const CgroupLayout& layout, const char* controller) {
 }  // namespace
 
 ControlGroup ControlGroup::open(const std::string& machine) {
-  const CgroupLayout layout = cgroup_layout(parse_mountinfo(read_all("/proc/self/mountinfo")),
-                                            read_all("/proc/self/cgroup"));
+  const CgroupLayout layout = own_layout();
   ControlGroup group;
   group.v2_ = make_group(layout.v2_directory, machine);
   group.cpu_ = make_group(v1_directory(layout, "cpu"), machine);
@@ -98,8 +103,7 @@ ControlGroup ControlGroup::open(const std::string& machine) {
 }
 
 void ControlGroup::expect_entry() {
-  const CgroupLayout layout = cgroup_layout(parse_mountinfo(read_all("/proc/self/mountinfo")),
-                                            read_all("/proc/self/cgroup"));
+  const CgroupLayout layout = own_layout();
   const std::string directory =
       layout.v2_directory.empty() ? v1_directory(layout, "memory") : layout.v2_directory;
   // Into the group that we are in.
