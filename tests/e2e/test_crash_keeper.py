@@ -16,7 +16,7 @@ import pytest
 
 import berth_host
 import volume_tools
-from volume_tools import RecordingClient, check_cut, child, connect, export_uri, read_export, run
+from volume_tools import BLOCK, SECTOR, RecordingClient, check_cut, child, connect, export_uri, read_export, run
 
 _SIZE = 24 << 20
 _KILLS = 50
@@ -143,6 +143,21 @@ def test_fifty_keepers_are_killed_under_load_and_nothing_is_lost(host, capsys, r
     with capsys.disabled():
         print(f"\n{_KILLS} kills, first answer after {least:.0f} ms at least, {median:.0f} in the median, "
               f"{most_of_them:.0f} for nine of ten, {longest:.0f} at most; {dict(crasher.counts)}")
+
+
+def test_what_is_zero_and_is_zeroed_may_be_left_out_and_its_neighbour_may_not(host):
+    """The load meets this by chance: one zeroing over parts of a block that was zeroed before and of one that has data."""
+    crasher = _Crasher(host, "zeros", _SEED + 2)
+    crasher.client.zero(BLOCK, BLOCK)
+    crasher.client.write(2 * BLOCK, b"x" * BLOCK)
+    with crasher.client.cut() as crasher.refpoints["first"]:  # and no load beside it
+        host.cli("refpoint", "create", "zeros", "--name", "first")
+    crasher.client.zero(2 * BLOCK - SECTOR, 2 * SECTOR)
+    crasher.check()
+    extents, exact = host.changes("zeros", "first")
+    assert exact and volume_tools.blocks_of(extents) == {2}
+    crasher.client.close()
+    host.cli("volume", "unserve", "zeros")
 
 
 def test_a_keeper_that_is_killed_again_while_it_starts_loses_nothing(host):

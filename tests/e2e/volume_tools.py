@@ -181,6 +181,14 @@ class Write:
     def sectors(self):
         return range(self.offset // SECTOR * SECTOR, self.end, SECTOR)
 
+    def blocks(self):
+        return range(self.offset // BLOCK, (self.end - 1) // BLOCK + 1)
+
+    def changes(self, block, content):
+        """Whether `content`, the whole disk's, is another in this block once the write is done."""
+        begin, end = max(self.offset, block * BLOCK), min(self.end, (block + 1) * BLOCK)
+        return content[begin:end] != self.data[begin - self.offset:end - self.offset]
+
 
 class Cut:
     """A cut that somebody makes between `began` and `ended`, or a flush: what the disk held before, and every write
@@ -342,6 +350,12 @@ class RecordingClient:
         self._submit_write(self._handles[0], offset, bytes(data), 0)
         self.drain()
 
+    def zero(self, offset, length):
+        """One zeroing, alone and answered."""
+        self.drain()
+        self._submit_zero(self._handles[0], offset, length)
+        self.drain()
+
     def flush(self):
         """A flush beside whatever is in flight: what had been acknowledged before is durable from then on. False if
         the connection died instead."""
@@ -478,14 +492,15 @@ class RecordingClient:
     # --- What is known.
 
     def _apply(self, write):
-        changed = write.data != self.content[write.offset:write.end]
+        # Of a zeroing of zeros the server may or may not say that something changed: block by block, since the rest of
+        # the same request may have changed its own.
+        changed = [block for block in write.blocks() if write.changes(block, self.content)]
         self.content[write.offset:write.end] = write.data
-        # Of a zeroing of zeros the server may or may not say that something changed.
-        self._note(write, range(write.offset // BLOCK, (write.end - 1) // BLOCK + 1) if changed else ())
+        self._note(write, changed)
 
     def _note(self, write, certain):
         until = write.ended or time.monotonic()
-        for block in range(write.offset // BLOCK, (write.end - 1) // BLOCK + 1):
+        for block in write.blocks():
             self._possible_until[block] = max(self._possible_until[block], until)
         for block in certain:
             self._acked_submitted[block] = max(self._acked_submitted[block], write.submitted)
