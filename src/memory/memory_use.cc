@@ -20,15 +20,15 @@
 
 #include "base/process.h"
 #include "base/units.h"
+#include "memory/page_advice.h"
 #include "memory/page_scan.h"
 #include "memory/process_maps.h"
 
 namespace berth::memory {
 namespace {
 
-constexpr std::uint64_t status_block = 512;   // of st_blocks, stat(2)
-constexpr std::size_t pieces_at_once = 1024;  // UIO_MAXIOV
-constexpr long sys_cachestat = 451;           // Linux 6.5, include/uapi/linux/mman.h
+constexpr std::uint64_t status_block = 512;  // of st_blocks, stat(2)
+constexpr long sys_cachestat = 451;          // Linux 6.5, include/uapi/linux/mman.h
 constexpr int rollup_lines_max = 64;
 
 /// Anonymous pages of the whole process. Linux, Documentation/filesystems/proc.rst.
@@ -58,20 +58,6 @@ std::uint64_t resident_bytes(const Fd& file, std::uint64_t allocated) {
   } cached;
   if (::syscall(sys_cachestat, file.get(), &range, &cached, 0U) != 0) return allocated;
   return std::min(cached.cached * page_size, allocated);
-}
-
-/// What the process has unmapped meanwhile ends a batch before its time.
-Result<void> advise(const Fd& process, std::span<const iovec> pieces, int advice) {
-  while (!pieces.empty()) {
-    const auto batch = pieces.first(std::min(pieces.size(), pieces_at_once));
-    if (::syscall(SYS_process_madvise, process.get(), batch.data(), batch.size(), advice, 0U) < 0 &&
-        errno != ENOMEM) {
-      return errno_failure(errno, fmt::format("cannot swap {} a machine's memory",
-                                              advice == MADV_PAGEOUT ? "out" : "in"));
-    }
-    pieces = pieces.subspan(batch.size());
-  }
-  return {};
 }
 
 iovec piece_of(std::uint64_t address, std::uint64_t length) {
@@ -133,7 +119,7 @@ Result<void> swap_in(pid_t pid, std::span<const PageRegion> pages) {
   std::vector<iovec> pieces;
   for (const PageRegion& region : pages)
     pieces.push_back(piece_of(region.start, region.end - region.start));
-  return advise(process, pieces, MADV_WILLNEED);
+  return advise_pages(process, pieces, MADV_WILLNEED);
 }
 
 Result<std::uint64_t> trim(GuestMemory& memory) {
@@ -148,7 +134,7 @@ Result<std::uint64_t> trim(GuestMemory& memory) {
   for (const auto& ranges : {TRY(memory.private_pages()), TRY(memory.object_pages())})
     for (const PageRange& range : ranges)
       pieces.push_back(piece_of(memory.address() + range.offset, range.length));
-  TRY(advise(process, pieces, MADV_PAGEOUT));
+  TRY(advise_pages(process, pieces, MADV_PAGEOUT));
   std::uint64_t total = 0;
   for (const iovec& piece : pieces) total += piece.iov_len;
   return total;
@@ -162,7 +148,7 @@ void drop_page_files(const GuestMemory& memory) {
     if (piece.is_shared || memory.is_of_its_file(piece)) continue;
     pieces.push_back(piece_of(memory.address() + piece.range.offset, piece.range.length));
   }
-  (void)advise(*process, pieces, MADV_PAGEOUT);
+  (void)advise_pages(*process, pieces, MADV_PAGEOUT);
 }
 
 }  // namespace berth::memory

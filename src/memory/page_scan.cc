@@ -1,5 +1,6 @@
 #include "memory/page_scan.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <span>
 #include <vector>
@@ -39,11 +40,16 @@ Result<void> scan_pages(const Fd& pagemap, const std::string& name, const PageQu
                                  .return_mask = always | query.any_of};
     const int count = ::ioctl(pagemap.get(), pagemap_scan, &argument);
     if (count < 0) return errno_failure(errno, fmt::format("cannot scan the {}", name));
-    for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(count)))
+    // Where more than 512 regions were found, Linux 6.7 to 6.18 at least say the end of the last
+    // 512 that filled its buffer, not of the last region.
+    std::uint64_t end = argument.walk_end;
+    for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(count))) {
       visit(region);
-    if (argument.walk_end <= at)
+      end = std::max(end, region.end);
+    }
+    if (end <= at)
       return failure(ErrorKind::io_error, fmt::format("cannot scan the {}: no progress", name));
-    at = argument.walk_end;
+    at = end;
   }
   return {};
 }
