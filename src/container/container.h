@@ -173,7 +173,9 @@ class Container {
   Result<std::optional<Id128>> load_launch();
   Task<Result<void>> connect(Duration patience, bool in_step = false);
   Task<Result<void>> prepare_guest();
+  Task<> settle();
   Task<Result<void>> rehearse();
+  Task<Result<std::uint64_t>> stand_ins_ended();
   Task<> ask_stand_in(std::uint64_t port);
   Task<Result<void>> become_clone(bool may_be_done);
   Task<Result<void>> ask_to_become_clone();

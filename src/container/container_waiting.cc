@@ -8,6 +8,7 @@
 
 #include "async/deadline.h"
 #include "async/directories.h"
+#include "base/log.h"
 #include "base/units.h"
 #include "container/container.h"
 #include "machine/control_messages.h"
@@ -22,7 +23,10 @@ using agent::Tag;
 using machine::Json;
 
 constexpr Duration rehearsal_patience = std::chrono::seconds(20);
-constexpr Duration stand_in_end = std::chrono::milliseconds(20);  // it takes less
+constexpr Duration stand_in_patience = std::chrono::seconds(2);  // its end takes some 30 ms
+constexpr Duration look_interval = std::chrono::milliseconds(10);
+// What the kernel does later: what was freed under RCU, what was begun by the first connection.
+constexpr Duration settling = std::chrono::milliseconds(300);
 constexpr Duration prepare_patience = std::chrono::seconds(120);
 
 }  // namespace
@@ -58,12 +62,30 @@ Task<Result<void>> Container::prepare_clone(MicroVm::Start machine) {
   tasks_.spawn(watch_machine());
   CO_TRY(co_await connect(prepare_patience, true));
   CO_TRY(co_await rehearse());
-  co_return co_await machine_->freeze();
+  tasks_.spawn(settle());
+  co_return Result<void>{};
+}
+
+/// It can be had from now on; and stands, once its kernel has done what it does later.
+Task<> Container::settle() {
+  const Instant until = loop_.now() + settling;
+  while (is_waiting_ && machine_->is_on() && !closing_ && loop_.now() < until) {
+    Deadline deadline(loop_, until - loop_.now(), [this] { changed_.notify_all(); });
+    co_await changed_.wait();
+    co_await deadline.stop();
+  }
+  const auto guard = co_await changing_.lock();
+  if (!is_waiting_ || !machine_->is_on() || closing_) co_return;
+  const auto frozen = co_await machine_->freeze();
+  if (frozen) co_return;
+  log_warning("{} cannot be stopped while it waits: {}", options_.name, frozen.error().message());
+  co_await machine_->end();
 }
 
 /// What a clone does first, its identity included, by a process of the agent's own
 /// (agent/program/rehearsal.h): it is done sooner when it has been done before.
 Task<Result<void>> Container::rehearse() {
+  const std::uint64_t ended_before = CO_TRY(co_await stand_ins_ended());
   FieldWriter request(Operation::rehearse);
   add_identity(request);
   add_network(request);
@@ -72,9 +94,17 @@ Task<Result<void>> Container::rehearse() {
   const std::uint64_t port = CO_TRY(answer.fields().number(Tag::port));
   // A guest that cannot be asked is a clone all the same.
   co_await ask_stand_in(port);
-  co_await loop_.sleep(stand_in_end);
-  (void)co_await link_->request(FieldWriter(Operation::list), rehearsal_patience);
+  const Instant until = loop_.now() + stand_in_patience;
+  while (CO_TRY(co_await stand_ins_ended()) == ended_before && loop_.now() < until)
+    co_await loop_.sleep(look_interval);
   co_return Result<void>{};
+}
+
+/// The agent has no other children while the workload is frozen.
+Task<Result<std::uint64_t>> Container::stand_ins_ended() {
+  const AgentAnswer answer =
+      CO_TRY(co_await link_->request(FieldWriter(Operation::list), rehearsal_patience));
+  co_return answer.fields().number(Tag::orphans_reaped);
 }
 
 /// As a client of a published port would, until there is an answer.

@@ -26,6 +26,8 @@ using container::TemplateStamp;
 namespace {
 
 constexpr Milliseconds probe_interval{50};
+// What a kernel does later, and each clone would do for itself: drivers, sockets, freed memory.
+constexpr Milliseconds settling{1'000};
 constexpr Milliseconds probe_timeout{20'000};
 constexpr Milliseconds hold_timeout{120'000};
 constexpr Milliseconds copy_timeout{600'000};
@@ -278,6 +280,7 @@ Async<Result<TemplateRecord>> Templates::boot_and_hold(TemplateRecord record, st
   }
   CO_TRY(check_stop(job));
   report(job, "hold");
+  co_await pause_for(settling);
   const Json info =
       CO_TRY(co_await containers_.call(builder, "container.info", Json::object(), {}));
   record.id = CO_TRY(Id128::parse(info.value("memory", "")));

@@ -730,6 +730,8 @@ def test_a_rehearsal_leaves_the_workload_frozen_and_nothing_behind(agent, tickin
     agent.call("freeze")
     write_hook(agent, "10-no", "echo ran >/dev/shm/hook-ran")
     ports = set()
+    agent.list()
+    ended = agent.orphans_reaped
     for turn in range(3):
         port = agent.call("rehearse", hostname=f"rehearsal-{turn}", hosts="127.0.0.1 localhost\n")["port"]
         connection = agent.connect_to(port)
@@ -737,11 +739,18 @@ def test_a_rehearsal_leaves_the_workload_frozen_and_nothing_behind(agent, tickin
         connection.wait_for_output(b"127.0.0.1 localhost\n")
         agent.call("close_stream", stream=connection.number)
         ports.add(port)
+        # Who stands in for the workload has ended when the count says so: that is what a clone waits for.
+        deadline = time.monotonic() + 10
+        while agent.list() is not None and agent.orphans_reaped == ended:
+            assert time.monotonic() < deadline
+        ended += 1
+        assert agent.orphans_reaped == ended
         assert_stands_still(agent)
     agent.call("thaw")
     wait_for_ticks(agent, ticks(agent))
     assert agent.shell("hostname; cat /dev/shm/hook-ran 2>/dev/null || echo none") == "rehearsal-2\nnone\n"
-    agent.shell("until ! grep -q . /sys/fs/cgroup/clone-rehearsal/cgroup.procs; do sleep 0.05; done")
+    assert agent.shell("cat /etc/hostname /etc/hosts") == "rehearsal-2\n127.0.0.1 localhost\n"
+    assert agent.shell("cat /sys/fs/cgroup/clone-rehearsal/cgroup.procs") == ""
     # No port is taken by what has been, not for a minute either.
     left = agent.shell("netstat -tan")
     assert all(f":{port} " not in left for port in ports), left

@@ -456,6 +456,28 @@ def pooled(host):
     return create(host, "pooled", "--ready", "tcp:7", pool=2)
 
 
+def test_who_comes_at_once_need_not_wait_until_it_stands(host):
+    """A clone can be had before its kernel has done all that it does later, and stands after that."""
+    name = "early"
+    create(host, name, "--ready", "tcp:7", pool=1)
+    try:
+        for pause in (0, 0.1, 0.25, 0.3, 0.35, 1):
+            wait_until_full(host, name, 1)
+            time.sleep(pause)
+            made = clone(host, name)[0]
+            host.wait_for_lines(made, 3)
+            assert host.berth("exec", made, "cat", "/sys/fs/cgroup/clone-rehearsal/cgroup.procs") == (0, "", "")
+            host.cli("container", "rm", "-f", made)
+        wait_until_full(host, name, 1)
+        time.sleep(1)
+        pids = [pid for pid, words in waiting_processes(host) if "qemu" in words]
+        before = [ticks_of(pid) for pid in pids]
+        time.sleep(2)
+        assert pids and [ticks_of(pid) for pid in pids] == before
+    finally:
+        host.cli("template", "delete", name)
+
+
 def test_who_comes_gets_what_waits_and_another_one_waits_then(host, pooled):
     places = wait_until_full(host, "pooled", 2)
     assert host.json("container", "ps", "-a")["containers"] == []

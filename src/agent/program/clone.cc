@@ -49,6 +49,7 @@ Result<void> Clone::begin(Bytes payload, Done done) {
 Result<std::uint16_t> Clone::rehearse(const Fields& fields) {
   if (is_running()) return failure(ErrorKind::in_use, "it becomes a clone");
   if (!workload_.is_frozen()) return failure(ErrorKind::precondition, "its workload runs");
+  TRY(rehearse_identity(fields));
   TRY(change_identity(fields));
   if (!Hooks::found().empty()) {
     (void)environment_of_hooks();

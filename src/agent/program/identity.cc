@@ -119,6 +119,16 @@ Result<void> set_network(const Fields& fields, Readers readers) {
   return {};
 }
 
+Result<void> rehearse_identity(const Fields& fields) {
+  const std::string name = TRY(fields.text_or(Tag::hostname, ""));
+  if (!name.empty()) TRY(own_files().hostname.write(name + "--\n", Readers::none));
+  if (fields.has(Tag::hosts)) {
+    const std::string hosts(as_text(fields.raw(Tag::hosts)));
+    TRY(own_files().hosts.write(hosts + "#\n", Readers::none));
+  }
+  return {};
+}
+
 Result<void> configure(const Fields& fields) {
   if (fields.has(Tag::hostname)) {
     const std::string name = TRY(fields.text(Tag::hostname));

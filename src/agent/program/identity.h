@@ -12,6 +12,9 @@ Result<void> set_clock(const Fields& fields);
 Result<void> set_identity(const Fields& fields, Readers readers = Readers::maybe);
 /// The interface, `hosts` and `resolver`. Every field may be missing.
 Result<void> set_network(const Fields& fields, Readers readers = Readers::maybe);
+/// Longer words than `fields` has, into the files that both of the above write; both are to come
+/// after it, and cut them.
+Result<void> rehearse_identity(const Fields& fields);
 /// The hostname, and the network. Every field may be missing.
 Result<void> configure(const Fields& fields);
 

@@ -16,6 +16,7 @@
 #include <net/if_arp.h>
 #include <net/route.h>
 
+#include "agent/program/small_files.h"
 #include "base/fd.h"
 
 namespace berth::agent {
@@ -61,9 +62,14 @@ Result<Fd> open_socket() {
   return socket;
 }
 
-Result<void> set_flag_up(const Fd& socket, const std::string& name, bool up) {
+Result<ifreq> flags_of(const Fd& socket, const std::string& name) {
   ifreq request = TRY(request_for(name));
   TRY(call(socket, SIOCGIFFLAGS, request, "find the interface"));
+  return request;
+}
+
+Result<void> set_flag_up(const Fd& socket, const std::string& name, bool up) {
+  ifreq request = TRY(flags_of(socket, name));
   request.ifr_flags =
       static_cast<short>(up ? request.ifr_flags | IFF_UP : request.ifr_flags & ~IFF_UP);
   return call(socket, SIOCSIFFLAGS, request, "change the interface");
@@ -141,6 +147,10 @@ Result<void> set_interface_up(const std::string& name) {
 
 Result<void> set_interface(const InterfaceSettings& settings) {
   const Fd socket = TRY(open_socket());
+  // There is nobody beside it on its network who could have its IPv6 address (RFC 4862, 5.4), and
+  // clones of what asks for a second would go on asking.
+  if (const ifreq now = TRY(flags_of(socket, settings.name)); (now.ifr_flags & IFF_UP) == 0)
+    (void)write_setting("/proc/sys/net/ipv6/conf/" + settings.name + "/accept_dad", "0");
   if (!settings.hardware_address.empty()) TRY(set_hardware_address(socket, settings));
   TRY(set_flag_up(socket, settings.name, true));
   if (!settings.address.empty()) TRY(set_address(socket, settings));
