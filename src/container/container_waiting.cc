@@ -77,7 +77,7 @@ Task<> Container::settle() {
   const auto guard = co_await changing_.lock();
   if (!is_waiting_ || !machine_->is_on() || closing_) co_return;
   const auto frozen = co_await machine_->freeze();
-  if (frozen) co_return;
+  if (frozen || !machine_->is_on()) co_return;
   log_warning("{} cannot be stopped while it waits: {}", options_.name, frozen.error().message());
   co_await machine_->end();
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -27,10 +28,16 @@ class PageAdviceTest : public ::testing::Test {
   static constexpr std::size_t pages = 4096;
 
   void SetUp() override {
+    // Of pages that have just come, each CPU keeps some to itself, which only it can do without.
+    ASSERT_EQ(::sched_getaffinity(0, sizeof allowed_, &allowed_), 0);
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(::sched_getcpu(), &one);
+    ASSERT_EQ(::sched_setaffinity(0, sizeof one, &one), 0);
     const Fd file(::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     const std::vector<char> content(page, 'x');
-    for (std::size_t i = 0; i < pages;
-         ++i)  // each for itself, for the page cache has it as written
+    // Each for itself, for the page cache has it as written.
+    for (std::size_t i = 0; i < pages; ++i)
       ASSERT_EQ(::write(file.get(), content.data(), page), static_cast<ssize_t>(page));
     ASSERT_EQ(::fdatasync(file.get()), 0);
     void* mapped =
@@ -38,7 +45,10 @@ class PageAdviceTest : public ::testing::Test {
     ASSERT_NE(mapped, MAP_FAILED);
     memory_ = static_cast<std::byte*>(mapped);
   }
-  void TearDown() override { ::munmap(memory_, pages * page); }
+  void TearDown() override {
+    ::munmap(memory_, pages * page);
+    ::sched_setaffinity(0, sizeof allowed_, &allowed_);
+  }
 
   iovec piece(std::size_t first, std::size_t count = 1) {
     return {.iov_base = memory_ + first * page, .iov_len = count * page};
@@ -57,9 +67,10 @@ class PageAdviceTest : public ::testing::Test {
     return total;
   }
 
-  ScratchDirectory directory_;
+  ScratchDirectory directory_{"/var/tmp"};  // of a disk also where /tmp is memory
   std::string path_ = directory_ / "file";
   std::byte* memory_ = nullptr;
+  cpu_set_t allowed_{};
   Fd self_ = std::move(open_pidfd(::getpid()).value());
 };
 

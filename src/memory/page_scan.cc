@@ -40,8 +40,8 @@ Result<void> scan_pages(const Fd& pagemap, const std::string& name, const PageQu
                                  .return_mask = always | query.any_of};
     const int count = ::ioctl(pagemap.get(), pagemap_scan, &argument);
     if (count < 0) return errno_failure(errno, fmt::format("cannot scan the {}", name));
-    // Where more than 512 regions were found, Linux 6.7 to 6.18 at least say the end of the last
-    // 512 that filled its buffer, not of the last region.
+    // Where more than 512 regions were found, Linux (seen with 6.18) says the end of the last 512
+    // that filled its buffer, not of the last region.
     std::uint64_t end = argument.walk_end;
     for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(count))) {
       visit(region);

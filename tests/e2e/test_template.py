@@ -469,9 +469,12 @@ def test_who_comes_at_once_need_not_wait_until_it_stands(host):
             assert host.berth("exec", made, "cat", "/sys/fs/cgroup/clone-rehearsal/cgroup.procs") == (0, "", "")
             host.cli("container", "rm", "-f", made)
         wait_until_full(host, name, 1)
-        time.sleep(1)
         pids = [pid for pid, words in waiting_processes(host) if "qemu" in words]
-        before = [ticks_of(pid) for pid in pids]
+        deadline, before = time.monotonic() + LIMIT_S, None
+        while before != (now := [ticks_of(pid) for pid in pids]):
+            assert time.monotonic() < deadline
+            before = now
+            time.sleep(1)
         time.sleep(2)
         assert pids and [ticks_of(pid) for pid in pids] == before
     finally:
