@@ -691,7 +691,7 @@ def another(host):
 
 
 def turns_of_threads(pid):
-    """How often QEMU's main thread and its CPU's had a processor: (main, CPU). schedstat, Documentation/scheduler/sched-stats.rst."""
+    """How often QEMU's main thread and its CPU's had a processor: (main, CPU). Linux, scheduler/sched-stats.rst."""
     turns = {task.name: int((task / "schedstat").read_text().split()[2]) for task in pathlib.Path(f"/proc/{pid}/task").iterdir()}
     cpu = next(name for name in turns if pathlib.Path(f"/proc/{pid}/task/{name}/comm").read_text().startswith("CPU 0"))
     return turns[str(pid)], turns[cpu]
