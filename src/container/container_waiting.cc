@@ -68,12 +68,9 @@ Task<Result<void>> Container::prepare_clone(MicroVm::Start machine) {
 
 /// It can be had from now on; and stands, once its kernel has done what it does later.
 Task<> Container::settle() {
-  const Instant until = loop_.now() + settling;
-  while (is_waiting_ && machine_->is_on() && !closing_ && loop_.now() < until) {
-    Deadline deadline(loop_, until - loop_.now(), [this] { changed_.notify_all(); });
-    co_await changed_.wait();
-    co_await deadline.stop();
-  }
+  Deadline deadline(loop_, settling, [this] { changed_.notify_all(); });
+  while (!closing_ && !deadline.expired()) co_await changed_.wait();
+  co_await deadline.stop();
   const auto guard = co_await changing_.lock();
   if (!is_waiting_ || !machine_->is_on() || closing_) co_return;
   const auto frozen = co_await machine_->freeze();

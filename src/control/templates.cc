@@ -26,9 +26,9 @@ using container::TemplateStamp;
 namespace {
 
 constexpr Milliseconds probe_interval{50};
+constexpr Milliseconds probe_timeout{20'000};
 // What a kernel does later, and each clone would do for itself: drivers, sockets, freed memory.
 constexpr Milliseconds settling{1'000};
-constexpr Milliseconds probe_timeout{20'000};
 constexpr Milliseconds hold_timeout{120'000};
 constexpr Milliseconds copy_timeout{600'000};
 constexpr Milliseconds program_grace{10'000};  // beyond its own time
@@ -278,9 +278,9 @@ Async<Result<TemplateRecord>> Templates::boot_and_hold(TemplateRecord record, st
     co_return failure(ready.error().kind(),
                       fmt::format("{}. It has written: {}", ready.error().message(), words));
   }
+  co_await pause_for(settling);
   CO_TRY(check_stop(job));
   report(job, "hold");
-  co_await pause_for(settling);
   const Json info =
       CO_TRY(co_await containers_.call(builder, "container.info", Json::object(), {}));
   record.id = CO_TRY(Id128::parse(info.value("memory", "")));
